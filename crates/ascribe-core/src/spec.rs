@@ -1,0 +1,88 @@
+//! What makes two feature rows comparable.
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+
+/// How a row's numbers are kept at rest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RowType {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16: f32's range, 8 bits of precision.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
+impl RowType {
+    /// Bytes of one number.
+    pub const fn len_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 | Self::F16 => 2,
+        }
+    }
+}
+
+/// A contiguous group of columns that belongs to one tracked module (one curvature block).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Column {
+    /// Module name, as in the weights (`layers.0.attn.qkv`).
+    pub name: String,
+    /// First column.
+    pub start: usize,
+    /// Number of columns.
+    pub len: usize,
+}
+
+/// The linear compression between a gradient and its row.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum ProjectorSpec {
+    /// LoGra: `P_out · G · P_inᵀ` per module with seeded ±1/√k entries (arXiv:2405.13954).
+    TwoSided {
+        /// Root seed; each module draws its own named stream from it.
+        seed: u64,
+        /// Rows kept on the input side.
+        k_in: usize,
+        /// Rows kept on the output side.
+        k_out: usize,
+        /// Version of the generator; a change of its bits is a new version.
+        version: u32,
+    },
+    /// Not a projection: the row is what the tap gave.
+    Identity,
+}
+
+/// Everything that makes two rows comparable: two rows may be dotted if and only if their spec hashes are equal.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FeatureSpec {
+    /// SHA-256 of the weights file.
+    pub model: Digest,
+    /// Name of the checkpoint (`final`, `step-000400`).
+    pub checkpoint: String,
+    /// What the rows are (`gradient`, `hidden_mean`).
+    pub quantity: String,
+    /// Loss whose gradient was taken (`next_token_nll_sum`), or `none`.
+    pub loss: String,
+    /// Optimiser-state scaling (`none`, `adam_v`).
+    pub normalizer: String,
+    /// Compression.
+    pub projector: ProjectorSpec,
+    /// Column groups, in order, without gaps; they cover `0..dim`.
+    pub columns: Vec<Column>,
+    /// Numbers per row.
+    pub dim: usize,
+    /// SHA-256 of the corpus manifest that fixes the examples and their order.
+    pub corpus: Digest,
+}
+
+impl FeatureSpec {
+    /// SHA-256 over the JSON form. It travels with rows, scores, shares, transfers and receipts.
+    pub fn hash(&self) -> Digest {
+        // A struct of strings and integers always serialises; an empty digest would be caught by every comparison.
+        Digest::of_json(self).unwrap_or_default()
+    }
+}

@@ -1,0 +1,12 @@
+//! Kernels: matrix products, seeded projectors, named random streams, fixed-order sums, top-k, Cholesky.
+//!
+//! Here lives arithmetic that knows nothing of models, datasets or money. Here never lives: policy, input and output.
+//! Every function gives the same bytes for the same input whatever the number of threads.
+
+pub mod gemm;
+pub mod project;
+pub mod rng;
+
+pub use gemm::{Threads, gemm, gemm_f64};
+pub use project::TwoSided;
+pub use rng::Stream;
