@@ -1,1 +1,3 @@
-//! WIP
+//! The walk: one function per station, from registered records to paid shares.
+
+pub mod report;
