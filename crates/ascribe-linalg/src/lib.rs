@@ -3,10 +3,20 @@
 //! Here lives arithmetic that knows nothing of models, datasets or money. Here never lives: policy, input and output.
 //! Every function gives the same bytes for the same input whatever the number of threads.
 
+pub mod chol;
+pub mod eigen;
+pub mod elementwise;
+pub mod error;
 pub mod gemm;
 pub mod project;
 pub mod rng;
+pub mod sum;
+pub mod topk;
 
+pub use chol::Cholesky;
+pub use eigen::SymmetricEigen;
+pub use error::LinalgError;
 pub use gemm::{Threads, gemm, gemm_f64};
 pub use project::TwoSided;
 pub use rng::Stream;
+pub use topk::{Hit, TopK, top_k};

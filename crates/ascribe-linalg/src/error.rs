@@ -1,0 +1,38 @@
+//! What a kernel refuses. Here lives the one error type of this crate.
+
+/// A matrix that cannot be factored.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum LinalgError {
+    /// A factorisation needs as many rows as columns.
+    #[error("a factorisation needs a square matrix, found {rows} × {cols}")]
+    NotSquare {
+        /// Rows found.
+        rows: usize,
+        /// Columns found.
+        cols: usize,
+    },
+    /// NaN or an infinity stands in the lower triangle.
+    #[error("entry ({row}, {col}) of the matrix is {found}, expected a finite number")]
+    NotFinite {
+        /// Row of the first bad entry.
+        row: usize,
+        /// Column of the first bad entry.
+        col: usize,
+        /// What stands there.
+        found: f64,
+    },
+    /// The matrix is not positive definite.
+    #[error("pivot {pivot} of {dim} is not positive: the matrix is singular or indefinite (hint: raise the damping)")]
+    NotPositive {
+        /// First pivot that is not positive, from 0.
+        pivot: usize,
+        /// Rows of the matrix.
+        dim: usize,
+    },
+    /// The eigenvalue iteration did not settle.
+    #[error("the eigenvalues of a {dim} × {dim} matrix did not converge")]
+    NoConvergence {
+        /// Rows of the matrix.
+        dim: usize,
+    },
+}
