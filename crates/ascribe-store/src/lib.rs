@@ -1,1 +1,29 @@
-//! WIP
+//! Bytes at rest: the feature store, score files and factor files.
+//!
+//! Here lives every byte layout between a gradient row and a share: how it is written so that a crash leaves either the
+//! old or the new state, how it is checked when read, and which version of it is spoken. Here never lives: what the
+//! numbers mean (methods), how they are searched (index), or who is paid for them.
+//!
+//! | format | module | golden files |
+//! |---|---|---|
+//! | feature store | [`features`] | `tests/formats/features/v1` |
+//! | score file | [`scores`] | `tests/formats/scores/v1` |
+//! | factor file | [`factors`] | `tests/formats/factors/v1` |
+//!
+//! All numbers on disk are little-endian; a big-endian host does not compile this crate (it would need copies where
+//! the others map).
+
+#[cfg(target_endian = "big")]
+compile_error!("ascribe-store maps little-endian files; a big-endian host is not supported");
+
+pub mod atomic;
+pub mod error;
+pub mod factors;
+pub mod features;
+mod limits;
+pub mod mmap;
+pub mod scores;
+mod tensors;
+
+pub use error::StoreError;
+pub use features::{FeatureStore, FeatureWriter};

@@ -1,0 +1,156 @@
+//! Files that appear whole or not at all: written beside their place, synced, renamed into it, folder synced.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::StoreError;
+
+/// Ending of a file that is not finished. Whoever finds one may delete it.
+pub const TMP_SUFFIX: &str = "tmp";
+
+/// A file under way to `path`. Dropped before [`AtomicFile::commit`] it leaves nothing behind.
+#[derive(Debug)]
+pub struct AtomicFile {
+    path: PathBuf,
+    tmp_path: PathBuf,
+    file: Option<File>,
+}
+
+impl AtomicFile {
+    /// Begins a file that will stand at `path`; the folder must exist. A leftover of a crash is overwritten.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn create(path: &Path) -> Result<Self, StoreError> {
+        let mut tmp_name = path.as_os_str().to_owned();
+        tmp_name.push(".");
+        tmp_name.push(TMP_SUFFIX);
+        let tmp_path = PathBuf::from(tmp_name);
+        let file = File::create(&tmp_path).map_err(|source| StoreError::io("create", &tmp_path, source))?;
+        Ok(Self { path: path.to_path_buf(), tmp_path, file: Some(file) })
+    }
+
+    /// Where it will stand.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Syncs the bytes, gives the file its name, syncs the folder.
+    ///
+    /// # Errors
+    /// Those of the file system; the old file at `path`, if any, is then still there.
+    pub fn commit(mut self) -> Result<(), StoreError> {
+        let file = self.file.take().expect("a file is committed once, by value");
+        let result = file
+            .sync_all()
+            .map_err(|source| StoreError::io("sync", &self.tmp_path, source))
+            .and_then(|()| rename(&self.tmp_path, &self.path))
+            .and_then(|()| sync_parent(&self.path));
+        if result.is_err() {
+            // Best effort: the error that matters is the first one.
+            let _ = fs::remove_file(&self.tmp_path);
+        }
+        result
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.as_mut().expect("the file is open until it is committed").write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.as_mut().expect("the file is open until it is committed").flush()
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        if self.file.take().is_some() {
+            // An unfinished file is of no use to anybody; nothing can be done if it does not go.
+            let _ = fs::remove_file(&self.tmp_path);
+        }
+    }
+}
+
+/// Writes `bytes` to `path`, whole or not at all.
+///
+/// # Errors
+/// [`StoreError::DiskFull`] or [`StoreError::Io`]; nothing half written stays.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    let mut file = AtomicFile::create(path)?;
+    file.write_all(bytes).map_err(|source| StoreError::io("write", path, source))?;
+    file.commit()
+}
+
+/// Makes a rename, creation or removal in `dir` survive a power loss.
+///
+/// # Errors
+/// Those of the file system.
+pub fn sync_dir(dir: &Path) -> Result<(), StoreError> {
+    // Windows cannot open a folder as a file; its journal orders renames by itself.
+    if cfg!(windows) {
+        return Ok(());
+    }
+    File::open(dir).and_then(|file| file.sync_all()).map_err(|source| StoreError::io("sync", dir, source))
+}
+
+/// Creates `dir` and what is above it.
+pub(crate) fn create_dirs(dir: &Path) -> Result<(), StoreError> {
+    fs::create_dir_all(dir).map_err(|source| StoreError::io("create", dir, source))
+}
+
+/// Reads a whole small file, refusing one above `max_bytes` before reading it.
+pub(crate) fn read_capped(path: &Path, max_bytes: u64, hint: &'static str) -> Result<Vec<u8>, StoreError> {
+    let missing_or = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => StoreError::Missing { path: path.to_path_buf(), hint },
+        _ => StoreError::io("read", path, source),
+    };
+    let len_bytes = fs::metadata(path).map_err(missing_or)?.len();
+    if len_bytes > max_bytes {
+        return Err(StoreError::malformed(path, "length in bytes", format!("at most {max_bytes}"), len_bytes));
+    }
+    fs::read(path).map_err(missing_or)
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), StoreError> {
+    fs::rename(from, to).map_err(|source| StoreError::io("rename", to, source))
+}
+
+fn sync_parent(path: &Path) -> Result<(), StoreError> {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),
+        _ => sync_dir(Path::new(".")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_stands_at_the_path_before_the_commit() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("part");
+        let mut file = AtomicFile::create(&path).unwrap();
+        file.write_all(b"half").unwrap();
+        assert!(!path.exists());
+        drop(file);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "the unfinished file stayed");
+        write_atomic(&path, b"whole").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"whole");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_device_is_told_apart_from_other_failures() {
+        let mut full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let source = full.write_all(b"x").unwrap_err();
+        let error = StoreError::io("write", Path::new("part"), source);
+        assert!(matches!(error, StoreError::DiskFull { .. }), "{error}");
+        let error = write_atomic(Path::new("/nonexistent-folder/part"), b"x").unwrap_err();
+        assert!(matches!(error, StoreError::Io { action: "create", .. }), "{error}");
+    }
+}

@@ -1,0 +1,203 @@
+//! The errors of this crate: each names the file, what was expected, what was found, and what to do.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ascribe_core::{Digest, ExampleId};
+
+/// What can be wrong with bytes at rest or with rows on their way there.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The operating system refused.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// What was tried (`write`, `rename`).
+        action: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// No room left; what was half written is gone again.
+    #[error("no room to write {path}: {source} (hint: free some space and run again, finished parts are kept)")]
+    DiskFull {
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file that must be there is not.
+    #[error("{path} is missing (hint: {hint})")]
+    Missing {
+        /// The file.
+        path: PathBuf,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// The file is of another version of its format.
+    #[error("{path}: expected {format} format version {expected}, found {found} (hint: {hint})", hint = version_hint(*.expected, *.found))]
+    WrongVersion {
+        /// The file.
+        path: PathBuf,
+        /// Which format.
+        format: &'static str,
+        /// Version this program speaks.
+        expected: u32,
+        /// Version of the file.
+        found: u32,
+    },
+    /// The rows are of another model, checkpoint, projection or corpus.
+    #[error(
+        "{path} was made for another spec: expected {expected}, found {found}; field `{field}` differs (expected {expected_value}, found {found_value})"
+    )]
+    SpecMismatch {
+        /// The file.
+        path: PathBuf,
+        /// Hash that the caller expects.
+        expected: Digest,
+        /// Hash of the file.
+        found: Digest,
+        /// First field that differs.
+        field: &'static str,
+        /// Its expected value.
+        expected_value: String,
+        /// Its value in the file.
+        found_value: String,
+    },
+    /// A setting of the store differs from the one it was begun with.
+    #[error(
+        "{path} was begun with {setting} {found}, expected {expected} (hint: use another folder or the old setting)"
+    )]
+    SettingMismatch {
+        /// The file.
+        path: PathBuf,
+        /// Which setting.
+        setting: &'static str,
+        /// What the caller asks for.
+        expected: String,
+        /// What the store has.
+        found: String,
+    },
+    /// A file is shorter or longer than was written.
+    #[error("{path}: expected {expected} bytes, found {found} (hint: the file was cut or appended to; make it again)")]
+    WrongLength {
+        /// The file.
+        path: PathBuf,
+        /// Length in the manifest.
+        expected: u64,
+        /// Length on disk.
+        found: u64,
+    },
+    /// The bytes of a file are not the ones that were written.
+    #[error("{path}: expected checksum {expected}, found {found} (hint: the file was changed; make it again)")]
+    WrongChecksum {
+        /// The file.
+        path: PathBuf,
+        /// Checksum on record.
+        expected: String,
+        /// Checksum of the bytes.
+        found: String,
+    },
+    /// A file does not follow its own format.
+    #[error("{path}: {what}: expected {expected}, found {found}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Which part.
+        what: &'static str,
+        /// What the format says.
+        expected: String,
+        /// What stands there.
+        found: String,
+    },
+    /// The store was never finished.
+    #[error(
+        "{path} is unfinished: expected {expected_rows} rows, found {found_rows} committed (hint: run the writing step again, it resumes)"
+    )]
+    Unfinished {
+        /// The store.
+        path: PathBuf,
+        /// Rows it is to have.
+        expected_rows: u64,
+        /// Rows it has.
+        found_rows: u64,
+    },
+    /// Another writer holds the store.
+    #[error("{path} is held by another writer (hint: wait for it or end it; the lock goes when its process does)")]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+    },
+    /// A number that is not finite was about to be stored.
+    #[error("{place}: expected a finite number, found {found}")]
+    NotFinite {
+        /// Row, column and module, or method and query.
+        place: String,
+        /// `NaN`, `inf`.
+        found: String,
+    },
+    /// A finite number does not fit the row type.
+    #[error("row {row} (example {id}), column {column}: {value} does not fit {row_type} (hint: store bf16 or f32)")]
+    OutOfRange {
+        /// Row in the store.
+        row: u64,
+        /// Its example.
+        id: ExampleId,
+        /// Column of the row.
+        column: usize,
+        /// The number.
+        value: f32,
+        /// The row type.
+        row_type: &'static str,
+    },
+    /// The caller's arrays do not fit each other or the spec.
+    #[error("{what}: expected {expected}, found {found}")]
+    Shape {
+        /// Which shape.
+        what: &'static str,
+        /// By the spec.
+        expected: String,
+        /// As given.
+        found: String,
+    },
+    /// The same example came twice.
+    #[error("example {id} came twice: expected each example once, found it again at row {row}")]
+    DuplicateExample {
+        /// The example.
+        id: ExampleId,
+        /// Where it came again.
+        row: u64,
+    },
+    /// Something larger than the format allows.
+    #[error("{what}: expected at most {limit}, found {found}")]
+    TooLarge {
+        /// What.
+        what: &'static str,
+        /// The cap.
+        limit: u64,
+        /// As given or as the file says.
+        found: u64,
+    },
+}
+
+fn version_hint(expected: u32, found: u32) -> &'static str {
+    if found > expected { "a newer program wrote it" } else { "make it again with this program" }
+}
+
+impl StoreError {
+    /// Sorts an operating system error: a full disk is told apart, a missing file too.
+    pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        let path = path.to_path_buf();
+        match source.kind() {
+            StorageFull | QuotaExceeded | FileTooLarge => Self::DiskFull { path, source },
+            _ => Self::Io { action, path, source },
+        }
+    }
+
+    pub(crate) fn malformed(path: &Path, what: &'static str, expected: impl ToString, found: impl ToString) -> Self {
+        // A hostile file must not fill the terminal.
+        let found = found.to_string().chars().take(200).collect();
+        Self::Malformed { path: path.to_path_buf(), what, expected: expected.to_string(), found }
+    }
+}
