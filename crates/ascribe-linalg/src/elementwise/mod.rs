@@ -10,6 +10,4 @@ mod vector;
 pub use exp::{
     causal_softmax, cross_entropy, cross_entropy_backward, exp, silu_mul, silu_mul_backward, softmax_backward,
 };
-pub use vector::{
-    AdamStep, adam_update, add_assign, dot, rms_norm, rms_norm_backward, rotate, scale, sum_squares,
-};
+pub use vector::{AdamStep, adam_update, add_assign, dot, rms_norm, rms_norm_backward, rotate, scale, sum_squares};

@@ -1,0 +1,72 @@
+//! Speed of the passes, in tokens per CPU-second: the floor that per-example gradients are compared with.
+
+use std::time::Instant;
+
+use crate::decoder::{Decoder, Sequence};
+use crate::error::ModelError;
+use crate::gradient::FullGradient;
+
+/// Tokens per second of one thread.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Rate {
+    /// Tokens per CPU-second (per wall second where the system does not tell a thread's CPU time).
+    pub tokens_per_cpu_second: f64,
+    /// Operations per token that the pass must do (products only).
+    pub flop_per_token: f64,
+}
+
+/// CPU nanoseconds of the calling thread, if the system tells.
+fn thread_cpu_ns() -> Option<u64> {
+    std::fs::read_to_string("/proc/thread-self/schedstat").ok()?.split_whitespace().next()?.parse().ok()
+}
+
+/// Best of several runs of `work` on the calling thread, in seconds.
+pub(crate) fn best_seconds(repeats: usize, mut work: impl FnMut()) -> f64 {
+    let mut best = f64::INFINITY;
+    for _ in 0..repeats.max(1) {
+        let (wall, cpu) = (Instant::now(), thread_cpu_ns());
+        work();
+        let seconds = match (cpu, thread_cpu_ns()) {
+            (Some(from), Some(to)) if to > from => (to - from) as f64 * 1e-9,
+            _ => wall.elapsed().as_secs_f64(),
+        };
+        best = best.min(seconds);
+    }
+    best
+}
+
+/// Speed of a forward pass over `sequences`, and of forward and backward with full weight gradients (what training needs).
+///
+/// # Errors
+/// [`ModelError::Length`], [`ModelError::Token`].
+pub fn floor(decoder: &Decoder, sequences: &[Sequence<'_>], repeats: usize) -> Result<(Rate, Rate), ModelError> {
+    decoder.check(sequences)?;
+    let tokens: usize = sequences.iter().map(|s| s.tokens.len()).sum();
+    let forward = best_seconds(repeats, || {
+        decoder.pool().with(decoder, |ws| {
+            for &sequence in sequences {
+                std::hint::black_box(decoder.nll(sequence, ws));
+            }
+        });
+    });
+    let mut flat = vec![0.0f32; decoder.parameter_layout().len()];
+    let backward = best_seconds(repeats, || {
+        decoder.pool().with(decoder, |ws| {
+            for &sequence in sequences {
+                std::hint::black_box(decoder.backward(sequence, ws, &mut FullGradient::new(decoder, &mut flat)));
+            }
+        });
+    });
+    let flop = forward_flop(decoder, tokens as f64 / sequences.len().max(1) as f64);
+    let rate = |seconds: f64, flop: f64| Rate { tokens_per_cpu_second: tokens as f64 / seconds, flop_per_token: flop };
+    Ok((rate(forward, flop), rate(backward, 3.0 * flop)))
+}
+
+/// Operations per token of a forward pass at sequence length `t`: two per weight of a product, and causal attention.
+fn forward_flop(decoder: &Decoder, t: f64) -> f64 {
+    let c = decoder.config();
+    let (d, f) = (c.hidden_size as f64, c.intermediate_size as f64);
+    let linear = d * c.qkv_width() as f64 + d * c.query_width() as f64 + 3.0 * d * f;
+    let attention = c.query_width() as f64 * (t + 1.0);
+    2.0 * (c.num_hidden_layers as f64 * (linear + attention) + d * c.vocab_size as f64)
+}

@@ -1,0 +1,327 @@
+//! The decoder: weights, and what can be asked of them for sequences of tokens.
+//!
+//! One sequence at a time walks through single-threaded products of fixed shapes; sequences run in parallel. So the bytes
+//! of a result depend on the sequence and the weights, never on threads or on the company of other sequences.
+
+mod backward;
+mod forward;
+mod workspace;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use ascribe_core::{Digest, RowType};
+use ascribe_linalg::Stream;
+use ascribe_linalg::elementwise::{add_assign, cross_entropy};
+use ndarray::{Array2, ArrayViewMut1, Axis};
+use rayon::prelude::*;
+
+pub(crate) use backward::{Module, Norm, Sink};
+pub(crate) use workspace::{Pool, Workspace};
+
+use crate::config::{CONFIG_FILE, DecoderConfig};
+use crate::error::ModelError;
+use crate::layout::ParameterLayout;
+use crate::ops::attention::Heads;
+use crate::ops::linear::Fan;
+use crate::ops::rope::Rotary;
+use crate::weights::{self, Tensor};
+
+/// A sequence and the part of it whose prediction counts.
+///
+/// The loss is the *sum* over `t` in `max(1, loss_from)..len` of `−ln p(tokens[t] | tokens[..t])`, in nats.
+#[derive(Clone, Copy, Debug)]
+pub struct Sequence<'a> {
+    /// Token ids; 1 to `max_position_embeddings` of them.
+    pub tokens: &'a [u32],
+    /// First position whose token counts (a prompt before it is context only). 0 and 1 mean all that can be predicted.
+    pub loss_from: usize,
+}
+
+impl<'a> Sequence<'a> {
+    /// A sequence of which every prediction counts.
+    pub fn whole(tokens: &'a [u32]) -> Self {
+        Self { tokens, loss_from: 0 }
+    }
+
+    /// Positions whose logits count: `[first, len − 1)`; the prediction for token t is made at position t − 1.
+    pub(crate) fn predicting(&self) -> std::ops::Range<usize> {
+        let last = self.tokens.len().saturating_sub(1);
+        (self.loss_from.max(1) - 1).min(last)..last
+    }
+
+    /// Number of predictions in the loss.
+    pub fn n_predictions(&self) -> usize {
+        self.predicting().len()
+    }
+}
+
+/// A Llama-type decoder with f32 weights.
+#[derive(Clone, Debug)]
+pub struct Decoder {
+    pub(crate) config: DecoderConfig,
+    pub(crate) layout: ParameterLayout,
+    pub(crate) parameters: Vec<f32>,
+    pub(crate) rotary: Rotary,
+    pool: Pool,
+    file_digest: Option<Digest>,
+}
+
+impl Decoder {
+    /// Opens `config.json` and `weights_file` (safetensors, f32, bf16 or f16) of the folder `dir`.
+    ///
+    /// # Errors
+    /// A missing or foreign file, an unsupported configuration, a missing, extra, misshapen or non-finite tensor: each
+    /// names the file, the field or tensor, what was expected and what was found.
+    pub fn load(dir: &Path, weights_file: &str) -> Result<Self, ModelError> {
+        let config = DecoderConfig::from_file(dir)?;
+        let layout = ParameterLayout::new(&config);
+        let path = dir.join(weights_file);
+        // A tied model's file may hold its embedding twice.
+        let bytes = weights::read_capped(&path, layout.len() + config.vocab_size * config.hidden_size)?;
+        let file = weights::open(&bytes, &path)?;
+        let parameters = weights::fill(&file, &path, &layout, "")?;
+        weights::refuse_extra(&file, &path, &layout)?;
+        let mut decoder = Self::from_parts(config, layout, parameters);
+        decoder.file_digest = Some(Digest::of(&bytes));
+        Ok(decoder)
+    }
+
+    /// Fresh weights: normal with `initializer_range`, the two projections into the residual stream divided by `√(2L)`,
+    /// gains 1. Each tensor draws the stream `init/{name}` of `seed`.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] if the configuration contradicts itself.
+    pub fn init(config: DecoderConfig, seed: u64) -> Result<Self, ModelError> {
+        config.validate()?;
+        let layout = ParameterLayout::new(&config);
+        let mut parameters = vec![1.0f32; layout.len()];
+        let residual = 1.0 / (2.0 * config.num_hidden_layers as f64).sqrt();
+        for slot in layout.slots().iter().filter(|slot| slot.is_matrix()) {
+            let into_residual = slot.name.ends_with("o_proj.weight") || slot.name.ends_with("down_proj.weight");
+            let std = config.initializer_range * if into_residual { residual } else { 1.0 };
+            let mut stream = Stream::new(seed, &format!("init/{}", slot.name));
+            parameters[slot.range.clone()].fill_with(|| (stream.normal() * std) as f32);
+        }
+        Ok(Self::from_parts(config, layout, parameters))
+    }
+
+    /// A decoder around given weights (flat, in the order of [`ParameterLayout`]).
+    ///
+    /// # Errors
+    /// A configuration that contradicts itself, another number of weights, a weight that is not finite.
+    pub fn from_parameters(config: DecoderConfig, parameters: Vec<f32>) -> Result<Self, ModelError> {
+        config.validate()?;
+        let layout = ParameterLayout::new(&config);
+        if parameters.len() != layout.len() {
+            let (expected, found) = (layout.len().to_string(), parameters.len().to_string());
+            return Err(ModelError::Mismatch { what: "number of weights", expected, found });
+        }
+        for slot in layout.slots() {
+            weights::check_finite(&parameters[slot.range.clone()], &PathBuf::from("<memory>"), &slot.name)?;
+        }
+        Ok(Self::from_parts(config, layout, parameters))
+    }
+
+    fn from_parts(config: DecoderConfig, layout: ParameterLayout, parameters: Vec<f32>) -> Self {
+        let rotary = Rotary::new(config.rope_theta, config.head_dim, config.max_position_embeddings);
+        Self { config, layout, parameters, rotary, pool: Pool::default(), file_digest: None }
+    }
+
+    /// Writes the weights to `path` (safetensors, Hugging Face names), atomically; returns the SHA-256 of the file.
+    ///
+    /// `metadata` is kept beside them (`format: pt` is added, `transformers` asks for it). Equal weights and metadata give
+    /// equal bytes.
+    ///
+    /// # Errors
+    /// [`ModelError::Io`]; [`ModelError::NotFinite`] if a weight does not fit the narrower type.
+    pub fn save(
+        &self,
+        path: &Path,
+        row_type: RowType,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<Digest, ModelError> {
+        if row_type == RowType::F16 {
+            for slot in self.layout.slots() {
+                let rounded: Vec<f32> =
+                    self.parameters[slot.range.clone()].iter().map(|&x| half::f16::from_f32(x).to_f32()).collect();
+                weights::check_finite(&rounded, path, &slot.name)?;
+            }
+        }
+        let mut metadata = metadata.clone();
+        metadata.insert("format".into(), "pt".into());
+        let tensors = Tensor::of_layout(&self.layout, &self.parameters, "");
+        weights::write_atomically(path, &weights::to_bytes(&tensors, row_type, &metadata))
+    }
+
+    /// Writes `config.json` into the folder `dir`.
+    ///
+    /// # Errors
+    /// [`ModelError::Io`].
+    pub fn save_config(&self, dir: &Path) -> Result<Digest, ModelError> {
+        let mut text = format!("{:#}", self.config.to_json());
+        text.push('\n');
+        weights::write_atomically(&dir.join(CONFIG_FILE), text.as_bytes())
+    }
+
+    /// What the weights are: SHA-256 of the file they were loaded from, or, for weights that were never a file, of their
+    /// f32 little-endian bytes in the order of [`ParameterLayout`].
+    pub fn weights_digest(&self) -> Digest {
+        self.file_digest.unwrap_or_else(|| {
+            let bytes: Vec<u8> = self.parameters.iter().flat_map(|x| x.to_le_bytes()).collect();
+            Digest::of(&bytes)
+        })
+    }
+
+    /// Sizes and constants.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// Order of the parameters in [`Decoder::parameters`] and in flat gradients.
+    pub fn parameter_layout(&self) -> &ParameterLayout {
+        &self.layout
+    }
+
+    /// All weights, flat.
+    pub fn parameters(&self) -> &[f32] {
+        &self.parameters
+    }
+
+    /// Writable weights; whatever digest the decoder had is forgotten.
+    pub(crate) fn parameters_mut(&mut self) -> &mut [f32] {
+        self.file_digest = None;
+        &mut self.parameters
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    pub(crate) fn heads(&self) -> Heads {
+        let c = &self.config;
+        Heads { queries: c.num_attention_heads, keys: c.num_key_value_heads, width: c.head_dim }
+    }
+
+    /// Fan of a fused module.
+    pub(crate) fn fan(&self, module: Module) -> Fan {
+        let c = &self.config;
+        let (input, output) = match module {
+            Module::Qkv(_) => (c.hidden_size, c.qkv_width()),
+            Module::O(_) => (c.query_width(), c.hidden_size),
+            Module::GateUp(_) => (c.hidden_size, 2 * c.intermediate_size),
+            Module::Down(_) => (c.intermediate_size, c.hidden_size),
+            Module::Head => (c.hidden_size, c.vocab_size),
+        };
+        Fan { input, output }
+    }
+
+    /// Place of a fused module in the flat vector.
+    pub(crate) fn range(&self, module: Module) -> std::ops::Range<usize> {
+        match module {
+            Module::Qkv(l) => self.layout.layers[l].qkv.clone(),
+            Module::O(l) => self.layout.layers[l].o.clone(),
+            Module::GateUp(l) => self.layout.layers[l].gate_up.clone(),
+            Module::Down(l) => self.layout.layers[l].down.clone(),
+            Module::Head => self.layout.head.clone(),
+        }
+    }
+
+    pub(crate) fn weight(&self, module: Module) -> &[f32] {
+        &self.parameters[self.range(module)]
+    }
+
+    /// Checks lengths and token ids of a call's sequences.
+    pub(crate) fn check(&self, sequences: &[Sequence<'_>]) -> Result<(), ModelError> {
+        let (context, vocabulary) = (self.config.max_position_embeddings, self.config.vocab_size);
+        for (sequence, Sequence { tokens, .. }) in sequences.iter().enumerate() {
+            if tokens.is_empty() || tokens.len() > context {
+                return Err(ModelError::Length { sequence, context, found: tokens.len() });
+            }
+            if let Some(position) = tokens.iter().position(|&token| token as usize >= vocabulary) {
+                return Err(ModelError::Token { sequence, position, vocabulary, found: tokens[position] });
+            }
+        }
+        Ok(())
+    }
+
+    /// Nats of every token but the first: entry `t` is `−ln p(tokens[t+1] | tokens[..=t])`, `len − 1` entries.
+    ///
+    /// # Errors
+    /// [`ModelError::Length`], [`ModelError::Token`].
+    pub fn token_nll(&self, tokens: &[u32]) -> Result<Vec<f32>, ModelError> {
+        let sequence = Sequence::whole(tokens);
+        self.check(&[sequence])?;
+        Ok(self.pool.with(self, |ws| self.nll(sequence, ws)))
+    }
+
+    /// Summed nats of each sequence's counted part (see [`Sequence`]), in order. Sequences run in parallel; tokens are
+    /// summed in f64, in order. Cost: one forward pass.
+    ///
+    /// # Errors
+    /// [`ModelError::Length`], [`ModelError::Token`].
+    pub fn losses(&self, sequences: &[Sequence<'_>]) -> Result<Vec<f64>, ModelError> {
+        self.check(sequences)?;
+        let loss = |&sequence: &Sequence<'_>| {
+            self.pool.with(self, |ws| self.nll(sequence, ws).into_iter().map(f64::from).sum::<f64>())
+        };
+        Ok(sequences.par_iter().map(loss).collect())
+    }
+
+    /// Logits `[T, V]` of one sequence.
+    ///
+    /// # Errors
+    /// [`ModelError::Length`], [`ModelError::Token`].
+    pub fn logits(&self, tokens: &[u32]) -> Result<Array2<f32>, ModelError> {
+        self.check(&[Sequence::whole(tokens)])?;
+        let mut logits = Array2::zeros((tokens.len(), self.config.vocab_size));
+        let out = logits.as_slice_mut().expect("a fresh array is contiguous");
+        self.pool.with(self, |ws| {
+            self.forward(tokens, ws);
+            self.head_forward(0..tokens.len(), ws, |rows, logits| {
+                let width = self.config.vocab_size;
+                out[rows.start * width..rows.end * width].copy_from_slice(logits);
+            });
+        });
+        Ok(logits)
+    }
+
+    /// Mean over positions of the final normed hidden state, `[n, d]`: the embedding of each sequence.
+    ///
+    /// # Errors
+    /// [`ModelError::Length`], [`ModelError::Token`].
+    pub fn mean_hidden(&self, sequences: &[Sequence<'_>]) -> Result<Array2<f32>, ModelError> {
+        self.check(sequences)?;
+        let d = self.config.hidden_size;
+        let mut out = Array2::zeros((sequences.len(), d));
+        let mean = |(mut row, sequence): (ArrayViewMut1<'_, f32>, &Sequence<'_>)| {
+            self.pool.with(self, |ws| {
+                self.forward(sequence.tokens, ws);
+                let out = row.as_slice_mut().expect("a row of a fresh array is contiguous");
+                ws.hidden(sequence.tokens.len(), d).chunks_exact(d).for_each(|hidden| add_assign(out, hidden));
+                ascribe_linalg::elementwise::scale(out, 1.0 / sequence.tokens.len() as f32);
+            });
+        };
+        out.axis_iter_mut(Axis(0)).into_par_iter().zip(sequences).for_each(mean);
+        Ok(out)
+    }
+
+    /// Forward pass and losses of the counted positions.
+    pub(crate) fn nll(&self, sequence: Sequence<'_>, ws: &mut Workspace) -> Vec<f32> {
+        let predicting = sequence.predicting();
+        let mut nll = vec![0.0; predicting.len()];
+        if predicting.is_empty() {
+            return nll;
+        }
+        self.forward(sequence.tokens, ws);
+        let first = predicting.start;
+        self.head_forward(predicting, ws, |rows, logits| {
+            let targets = &sequence.tokens[rows.start + 1..=rows.end];
+            cross_entropy(logits, self.config.vocab_size, targets, &mut nll[rows.start - first..rows.end - first]);
+        });
+        nll
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

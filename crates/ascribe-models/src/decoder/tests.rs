@@ -1,0 +1,152 @@
+//! Tests of the decoder as a whole: finite differences of every parameter, invariance, bad input.
+
+use std::collections::BTreeMap;
+
+use ascribe_core::RowType;
+use ascribe_linalg::Stream;
+
+use super::*;
+
+/// Thirteen words, two layers, two query heads over one key head, tied.
+pub(crate) fn tiny_config() -> DecoderConfig {
+    DecoderConfig { initializer_range: 0.1, ..DecoderConfig::llama(13, 8, 12, 2, 2, 1, 80) }
+}
+
+/// A random sequence for [`tiny_config`].
+pub(crate) fn tokens(seed: u64, len: usize) -> Vec<u32> {
+    let mut stream = Stream::new(seed, "tokens");
+    (0..len).map(|_| stream.below(13)).collect()
+}
+
+fn untied() -> DecoderConfig {
+    DecoderConfig { tie_word_embeddings: false, num_key_value_heads: 2, ..tiny_config() }
+}
+
+/// Central differences of the loss along random directions in each tensor: the whole backward pass, tensor by tensor.
+#[test]
+fn every_tensor_has_the_gradient_that_finite_differences_give() {
+    for config in [tiny_config(), untied()] {
+        // Large weights: a step of 0.004 is then small against them, and the loss is smooth at its scale.
+        let decoder = Decoder::init(DecoderConfig { initializer_range: 0.4, ..config }, 4).unwrap();
+        let text = tokens(2, 70);
+        let sequence = Sequence { tokens: &text, loss_from: 3 };
+        let gradient = decoder.gradient_sum(&[sequence]).unwrap();
+        for slot in decoder.parameter_layout().slots() {
+            let mut stream = Stream::new(9, &slot.name);
+            let direction: Vec<f32> = slot.range.clone().map(|_| stream.normal() as f32).collect();
+            let moved = |h: f32| {
+                let mut decoder = decoder.clone();
+                let place = &mut decoder.parameters_mut()[slot.range.clone()];
+                place.iter_mut().zip(&direction).for_each(|(p, d)| *p += h * d);
+                decoder.losses(&[sequence]).unwrap()[0]
+            };
+            // Fourth-order differences: truncation h⁴, rounding of an f32 loss of about 170 nats in 69 terms.
+            let h = 0.004;
+            let first = (moved(h) - moved(-h)) / (2.0 * f64::from(h));
+            let second = (moved(2.0 * h) - moved(-2.0 * h)) / (4.0 * f64::from(h));
+            let quotient = (4.0 * first - second) / 3.0;
+            let exact: f64 =
+                gradient[slot.range.clone()].iter().zip(&direction).map(|(&g, &d)| f64::from(g) * f64::from(d)).sum();
+            let size = gradient[slot.range.clone()].iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+            assert!((quotient - exact).abs() < 3e-3 * size + 1e-3, "{}: {quotient} {exact} {size}", slot.name);
+            assert!(size > 0.0, "{} has no gradient at all", slot.name);
+        }
+    }
+}
+
+#[test]
+fn losses_logits_and_token_losses_tell_the_same_story() {
+    let decoder = Decoder::init(tiny_config(), 4).unwrap();
+    let text = tokens(5, 70);
+    let logits = decoder.logits(&text).unwrap();
+    let nll = decoder.token_nll(&text).unwrap();
+    assert_eq!((logits.dim(), nll.len()), ((70, 13), 69));
+    for t in 0..69 {
+        let row = logits.row(t);
+        let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+        let expected = sum.ln() - f64::from(row[text[t + 1] as usize]);
+        assert!((f64::from(nll[t]) - expected).abs() < 1e-5);
+    }
+    let tail = decoder.losses(&[Sequence { tokens: &text, loss_from: 66 }]).unwrap()[0];
+    let expected: f64 = nll[65..].iter().map(|&x| f64::from(x)).sum();
+    assert!((tail - expected).abs() < 1e-5, "four predictions: tokens 66 to 69");
+    assert_eq!(decoder.losses(&[Sequence { tokens: &text, loss_from: 99 }]).unwrap(), [0.0]);
+}
+
+/// The future must not leak into the past, and a sequence must not feel its neighbours.
+#[test]
+fn the_past_and_the_neighbours_do_not_matter() {
+    let decoder = Decoder::init(tiny_config(), 4).unwrap();
+    let text = tokens(6, 70);
+    let mut other = text.clone();
+    other[69] = (other[69] + 1) % 13;
+    let (a, b) = (decoder.logits(&text).unwrap(), decoder.logits(&other).unwrap());
+    assert_eq!(a.slice(ndarray::s![..69, ..]), b.slice(ndarray::s![..69, ..]));
+    assert_ne!(a.row(69), b.row(69));
+    let texts: Vec<Vec<u32>> = (0..9).map(|i| tokens(i, 20 + i as usize)).collect();
+    let all: Vec<Sequence<'_>> = texts.iter().map(|t| Sequence::whole(t)).collect();
+    let together = decoder.losses(&all).unwrap();
+    let alone: Vec<f64> = all.iter().map(|&s| decoder.losses(&[s]).unwrap()[0]).collect();
+    assert_eq!(together, alone);
+    let hidden = decoder.mean_hidden(&all).unwrap();
+    assert_eq!(hidden.row(3), decoder.mean_hidden(&all[3..4]).unwrap().row(0));
+}
+
+#[test]
+fn summed_gradients_are_the_sum_and_do_not_feel_threads() {
+    let decoder = Decoder::init(untied(), 4).unwrap();
+    let texts: Vec<Vec<u32>> = (0..40).map(|i| tokens(i, 10 + i as usize % 7)).collect();
+    let all: Vec<Sequence<'_>> = texts.iter().map(|t| Sequence::whole(t)).collect();
+    let sum = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| decoder.gradient_sum(&all).unwrap())
+    };
+    let total = sum(1);
+    assert_eq!(total, sum(3));
+    let each = decoder.gradients(&all).unwrap();
+    let added = each.sum_axis(Axis(0));
+    let scale = total.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    assert!(added.iter().zip(&total).all(|(a, b)| (a - b).abs() < 1e-5 * scale));
+    let norms = decoder.gradient_norms(&all).unwrap();
+    let norm = each.row(7).iter().map(|x| x * x).sum::<f32>().sqrt();
+    assert!((norms[7] / norm - 1.0).abs() < 1e-5);
+}
+
+#[test]
+fn files_come_back_and_equal_weights_give_equal_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let decoder = Decoder::init(tiny_config(), 4).unwrap();
+    let metadata = BTreeMap::from([("b".to_string(), "2".to_string()), ("a".into(), "1".into())]);
+    decoder.save_config(dir.path()).unwrap();
+    let digest = decoder.save(&dir.path().join("model.safetensors"), RowType::F32, &metadata).unwrap();
+    let again = decoder.save(&dir.path().join("again.safetensors"), RowType::F32, &metadata).unwrap();
+    assert_eq!(digest, again);
+    let loaded = Decoder::load(dir.path(), "model.safetensors").unwrap();
+    assert_eq!(loaded.parameters(), decoder.parameters());
+    assert_eq!(loaded.config(), decoder.config());
+    assert_eq!(loaded.weights_digest(), digest);
+    for (name, row_type, bits) in [("bf16", RowType::Bf16, 8), ("f16", RowType::F16, 11)] {
+        decoder.save(&dir.path().join(name), row_type, &metadata).unwrap();
+        let rounded = Decoder::load(dir.path(), name).unwrap();
+        let eps = 0.5f32.powi(bits);
+        // Half a unit of the last bit, and f16's smallest step below its normal range.
+        let near = |(a, b): (&f32, &f32)| (a - b).abs() <= a.abs() * eps + 3.0e-8;
+        assert!(rounded.parameters().iter().zip(decoder.parameters()).all(near), "{name}");
+    }
+}
+
+#[test]
+fn bad_tokens_and_lengths_are_refused_by_place() {
+    let decoder = Decoder::init(tiny_config(), 4).unwrap();
+    let message =
+        |tokens: &[u32]| decoder.losses(&[Sequence::whole(&[1, 2]), Sequence::whole(tokens)]).unwrap_err().to_string();
+    let bad = message(&[1, 2, 13]);
+    assert!(bad.contains("sequence 1, position 2") && bad.contains("below 13, found 13"), "{bad}");
+    assert!(message(&[1; 81]).contains("1 to 80 tokens, found 81"));
+    assert!(message(&[]).contains("found 0"));
+    assert!(
+        decoder.token_nll(&[99]).is_err()
+            && decoder.logits(&[]).is_err()
+            && decoder.gradient_sum(&[Sequence::whole(&[])]).is_err()
+    );
+}

@@ -1,0 +1,351 @@
+//! Training: AdamW over mean next-token loss, the same bytes for any number of threads.
+//!
+//! The caller brings the batches, in whatever order its sampler says; here lives what a step does with one, and how a run
+//! is stopped and resumed without a trace.
+
+mod recipe;
+mod state;
+
+use std::ops::Range;
+use std::path::Path;
+
+use ascribe_core::{Digest, RowType};
+use ascribe_linalg::elementwise::{AdamStep, adam_update, add_assign, sum_squares};
+use rayon::prelude::*;
+
+pub use recipe::TrainRecipe;
+#[cfg(test)]
+pub(crate) use recipe::tests::recipe as test_recipe;
+
+use crate::config::DecoderConfig;
+use crate::decoder::{Decoder, Sequence};
+use crate::error::ModelError;
+use crate::gradient::FullGradient;
+use crate::weights::{self, Tensor};
+
+/// Parameters per task of the reduction and the update. A tensor is cut into such pieces; the squared norm adds their
+/// sums in order.
+const PIECE: usize = 1 << 14;
+
+/// What one step did.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct StepReport {
+    /// Steps done, this one included.
+    pub step: u32,
+    /// Mean nats per predicted token of the batch, before the update.
+    pub loss: f64,
+    /// Length of the gradient of that mean, before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the step.
+    pub lr: f64,
+    /// Tokens predicted.
+    pub tokens: usize,
+}
+
+/// A decoder under training.
+#[derive(Clone, Debug)]
+pub struct Trainer {
+    decoder: Decoder,
+    recipe: TrainRecipe,
+    step: u32,
+    first_moments: Vec<f32>,
+    second_moments: Vec<f32>,
+    /// One flat gradient per group of the batch, kept between steps.
+    groups: Vec<Vec<f32>>,
+}
+
+impl Trainer {
+    /// Fresh weights under `recipe.init_seed`, step 0.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`], [`ModelError::Recipe`].
+    pub fn new(config: DecoderConfig, recipe: TrainRecipe) -> Result<Self, ModelError> {
+        let decoder = Decoder::init(config, recipe.init_seed)?;
+        Self::from_decoder(decoder, recipe)
+    }
+
+    /// Goes on from given weights (fine-tuning), step 0, moments zero.
+    ///
+    /// # Errors
+    /// [`ModelError::Recipe`].
+    pub fn from_decoder(decoder: Decoder, recipe: TrainRecipe) -> Result<Self, ModelError> {
+        recipe.validate()?;
+        let zeros = vec![0.0; decoder.parameter_layout().len()];
+        Ok(Self { decoder, recipe, step: 0, first_moments: zeros.clone(), second_moments: zeros, groups: Vec::new() })
+    }
+
+    /// One optimiser step on the mean loss of all predictions in `batch`.
+    ///
+    /// Groups of `micro_batch` sequences run in parallel; sums follow the order of the batch. Cost: 6 operations per
+    /// parameter and token, and memory of one flat gradient per group.
+    ///
+    /// # Errors
+    /// [`ModelError::Length`], [`ModelError::Token`], [`ModelError::Recipe`] when nothing can be predicted or the recipe's
+    /// steps are used up, [`ModelError::Diverged`]; the weights are as before then.
+    pub fn step(&mut self, batch: &[&[u32]]) -> Result<StepReport, ModelError> {
+        let sequences: Vec<Sequence<'_>> = batch.iter().map(|tokens| Sequence::whole(tokens)).collect();
+        self.decoder.check(&sequences)?;
+        let refuse =
+            |field, expected: &str, found: String| Err(ModelError::Recipe { field, expected: expected.into(), found });
+        if self.step >= self.recipe.steps {
+            return refuse("steps", "a step within the recipe", format!("step {}", self.step + 1));
+        }
+        let tokens: usize = sequences.iter().map(Sequence::n_predictions).sum();
+        if tokens == 0 {
+            return refuse("batch", "at least one sequence of two tokens", format!("{} sequences", batch.len()));
+        }
+        let nats = self.group_gradients(&sequences);
+        let loss = nats / tokens as f64;
+        let n_groups = sequences.len().div_ceil(self.recipe.micro_batch as usize);
+        let grad_norm = self.reduce(n_groups).sqrt() / tokens as f64;
+        for (what, found) in [("loss", loss), ("gradient norm", grad_norm)] {
+            if !found.is_finite() {
+                return Err(ModelError::Diverged { step: self.step, what, found });
+            }
+        }
+        let lr = self.recipe.learning_rate(self.step);
+        self.update(lr, (self.recipe.clip_norm / grad_norm).min(1.0) / tokens as f64);
+        self.step += 1;
+        Ok(StepReport { step: self.step, loss, grad_norm, lr, tokens })
+    }
+
+    /// Fills `groups` with the summed gradients of the batch's groups; returns the batch's summed loss.
+    fn group_gradients(&mut self, sequences: &[Sequence<'_>]) -> f64 {
+        let micro_batch = self.recipe.micro_batch as usize;
+        let n_groups = sequences.len().div_ceil(micro_batch);
+        let len = self.decoder.parameter_layout().len();
+        if self.groups.len() < n_groups {
+            self.groups.resize_with(n_groups, || vec![0.0; len]);
+        }
+        let decoder = &self.decoder;
+        let group = |(flat, group): (&mut Vec<f32>, &[Sequence<'_>])| {
+            flat.fill(0.0);
+            decoder.pool().with(decoder, |ws| {
+                let mut sink = FullGradient::new(decoder, flat);
+                group.iter().map(|&sequence| decoder.backward(sequence, ws, &mut sink)).sum::<f64>()
+            })
+        };
+        let nats: Vec<f64> =
+            self.groups[..n_groups].par_iter_mut().zip(sequences.par_chunks(micro_batch)).map(group).collect();
+        nats.into_iter().sum()
+    }
+
+    /// Adds the groups' gradients into the first, in order; returns the squared length of the sum.
+    fn reduce(&mut self, n_groups: usize) -> f64 {
+        let (total, others) = self.groups[..n_groups].split_at_mut(1);
+        let piece = |(i, total): (usize, &mut [f32])| {
+            let range = i * PIECE..i * PIECE + total.len();
+            others.iter().for_each(|other| add_assign(total, &other[range.clone()]));
+            sum_squares(total)
+        };
+        let squares: Vec<f64> = total[0].par_chunks_mut(PIECE).enumerate().map(piece).collect();
+        squares.into_iter().sum()
+    }
+
+    fn update(&mut self, lr: f64, grad_scale: f64) {
+        let recipe = &self.recipe;
+        let t = i32::try_from(self.step + 1).unwrap_or(i32::MAX);
+        let adam = |decay: f64| AdamStep {
+            grad_scale: grad_scale as f32,
+            step_size: (lr / (1.0 - recipe.beta1.powi(t))) as f32,
+            keep: (1.0 - lr * decay) as f32,
+            beta1: recipe.beta1 as f32,
+            beta2: recipe.beta2 as f32,
+            inv_sqrt_correction: (1.0 / (1.0 - recipe.beta2.powi(t)).sqrt()) as f32,
+            eps: recipe.eps as f32,
+        };
+        let (with_decay, without) = (adam(recipe.weight_decay), adam(0.0));
+        let layout = self.decoder.parameter_layout().clone();
+        let gradient = &self.groups[0];
+        let mut parameters = self.decoder.parameters_mut();
+        let (mut m, mut v) = (&mut self.first_moments[..], &mut self.second_moments[..]);
+        let mut tasks = Vec::new();
+        for slot in layout.slots() {
+            let step = if slot.is_matrix() { with_decay } else { without };
+            for range in pieces(slot.range.clone()) {
+                let (mine, first, second);
+                (mine, parameters) = parameters.split_at_mut(range.len());
+                (first, m) = m.split_at_mut(range.len());
+                (second, v) = v.split_at_mut(range.len());
+                tasks.push((step, mine, &gradient[range], first, second));
+            }
+        }
+        tasks.into_par_iter().for_each(|(step, p, g, m, v)| adam_update(&step, p, g, m, v));
+    }
+
+    /// The decoder as it is now.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// Ends the training.
+    pub fn into_decoder(self) -> Decoder {
+        self.decoder
+    }
+
+    /// The recipe.
+    pub fn recipe(&self) -> &TrainRecipe {
+        &self.recipe
+    }
+
+    /// Steps done.
+    pub fn step_count(&self) -> u64 {
+        u64::from(self.step)
+    }
+
+    /// True when the recipe keeps the weights as they are now.
+    pub fn checkpoint_due(&self) -> bool {
+        self.recipe.checkpoint_steps.contains(&self.step)
+    }
+
+    /// Running means of squared gradients (AdamW's second moments), flat, in the order of the parameters.
+    pub fn second_moments(&self) -> &[f32] {
+        &self.second_moments
+    }
+
+    /// Writes the second moments as safetensors under the parameters' names; returns the SHA-256 of the file.
+    ///
+    /// With `row_type` F16 small moments would vanish: choose f32 or bf16.
+    ///
+    /// # Errors
+    /// [`ModelError::Io`].
+    pub fn save_second_moments(&self, path: &Path, row_type: RowType) -> Result<Digest, ModelError> {
+        let metadata = [
+            ("format".into(), "pt".into()),
+            ("quantity".into(), "adam_second_moment".into()),
+            ("step".into(), self.step.to_string()),
+        ];
+        let tensors = Tensor::of_layout(self.decoder.parameter_layout(), &self.second_moments, "");
+        weights::write_atomically(path, &weights::to_bytes(&tensors, row_type, &metadata.into()))
+    }
+}
+
+/// Reads a file of [`Trainer::save_second_moments`] for `config`, flat.
+///
+/// # Errors
+/// As [`Decoder::load`]; a negative moment is refused too.
+pub fn load_second_moments(config: &DecoderConfig, path: &Path) -> Result<Vec<f32>, ModelError> {
+    let layout = crate::layout::ParameterLayout::new(config);
+    let bytes = weights::read_capped(path, layout.len())?;
+    let file = weights::open(&bytes, path)?;
+    let flat = weights::fill(&file, path, &layout, "")?;
+    weights::refuse_extra(&file, path, &layout)?;
+    for slot in layout.slots() {
+        if let Some(found) = flat[slot.range.clone()].iter().find(|&&x| x < 0.0) {
+            let (expected, found) = ("second moments of at least 0".into(), found.to_string());
+            return Err(ModelError::Tensor { path: path.into(), tensor: slot.name.clone(), expected, found });
+        }
+    }
+    Ok(flat)
+}
+
+fn pieces(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    range.clone().step_by(PIECE).map(move |start| start..(start + PIECE).min(range.end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decoder::tests::{tiny_config, tokens};
+
+    fn batches(n: u32) -> Vec<Vec<Vec<u32>>> {
+        (0..n).map(|step| (0..5).map(|i| tokens(u64::from(step * 5 + i), 8 + i as usize)).collect()).collect()
+    }
+
+    fn run(trainer: &mut Trainer, batches: &[Vec<Vec<u32>>]) -> Vec<StepReport> {
+        batches
+            .iter()
+            .map(|batch| {
+                let batch: Vec<&[u32]> = batch.iter().map(Vec::as_slice).collect();
+                trainer.step(&batch).unwrap()
+            })
+            .collect()
+    }
+
+    fn bits(numbers: &[f32]) -> Vec<u32> {
+        numbers.iter().map(|x| x.to_bits()).collect()
+    }
+
+    #[test]
+    fn one_text_is_learnt_by_heart() {
+        let mut trainer = Trainer::new(tiny_config(), TrainRecipe { lr_peak: 2e-2, ..test_recipe(150) }).unwrap();
+        let text = tokens(1, 12);
+        let first = trainer.step(&[&text]).unwrap().loss;
+        let last = (1..150).map(|_| trainer.step(&[&text]).unwrap().loss).last().unwrap();
+        assert!((first - 13f64.ln()).abs() < 0.2, "fresh weights know nothing: {first}");
+        assert!(last < 0.1, "{last}");
+        assert!(trainer.step(&[&text]).unwrap_err().to_string().contains("step 151"));
+    }
+
+    #[test]
+    fn threads_do_not_change_a_bit() {
+        let work = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let mut trainer = Trainer::new(tiny_config(), test_recipe(4)).unwrap();
+                let reports = run(&mut trainer, &batches(4));
+                (bits(trainer.decoder().parameters()), reports)
+            })
+        };
+        assert_eq!(work(1), work(2));
+        assert_eq!(work(1), work(3));
+    }
+
+    /// A plain f64 AdamW over the decoder's own summed gradient: the second route of one step.
+    #[test]
+    fn a_step_agrees_with_a_plain_transcription() {
+        let recipe = test_recipe(4);
+        let mut trainer = Trainer::new(tiny_config(), recipe.clone()).unwrap();
+        let before = trainer.decoder().clone();
+        let batch = &batches(1)[0];
+        let sequences: Vec<Sequence<'_>> = batch.iter().map(|t| Sequence::whole(t)).collect();
+        let n: usize = sequences.iter().map(Sequence::n_predictions).sum();
+        let gradient: Vec<f64> =
+            before.gradient_sum(&sequences).unwrap().iter().map(|&g| f64::from(g) / n as f64).collect();
+        let norm = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
+        let report = run(&mut trainer, &batches(1))[0];
+        assert!((report.grad_norm / norm - 1.0).abs() < 1e-5);
+        let loss: f64 = before.losses(&sequences).unwrap().iter().sum::<f64>() / n as f64;
+        assert!((report.loss - loss).abs() < 1e-6);
+        let clip = (recipe.clip_norm / norm).min(1.0);
+        let lr = recipe.learning_rate(0);
+        for slot in before.parameter_layout().slots() {
+            let decay = if slot.shape.len() == 2 { recipe.weight_decay } else { 0.0 };
+            for i in slot.range.clone() {
+                let g = gradient[i] * clip;
+                let expected = f64::from(before.parameters()[i]) * (1.0 - lr * decay) - lr * g / (g.abs() + recipe.eps);
+                let got = f64::from(trainer.decoder().parameters()[i]);
+                // The first step is lr·sign(g): tiny gradients near eps are the worst conditioned.
+                assert!((got - expected).abs() < 2e-3 * lr, "{} {i}: {got} {expected}", slot.name);
+            }
+        }
+    }
+
+    #[test]
+    fn a_resumed_run_has_the_same_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut whole = Trainer::new(tiny_config(), test_recipe(6)).unwrap();
+        let reports = run(&mut whole, &batches(6));
+        let mut first = Trainer::new(tiny_config(), test_recipe(6)).unwrap();
+        run(&mut first, &batches(6)[..3]);
+        assert!(!Trainer::has_state(dir.path()));
+        first.save_state(dir.path()).unwrap();
+        drop(first);
+        let mut second = Trainer::resume(tiny_config(), test_recipe(6), dir.path()).unwrap();
+        assert_eq!(second.step_count(), 3);
+        assert_eq!(run(&mut second, &batches(6)[3..]), reports[3..]);
+        assert_eq!(bits(second.decoder().parameters()), bits(whole.decoder().parameters()));
+        assert_eq!(bits(second.second_moments()), bits(whole.second_moments()));
+        assert!(whole.checkpoint_due());
+    }
+
+    #[test]
+    fn second_moments_come_back_from_their_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("v.safetensors");
+        let mut trainer = Trainer::new(tiny_config(), test_recipe(2)).unwrap();
+        run(&mut trainer, &batches(2));
+        trainer.save_second_moments(&path, RowType::F32).unwrap();
+        assert_eq!(load_second_moments(&tiny_config(), &path).unwrap(), trainer.second_moments());
+    }
+}
