@@ -1,4 +1,4 @@
-//! `journal.json`: header, one transfer per line, balances. The reader replays every transfer and believes no balance.
+//! `journal.json`: header, one transfer per line, balances, checksum. The reader replays every transfer and believes no balance.
 
 use serde::{Deserialize, Serialize};
 
@@ -37,10 +37,15 @@ struct Wire {
     header: Header,
     transfers: Vec<Transfer>,
     balances: Vec<BalanceLine>,
+    sha256: Digest,
 }
 
+/// Bytes of `,\n"sha256":"…"}` and the line feed.
+const FOOTER_LEN_BYTES: usize = 2 + 9 + 1 + 64 + 2 + 1;
+
 impl Journal {
-    /// The bytes of `journal.json`: JSON with one transfer and one balance per line, so that two runs can be diffed.
+    /// The bytes of `journal.json`: JSON with one transfer and one balance per line, so that two runs can be diffed,
+    /// and the SHA-256 of all bytes before the comma that precedes it.
     ///
     /// Deterministic. Amounts are sub-units as strings.
     ///
@@ -57,7 +62,10 @@ impl Journal {
         put_lines(&mut out, self.transfers().iter())?;
         out.extend_from_slice(b"],\n\"balances\":[");
         put_lines(&mut out, balances)?;
-        out.extend_from_slice(b"]}\n");
+        out.push(b']');
+        let footer = format!(",\n\"sha256\":\"{}\"}}\n", Digest::of(&out));
+        debug_assert_eq!(footer.len(), FOOTER_LEN_BYTES);
+        out.extend_from_slice(footer.as_bytes());
         Ok(out)
     }
 
@@ -96,6 +104,10 @@ impl Journal {
                 let show = |account: &Account, balance: &Balance| format!("{account} {balance:?}");
                 return mismatch("balance", show(account, balance), show(&line.account, &line.balance));
             }
+        }
+        let body = &bytes[..bytes.len().saturating_sub(FOOTER_LEN_BYTES)];
+        if Digest::of(body) != wire.sha256 {
+            return Err(LedgerError::digests(FILE, "sha256", &Digest::of(body), &wire.sha256));
         }
         crate::error::check_canonical(FILE, bytes, &journal.to_json()?)?;
         Ok(journal)

@@ -16,6 +16,10 @@ use crate::error::{LedgerError, check_name};
 /// Digests that every run must name: the share table that gave the weights and the registry that gave the terms.
 pub const REQUIRED_INPUTS: [&str; 2] = ["registry", "shares"];
 
+/// Largest pool in sub-units. A pool passes over the books three times (funded, accrued, settled), and the sum of all
+/// that was moved must fit 128 bits too; in cents this is still some 10^30 dollars.
+pub const POOL_MAX_SUB_UNITS: u128 = u128::MAX / 4;
+
 /// First and last day of what is paid, inclusive. Reads and prints like `2026-01-01/2026-01-31`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Period {
@@ -133,7 +137,7 @@ impl Run {
     /// Checks what serde cannot.
     ///
     /// # Errors
-    /// A missing required input, coverage above one million ppm, names that would garble the books.
+    /// A missing required input, coverage above one million ppm, a pool above [`POOL_MAX_SUB_UNITS`], names that would garble the books.
     pub fn check(&self) -> Result<(), LedgerError> {
         for missing in REQUIRED_INPUTS {
             if !self.inputs.contains_key(missing) {
@@ -147,6 +151,9 @@ impl Run {
         if self.policy.coverage_ppm > PPM {
             let found = self.policy.coverage_ppm.into();
             return Err(LedgerError::BadPpm { what: "coverage".into(), expected: "at most 1000000", found });
+        }
+        if self.policy.pool.sub_units()?.0 > POOL_MAX_SUB_UNITS {
+            return Err(LedgerError::Overflow { what: "the turnover of the pool" });
         }
         Ok(())
     }

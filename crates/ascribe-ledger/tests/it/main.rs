@@ -1,0 +1,6 @@
+//! The ledger from outside: whole runs by hand, laws over random plans, broken input, files that outlive versions.
+
+mod bad_input;
+mod formats;
+mod laws;
+mod toy;
