@@ -54,7 +54,7 @@ fn is_paper(name: &str) -> bool {
 /// Papers beside the file, or in a README above it that names the file or its folder.
 fn has_papers(repo: &Repo, root: &str, file: &RepoFile) -> bool {
     let mut folder = file.path.rsplit_once('/').map_or("", |(folder, _)| folder);
-    if repo.text(&format!("{folder}/manifest.json")).is_some_and(|text| speaks(text)) {
+    if repo.text(&format!("{folder}/manifest.json")).is_some_and(speaks) {
         return true;
     }
     loop {
