@@ -131,7 +131,8 @@ pub(crate) mod tests {
 
     #[test]
     fn impossible_recipes_are_refused_by_field() {
-        let cases: [(&str, fn(&mut TrainRecipe)); 8] = [
+        type Spoil = fn(&mut TrainRecipe);
+        let cases: [(&str, Spoil); 8] = [
             ("steps", |r| r.steps = 0),
             ("micro_batch", |r| r.micro_batch = 0),
             ("warmup_steps", |r| r.warmup_steps = 1000),
