@@ -267,6 +267,9 @@ pub fn sign_licence(
 
 /// Checks a licence against the registry's domain, its manifest, its legal text and its own signature.
 ///
+/// In the demo domain only the demo key of the owner may sign: elsewhere who may license whose data is a matter of
+/// identity, which no signature settles.
+///
 /// # Errors
 /// [`RegistryError::Field`] for the first field that is not what the other files say, and the signature errors
 /// ([`RegistryError::RecoveryByte`], [`RegistryError::HighS`], [`RegistryError::WrongSigner`]).
@@ -296,7 +299,13 @@ pub fn verify_licence(
     let digest = message.digest(&licence.domain);
     check("digest", digest.to_string(), licence.digest.to_string())?;
     check_signature(path, B256::from(digest.0), &licence.signature, message.licensor)?;
-    let demo_key = message.licensor == LicenceKey::demo(&manifest.owner).address();
+    let demo_address = LicenceKey::demo(&manifest.owner).address();
+    let demo_key = message.licensor == demo_address;
+    if !demo_key && *domain == RegistryDomain::demo() {
+        let expected = format!("{}, the demo key of {:?}", demo_address.to_checksum(None), manifest.owner);
+        let found = message.licensor.to_checksum(None);
+        return Err(RegistryError::WrongSigner { path: path.to_owned(), expected, found });
+    }
     check("demo_key", demo_key.to_string(), licence.demo_key.to_string())?;
     check("demo_notice", json(&demo_key.then_some(DEMO_NOTICE)), json(&licence.demo_notice))
 }

@@ -64,7 +64,7 @@ impl Registry {
     /// Recomputes every hash, checks every signature and, given a run, that every licence it relied on was registered
     /// before it, in force when it began, and permits training.
     ///
-    /// Cost: reads every record byte once; two signature recoveries a millisecond. Deterministic.
+    /// Cost: reads and hashes every record byte once; one public-key recovery per dataset. Deterministic.
     ///
     /// # Errors
     /// The first thing that is wrong, in registry order; see [`RegistryError`].
