@@ -1,3 +1,18 @@
 //! The walk: one function per station, from registered records to paid shares.
+//!
+//! Here lives the order of things: what reads what, what is resumed, what an audit recomputes. Here never lives:
+//! mathematics (methods, eval), policy (shares), bytes of a format (store, ledger), terminals or HTTP (doors).
 
+pub mod bank;
+pub mod error;
+pub mod files;
+pub mod home;
+pub mod recipe;
 pub mod report;
+pub mod train;
+
+pub use error::EngineError;
+pub use home::Home;
+
+/// The model that the demo explains.
+pub const DEFAULT_MODEL: &str = "wren";

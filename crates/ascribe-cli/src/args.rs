@@ -1,0 +1,149 @@
+//! Arguments.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Which registered datasets caused which outputs, and what each owner gets.
+#[derive(Debug, Parser)]
+#[command(name = "ascribe", version, propagate_version = true, after_help = "Example:\n  ascribe demo --out out/demo")]
+pub struct Cli {
+    /// What stdout carries: words for a person, or one JSON object.
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    /// Folder with datasets/ and models/ [default: the nearest one at or above the current folder].
+    #[arg(long, global = true, value_name = "DIR")]
+    pub home: Option<PathBuf>,
+    /// Threads [default: all cores]. The result does not depend on it.
+    #[arg(long, global = true, value_name = "N")]
+    pub threads: Option<usize>,
+    /// No progress bars.
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// The station or command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Output format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Words.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+/// A run folder and the model it explains.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// Run folder: every station reads and writes here.
+    #[arg(long, value_name = "DIR", default_value = "out/demo")]
+    pub out: PathBuf,
+    /// Model folder under models/.
+    #[arg(long, value_name = "NAME", default_value = ascribe_engine::DEFAULT_MODEL)]
+    pub model: String,
+}
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The whole walk: from signed licences to a payout file and a report.
+    #[command(after_help = "Example:\n  ascribe demo --out out/demo --format json")]
+    Demo(RunArgs),
+    /// Recompute a run from its inputs and compare every byte.
+    #[command(after_help = "Example:\n  ascribe audit out/demo")]
+    Audit {
+        /// Run folder.
+        dir: PathBuf,
+    },
+    /// Station 1: check registered datasets, their content roots and licence signatures.
+    #[command(subcommand)]
+    Registry(RegistryCommand),
+    /// Station 2: cut records into training examples and held-out responses.
+    #[command(after_help = "Example:\n  ascribe corpus --out out/demo")]
+    Corpus(RunArgs),
+    /// Station 3: projected per-example gradients of every training example, into a resumable store.
+    #[command(after_help = "Example:\n  ascribe features --out out/demo")]
+    Features(RunArgs),
+    /// Station 4: curvature of the gradients.
+    #[command(after_help = "Example:\n  ascribe fit --out out/demo")]
+    Fit(RunArgs),
+    /// Station 5: influence of every example and dataset on every response, with the controls beside it.
+    #[command(after_help = "Example:\n  ascribe score --out out/demo")]
+    Score(RunArgs),
+    /// Station 6: HNSW index over the same rows, its recall against exact search.
+    #[command(after_help = "Example:\n  ascribe index --out out/demo")]
+    Index(RunArgs),
+    /// Station 7: agreement of every method and control with measured retraining.
+    #[command(after_help = "Example:\n  ascribe eval --out out/demo")]
+    Eval(RunArgs),
+    /// Station 8: integer shares per response and owner, with coverage and intervals.
+    #[command(after_help = "Example:\n  ascribe shares --out out/demo")]
+    Shares(RunArgs),
+    /// Station 9: double-entry ledger, payout.csv and a Merkle tree.
+    #[command(after_help = "Example:\n  ascribe pay --out out/demo")]
+    Pay(RunArgs),
+    /// Station 10: the HTML report.
+    #[command(after_help = "Example:\n  ascribe report --out out/demo")]
+    Report(RunArgs),
+    /// Train the model of a recipe on the registered datasets; resumes.
+    #[command(after_help = "Example:\n  ascribe train models/wren/recipe.toml --out models/wren")]
+    Train {
+        /// Recipe file.
+        recipe: PathBuf,
+        /// Model folder to write.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// The retrain bank: measured truth from leave-one-dataset-out trainings.
+    #[command(subcommand)]
+    Bank(BankCommand),
+    /// Mean negative log-likelihood of a text under a Hugging Face model folder.
+    #[command(after_help = "Example:\n  ascribe nll --model models/wren --text README.md --format json")]
+    Nll {
+        /// Model folder (config.json, model.safetensors, tokenizer.json).
+        #[arg(long, value_name = "DIR")]
+        model: PathBuf,
+        /// UTF-8 text.
+        #[arg(long, value_name = "FILE")]
+        text: PathBuf,
+    },
+    /// Speed of the gradient stage beside the plain forward and backward of the same model.
+    #[command(after_help = "Example:\n  ascribe speed --model wren --threads 1")]
+    Speed {
+        /// Model folder under models/.
+        #[arg(long, value_name = "NAME", default_value = ascribe_engine::DEFAULT_MODEL)]
+        model: String,
+        /// Training examples to run.
+        #[arg(long, default_value_t = 512)]
+        examples: usize,
+    },
+}
+
+/// Registry commands.
+#[derive(Debug, Subcommand)]
+pub enum RegistryCommand {
+    /// Recompute every hash and check every signature; refuse licences newer than the training run.
+    #[command(after_help = "Example:\n  ascribe registry verify --model wren")]
+    Verify {
+        /// Model folder under models/ whose training run the licences must precede.
+        #[arg(long, value_name = "NAME", default_value = ascribe_engine::DEFAULT_MODEL)]
+        model: String,
+    },
+}
+
+/// Bank commands.
+#[derive(Debug, Subcommand)]
+pub enum BankCommand {
+    /// Train what is missing; each finished training is one file.
+    #[command(after_help = "Example:\n  ascribe bank build --model wren --seeds 3")]
+    Build {
+        /// Model folder under models/.
+        #[arg(long, value_name = "NAME", default_value = ascribe_engine::DEFAULT_MODEL)]
+        model: String,
+        /// Number of seeds, from the recipe's on.
+        #[arg(long, default_value_t = 3)]
+        seeds: u64,
+    },
+}

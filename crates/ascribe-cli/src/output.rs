@@ -1,0 +1,64 @@
+//! Stdout is data, stderr is talk.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use crate::args::Format;
+
+/// Prints `value` as JSON, or `text` for a person.
+///
+/// # Errors
+/// When stdout is closed.
+pub fn print<T: Serialize>(format: Format, value: &T, text: impl FnOnce(&T) -> String) -> Result<()> {
+    let rendered = match format {
+        Format::Json => serde_json::to_string_pretty(value)?,
+        Format::Text => text(value),
+    };
+    writeln!(std::io::stdout(), "{}", rendered.trim_end())?;
+    Ok(())
+}
+
+/// Tells an error on stderr (and as JSON on stdout when asked for) and gives exit code 1.
+pub fn fail(error: &anyhow::Error, format: Format) -> ExitCode {
+    if format == Format::Json {
+        let value = serde_json::json!({ "error": format!("{error:#}") });
+        // If stdout is closed the exit code still tells.
+        let _ = writeln!(std::io::stdout(), "{value}");
+    }
+    let _ = writeln!(std::io::stderr(), "error: {error:#}");
+    ExitCode::from(1)
+}
+
+/// A table of left-aligned first column and right-aligned others.
+pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let n_columns = header.len();
+    let width = |c: usize| {
+        rows.iter().map(|r| r[c].chars().count()).chain([header[c].chars().count()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..n_columns).map(width).collect();
+    let line = |cells: &[String]| {
+        let mut text = String::new();
+        for (c, cell) in cells.iter().enumerate() {
+            let pad = " ".repeat(widths[c].saturating_sub(cell.chars().count()));
+            let cell = if c == 0 { format!("{cell}{pad}") } else { format!("  {pad}{cell}") };
+            text.push_str(&cell);
+        }
+        text.trim_end().to_owned() + "\n"
+    };
+    let header: Vec<String> = header.iter().map(|h| (*h).to_owned()).collect();
+    std::iter::once(line(&header)).chain(rows.iter().map(|r| line(r))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        let text = table(&["name", "n"], &[vec!["a".into(), "10".into()], vec!["long name".into(), "7".into()]]);
+        assert_eq!(text, "name        n\na          10\nlong name   7\n");
+    }
+}

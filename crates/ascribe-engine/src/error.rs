@@ -1,0 +1,90 @@
+//! One error for the walk. Each variant says what, where, expected and found; the rest passes through.
+
+use std::path::{Path, PathBuf};
+
+use ascribe_core::Digest;
+
+/// Errors of the walk.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// No folder with `datasets/` and `models/`.
+    #[error(
+        "{looked}: expected a folder with datasets/ and models/ here or above, found none; hint: pass --home",
+        looked = looked.display()
+    )]
+    NoHome {
+        /// Where the search began.
+        looked: PathBuf,
+    },
+    /// A recipe file cannot be used.
+    #[error("{path}: {why}", path = path.display())]
+    Recipe {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, with line and field.
+        why: String,
+    },
+    /// A digest differs from the recorded one.
+    #[error("{what}: expected SHA-256 {expected}, found {found}{hint}", what = what.display())]
+    Digest {
+        /// File or thing.
+        what: PathBuf,
+        /// Recorded.
+        expected: Digest,
+        /// Recomputed.
+        found: Digest,
+        /// What to do, starting with `; hint: `, or nothing.
+        hint: &'static str,
+    },
+    /// A file's content is not what it must be.
+    #[error("{path}: expected {expected}, found {found}", path = path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// Expected.
+        expected: String,
+        /// Found.
+        found: String,
+    },
+    /// Reading or writing failed.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The user asked to stop; everything done so far is kept.
+    #[error("stopped on request; run the same command again to go on from here")]
+    Stopped,
+    /// An audit found differences.
+    #[error("audit: {count} difference(s); the first: {first}")]
+    Audit {
+        /// How many.
+        count: usize,
+        /// The first, in words.
+        first: String,
+    },
+    /// From the registry.
+    #[error(transparent)]
+    Registry(#[from] ascribe_registry::RegistryError),
+    /// From the corpus.
+    #[error(transparent)]
+    Corpus(#[from] ascribe_corpus::CorpusError),
+    /// From the model.
+    #[error(transparent)]
+    Model(#[from] ascribe_models::ModelError),
+    /// From the report.
+    #[error(transparent)]
+    Report(#[from] crate::report::ReportError),
+    /// A value could not be written as JSON.
+    #[error("JSON: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+impl EngineError {
+    /// An I/O error with its path.
+    pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        Self::Io { path: path.as_ref().to_path_buf(), source }
+    }
+}

@@ -1,0 +1,64 @@
+//! What `ascribe demo --format json` prints: one object, its names a contract.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The demo's result.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DemoSummary {
+    /// Registered datasets.
+    pub datasets: u64,
+    /// Registered records.
+    pub records: u64,
+    /// Training examples with a feature row.
+    pub examples: u64,
+    /// Held-out responses explained.
+    pub queries: u64,
+    /// Wall seconds of this run of the command.
+    pub seconds: f64,
+    /// Peak resident memory, MiB.
+    pub peak_rss_mib: f64,
+    /// The method that shares and payouts come from.
+    pub default_method: String,
+    /// True when every unit of the pool is accounted for.
+    pub conservation: bool,
+    /// Share of the pool that measured evidence covers, in ppm.
+    pub coverage_ppm: u32,
+    /// Recall@10 of the HNSW index against exact search.
+    pub hnsw_recall_at_10: f64,
+    /// Methods and controls, measured against retraining.
+    pub methods: BTreeMap<String, MethodSummary>,
+}
+
+/// One method against retraining. Share errors are held-out; intervals are over responses.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MethodSummary {
+    /// Total variation between predicted and true shares: raw scores, or the fitted method on queries it was not
+    /// fitted on.
+    pub share_error: f64,
+    /// Interval.
+    pub share_error_low: f64,
+    /// Interval.
+    pub share_error_high: f64,
+    /// The same after a one-temperature calibration, on queries it was not fitted on.
+    pub calibrated: f64,
+    /// Interval.
+    pub calibrated_low: f64,
+    /// Interval.
+    pub calibrated_high: f64,
+    /// Calibrated share error on queries of datasets that the calibration never saw.
+    pub calibrated_unseen_datasets: f64,
+    /// Mean Spearman correlation with the true loss changes over datasets.
+    pub spearman: f64,
+    /// Interval.
+    pub low: f64,
+    /// Interval.
+    pub high: f64,
+    /// The same without the response's own dataset.
+    pub spearman_others: f64,
+    /// How often the top dataset is right.
+    pub top1: f64,
+    /// True for controls.
+    pub control: bool,
+}
