@@ -1,0 +1,67 @@
+//! Spearman's rank correlation, ties averaged.
+
+/// Ranks from 1; equal values get the mean of theirs.
+pub fn ranks(values: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
+    let mut out = vec![0.0; values.len()];
+    let mut start = 0;
+    while start < order.len() {
+        let mut end = start + 1;
+        while end < order.len() && values[order[end]] == values[order[start]] {
+            end += 1;
+        }
+        let mean = (start + 1 + end) as f64 / 2.0;
+        order[start..end].iter().for_each(|&i| out[i] = mean);
+        start = end;
+    }
+    out
+}
+
+/// Spearman correlation of two lists: Pearson correlation of their ranks. `None` when either is constant, holds a NaN,
+/// or has fewer than two entries: then there is no order to compare.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn spearman(a: &[f64], b: &[f64]) -> Option<f64> {
+    assert_eq!(a.len(), b.len(), "a rank correlation needs two lists of one length");
+    if a.len() < 2 || a.iter().chain(b).any(|v| v.is_nan()) {
+        return None;
+    }
+    let (a, b) = (ranks(a), ranks(b));
+    let mean = (a.len() + 1) as f64 / 2.0;
+    let (mut ab, mut aa, mut bb) = (0.0, 0.0, 0.0);
+    for (x, y) in a.iter().zip(&b) {
+        ab += (x - mean) * (y - mean);
+        aa += (x - mean) * (x - mean);
+        bb += (y - mean) * (y - mean);
+    }
+    (aa > 0.0 && bb > 0.0).then(|| ab / (aa * bb).sqrt())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn by_hand() {
+        assert_eq!(ranks(&[10.0, 20.0, 10.0, 5.0]), [2.5, 4.0, 2.5, 1.0]);
+        assert_eq!(spearman(&[1.0, 2.0, 3.0], &[10.0, 100.0, 1000.0]), Some(1.0));
+        assert_eq!(spearman(&[1.0, 2.0, 3.0], &[3.0, 2.0, 1.0]), Some(-1.0));
+        // Without ties: 1 − 6Σd²/(n(n²−1)) with d = (0, 1, 1, 2, 2)… = 1 − 6·10/120 = 0.5.
+        let rho = spearman(&[1.0, 2.0, 3.0, 4.0, 5.0], &[1.0, 3.0, 4.0, 2.0, 7.0]).unwrap();
+        let d2 = [0.0f64, 1.0, 1.0, 2.0, 0.0].iter().map(|d| d * d).sum::<f64>();
+        assert!((rho - (1.0 - 6.0 * d2 / 120.0)).abs() < 1e-15);
+        // With a tie, worked out by hand: ranks (1, 2.5, 2.5, 4) and (1, 2, 3, 4): 4.5/√(4.5·5).
+        let rho = spearman(&[0.0, 1.0, 1.0, 9.0], &[0.0, 1.0, 2.0, 3.0]).unwrap();
+        assert!((rho - 4.5 / (4.5f64 * 5.0).sqrt()).abs() < 1e-15);
+    }
+
+    #[test]
+    fn no_order_no_correlation() {
+        assert_eq!(spearman(&[1.0, 1.0], &[1.0, 2.0]), None);
+        assert_eq!(spearman(&[1.0], &[1.0]), None);
+        assert_eq!(spearman(&[], &[]), None);
+        assert_eq!(spearman(&[1.0, f64::NAN], &[1.0, 2.0]), None);
+    }
+}
