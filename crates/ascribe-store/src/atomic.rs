@@ -1,7 +1,7 @@
 //! Files that appear whole or not at all: written beside their place, synced, renamed into it, folder synced.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::StoreError;
@@ -27,13 +27,13 @@ impl AtomicFile {
         tmp_name.push(".");
         tmp_name.push(TMP_SUFFIX);
         let tmp_path = PathBuf::from(tmp_name);
-        let file = File::create(&tmp_path).map_err(|source| StoreError::io("create", &tmp_path, source))?;
+        let open = fs::OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&tmp_path);
+        let file = open.map_err(|source| StoreError::io("create", &tmp_path, source))?;
         Ok(Self { path: path.to_path_buf(), tmp_path, file: Some(file) })
     }
 
-    /// Where it will stand.
-    pub fn path(&self) -> &Path {
-        &self.path
+    fn open_file(&mut self) -> &mut File {
+        self.file.as_mut().expect("the file is open until it is committed")
     }
 
     /// Syncs the bytes, gives the file its name, syncs the folder.
@@ -57,11 +57,23 @@ impl AtomicFile {
 
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.as_mut().expect("the file is open until it is committed").write(bytes)
+        self.open_file().write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.as_mut().expect("the file is open until it is committed").flush()
+        self.open_file().flush()
+    }
+}
+
+impl Read for AtomicFile {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.open_file().read(bytes)
+    }
+}
+
+impl Seek for AtomicFile {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.open_file().seek(to)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The errors of this crate: each names the file, what was expected, what was found, and what to do.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -47,22 +48,12 @@ pub enum StoreError {
         found: u32,
     },
     /// The rows are of another model, checkpoint, projection or corpus.
-    #[error(
-        "{path} was made for another spec: expected {expected}, found {found}; field `{field}` differs (expected {expected_value}, found {found_value})"
-    )]
+    #[error("{path} was made for another spec: {difference}")]
     SpecMismatch {
         /// The file.
         path: PathBuf,
-        /// Hash that the caller expects.
-        expected: Digest,
-        /// Hash of the file.
-        found: Digest,
-        /// First field that differs.
-        field: &'static str,
-        /// Its expected value.
-        expected_value: String,
-        /// Its value in the file.
-        found_value: String,
+        /// What differs.
+        difference: Box<SpecDifference>,
     },
     /// A setting of the store differs from the one it was begun with.
     #[error(
@@ -178,6 +169,29 @@ pub enum StoreError {
         /// As given or as the file says.
         found: u64,
     },
+}
+
+/// How two specs differ.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SpecDifference {
+    /// Hash that the caller expects.
+    pub expected: Digest,
+    /// Hash of the file.
+    pub found: Digest,
+    /// First field that differs.
+    pub field: &'static str,
+    /// Its expected value.
+    pub expected_value: String,
+    /// Its value in the file.
+    pub found_value: String,
+}
+
+impl fmt::Display for SpecDifference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { expected, found, field, expected_value, found_value } = self;
+        write!(f, "expected {expected}, found {found}; field `{field}` differs (expected {expected_value}, ")?;
+        write!(f, "found {found_value})")
+    }
 }
 
 fn version_hint(expected: u32, found: u32) -> &'static str {

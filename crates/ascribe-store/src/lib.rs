@@ -25,5 +25,7 @@ pub mod mmap;
 pub mod scores;
 mod tensors;
 
-pub use error::StoreError;
+pub use error::{SpecDifference, StoreError};
+pub use factors::{FactorData, FactorFile};
 pub use features::{FeatureStore, FeatureWriter};
+pub use scores::{Level, ScoreFile, ScoreFileMeta, ScoreRow, ScoreWriter, read_scores};

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::FEATURES_FORMAT_VERSION;
 use crate::atomic::{read_capped, write_atomic};
-use crate::error::StoreError;
+use crate::error::{SpecDifference, StoreError};
 use crate::limits::{DIM_MAX, HEADER_MAX_BYTES, ROWS_PER_SHARD_MAX, SHARD_MAX_BYTES};
 
 const NEVER_BEGUN: &str = "this folder is no feature store; run the writing step";
@@ -102,14 +102,9 @@ impl StoreHeader {
             return Ok(());
         }
         let (field, expected_value, found_value) = first_difference(expected, &self.spec);
-        Err(StoreError::SpecMismatch {
-            path: path.to_path_buf(),
-            expected: expected_hash,
-            found: self.spec_sha256,
-            field,
-            expected_value,
-            found_value,
-        })
+        let found = self.spec_sha256;
+        let difference = SpecDifference { expected: expected_hash, found, field, expected_value, found_value };
+        Err(StoreError::SpecMismatch { path: path.to_path_buf(), difference: Box::new(difference) })
     }
 }
 

@@ -1,0 +1,108 @@
+//! How fast the store writes and is read, beside the plain file system.
+//!
+//! `cargo run --release -p ascribe-store --example throughput -- [rows] [dim] [folder]`
+#![allow(clippy::print_stdout)] // an example talks
+
+use std::error::Error;
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use ascribe_core::{Column, Digest, ExampleId, FeatureReader, FeatureSink, FeatureSpec, ProjectorSpec, RowType};
+use ascribe_store::{FeatureStore, FeatureWriter};
+use ndarray::Array2;
+
+const PUSH_ROWS: usize = 128;
+const ROWS_PER_SHARD: u32 = 2048;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let number = |i: usize, default: usize| args.get(i).map_or(Ok(default), |text| text.parse());
+    let (n_rows, dim) = (number(0, 9_000)?, number(1, 4_096)?);
+    let root = args.get(2).map_or_else(std::env::temp_dir, PathBuf::from).join("ascribe-throughput");
+    std::fs::create_dir_all(&root)?;
+    println!("{n_rows} rows of {dim} numbers, pushes of {PUSH_ROWS}, shards of {ROWS_PER_SHARD}");
+    println!(
+        "{:6} {:>8} {:>12} {:>12} {:>12} {:>12}",
+        "type", "MiB", "raw MB/s", "store MB/s", "first GB/s", "again GB/s"
+    );
+    for row_type in [RowType::F32, RowType::Bf16, RowType::F16] {
+        measure(&root, n_rows, dim, row_type)?;
+    }
+    std::fs::remove_dir_all(&root)?;
+    Ok(())
+}
+
+fn measure(root: &std::path::Path, n_rows: usize, dim: usize, row_type: RowType) -> Result<(), Box<dyn Error>> {
+    let len_bytes = n_rows * dim * row_type.len_bytes();
+    let raw_path = root.join("raw.bin");
+    let bytes = vec![0x5Au8; 16 << 20];
+    let begun = Instant::now();
+    let mut raw = File::create(&raw_path)?;
+    let mut left = len_bytes;
+    while left > 0 {
+        let n = left.min(bytes.len());
+        raw.write_all(&bytes[..n])?;
+        left -= n;
+    }
+    raw.sync_all()?;
+    let raw_s = begun.elapsed().as_secs_f64();
+    std::fs::remove_file(&raw_path)?;
+
+    let dir = root.join("store");
+    let block = Array2::from_shape_fn((PUSH_ROWS, dim), |(i, j)| ((i * 31 + j * 17) % 1009) as f32 / 500.0 - 1.0);
+    let ids: Vec<ExampleId> = (0..n_rows).map(|i| ExampleId { dataset: i as u32 % 10, idx: i as u32 / 10 }).collect();
+    let begun = Instant::now();
+    let mut writer = FeatureWriter::create_or_resume(&dir, &spec(dim), row_type, ROWS_PER_SHARD, n_rows as u64)?;
+    for chunk in ids.chunks(PUSH_ROWS) {
+        writer.push(chunk, block.slice(ndarray::s![..chunk.len(), ..]))?;
+    }
+    drop(writer.finish()?);
+    let write_s = begun.elapsed().as_secs_f64();
+
+    let store = FeatureStore::open(&dir, None)?;
+    // The first pass hashes every shard before it hands out a row; later passes do not.
+    let (first_s, again_s) = (scan(&store)?, scan(&store)?);
+    let (mb, gb) = (len_bytes as f64 / 1e6, len_bytes as f64 / 1e9);
+    println!(
+        "{:6} {:8.0} {:12.0} {:12.0} {:12.2} {:12.2}",
+        format!("{row_type:?}").to_lowercase(),
+        len_bytes as f64 / f64::from(1 << 20),
+        mb / raw_s,
+        mb / write_s,
+        gb / first_s,
+        gb / again_s
+    );
+    std::fs::remove_dir_all(&dir)?;
+    Ok(())
+}
+
+/// Reads every number once (eight running sums, so that the reading and not one long chain of additions is timed).
+fn scan(store: &FeatureStore) -> Result<f64, Box<dyn Error>> {
+    let begun = Instant::now();
+    let mut sums = [0.0f32; 8];
+    for i in 0..store.n_blocks() {
+        let block = store.block(i)?;
+        let rows = block.rows.as_slice().ok_or("rows of a block are contiguous")?;
+        for chunk in rows.as_chunks::<8>().0 {
+            sums.iter_mut().zip(chunk).for_each(|(sum, x)| *sum += x);
+        }
+    }
+    assert!(sums.iter().all(|sum| sum.is_finite()), "the rows are small finite numbers");
+    Ok(begun.elapsed().as_secs_f64())
+}
+
+fn spec(dim: usize) -> FeatureSpec {
+    FeatureSpec {
+        model: Digest::of(b"throughput"),
+        checkpoint: "none".into(),
+        quantity: "synthetic".into(),
+        loss: "none".into(),
+        normalizer: "none".into(),
+        projector: ProjectorSpec::Identity,
+        columns: vec![Column { name: "all".into(), start: 0, len: dim }],
+        dim,
+        corpus: Digest::of(b"none"),
+    }
+}

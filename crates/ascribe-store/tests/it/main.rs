@@ -1,0 +1,11 @@
+//! Integration tests of the formats: invariance, crashes, damage, full disks, old files.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests panic like the tests themselves
+
+mod common;
+mod damage;
+mod factors;
+mod features;
+mod golden;
+mod kill;
+mod scores;
