@@ -35,8 +35,13 @@ fi
 mark=$(cat "$here/requirements.txt" "$here/stub_cuda.py" <(echo "$torch $cuda_runtime") | sha256sum | cut -c1-16)
 if [ ! -e "$venv/$mark" ]; then
   rm -rf "$venv"
-  python3 -m venv "$venv" >&2 || broken "python3 -m venv (Debian: python3-venv)"
-  pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
+  if python3 -m venv "$venv" >&2; then
+    pip=("$venv/bin/python" -m pip)
+  else # Debian without python3-venv, but with a pip outside
+    python3 -m venv --clear --without-pip "$venv" >&2 || broken "python3 -m venv"
+    pip=(python3 -m pip --python "$venv/bin/python")
+  fi
+  pip+=(install --quiet --disable-pip-version-check)
   "${pip[@]}" -r "$here/requirements.txt" >&2 || broken "pip could not install requirements.txt"
   "${pip[@]}" --no-deps "$torch" "$cuda_runtime" >&2 || broken "pip could not install $torch"
   if ! "$venv/bin/python" -c 'import torch' 2> /dev/null; then
