@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use crate::decoder::{Decoder, Sequence};
 use crate::error::ModelError;
+use crate::features::GradientStage;
 use crate::gradient::FullGradient;
 
 /// Tokens per second of one thread.
@@ -60,6 +61,24 @@ pub fn floor(decoder: &Decoder, sequences: &[Sequence<'_>], repeats: usize) -> R
     let flop = forward_flop(decoder, tokens as f64 / sequences.len().max(1) as f64);
     let rate = |seconds: f64, flop: f64| Rate { tokens_per_cpu_second: tokens as f64 / seconds, flop_per_token: flop };
     Ok((rate(forward, flop), rate(backward, 3.0 * flop)))
+}
+
+/// Speed of the gradient stage over `sequences`, on the calling thread.
+///
+/// # Errors
+/// [`ModelError::Length`], [`ModelError::Token`].
+pub fn gradient_stage(
+    stage: &GradientStage<'_>,
+    decoder: &Decoder,
+    sequences: &[Sequence<'_>],
+    repeats: usize,
+) -> Result<Rate, ModelError> {
+    decoder.check(sequences)?;
+    let tokens: usize = sequences.iter().map(|s| s.tokens.len()).sum();
+    let mut row = vec![0.0f32; stage.dim()];
+    let seconds = best_seconds(repeats, || stage.rows_on_this_thread(sequences, &mut row));
+    let flop = forward_flop(decoder, tokens as f64 / sequences.len().max(1) as f64);
+    Ok(Rate { tokens_per_cpu_second: tokens as f64 / seconds, flop_per_token: 2.0 * flop + stage.flop_per_token() })
 }
 
 /// Operations per token of a forward pass at sequence length `t`: two per weight of a product, and causal attention.

@@ -42,6 +42,10 @@ pub(crate) trait Sink {
     fn gain(&mut self, norm: Norm) -> &mut [f32];
     /// Gradient of the embedded rows, `[T, d]`: row t belongs to `tokens[t]`.
     fn embedding(&mut self, tokens: &[u32], d_x: &[f32]);
+    /// False if nothing below the first layer's query, key and value is asked for: the pass ends there.
+    fn wants_input_gradient(&self) -> bool {
+        true
+    }
 }
 
 impl Decoder {
@@ -70,7 +74,9 @@ impl Decoder {
             self.feed_forward_backward(l, t, ws, sink);
             self.attention_backward(l, t, ws, sink);
         }
-        sink.embedding(tokens, &ws.d_x[..t * d]);
+        if sink.wants_input_gradient() {
+            sink.embedding(tokens, &ws.d_x[..t * d]);
+        }
         loss
     }
 
@@ -126,6 +132,9 @@ impl Decoder {
         attention::backward(self.heads(), t, &tape.qkv, &tape.probabilities, &ws.d_in, d_qkv, &mut ws.d_scores);
         self.rotary.apply(d_qkv, stride, c.num_attention_heads + c.num_key_value_heads, -1.0);
         sink.linear(qkv, t, &tape.attn_in[..t * d], d_qkv);
+        if l == 0 && !sink.wants_input_gradient() {
+            return;
+        }
         linear::backward_input(self.weight(qkv), self.fan(qkv), t, d_qkv, &mut ws.d_in);
         rms_norm_backward(
             &tape.x_in[..t * d],
