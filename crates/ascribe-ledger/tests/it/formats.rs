@@ -5,19 +5,19 @@ use ascribe_ledger::{EvmAddress, Journal, PayoutTree, pay, payout_rows, read_pay
 
 use crate::toy::plan;
 
-const JOURNAL: &str = include_str!("../formats/1/journal.json");
-const TEXT: &str = include_str!("../formats/1/journal.ledger");
-const CSV: &str = include_str!("../formats/1/payout.csv");
-const MERKLE: &str = include_str!("../formats/1/merkle.json");
+const JOURNAL: &str = include_str!("../formats/journal/v1/journal.json");
+const TEXT: &str = include_str!("../formats/journal/v1/journal.ledger");
+const CSV: &str = include_str!("../formats/payout/v1/payout.csv");
+const MERKLE: &str = include_str!("../formats/payout/v1/merkle.json");
 
 fn written() -> [(&'static str, String); 4] {
     let statement = pay(&plan()).unwrap();
     let tree = PayoutTree::of_rows(None, &statement.rows, 31337, EvmAddress([0xaa; 20])).unwrap();
     [
-        ("journal.json", String::from_utf8(statement.journal.to_json().unwrap()).unwrap()),
-        ("journal.ledger", statement.journal.to_text()),
-        ("payout.csv", write_payout_csv(&statement.journal.run_id(), &statement.rows)),
-        ("merkle.json", String::from_utf8(tree.to_json().unwrap()).unwrap()),
+        ("journal/v1/journal.json", String::from_utf8(statement.journal.to_json().unwrap()).unwrap()),
+        ("journal/v1/journal.ledger", statement.journal.to_text()),
+        ("payout/v1/payout.csv", write_payout_csv(&statement.journal.run_id(), &statement.rows)),
+        ("payout/v1/merkle.json", String::from_utf8(tree.to_json().unwrap()).unwrap()),
     ]
 }
 
@@ -45,7 +45,7 @@ fn version_1_is_written() {
 #[ignore = "writes files"]
 fn write_golden() {
     for (name, text) in written() {
-        let path = format!("{}/tests/formats/1/{name}", env!("CARGO_MANIFEST_DIR"));
+        let path = format!("{}/tests/formats/{name}", env!("CARGO_MANIFEST_DIR"));
         std::fs::write(path, text).unwrap();
     }
 }
