@@ -323,7 +323,7 @@ mod tests {
             assert!(error.contains(hint), "{from} -> {to}: {error}");
         };
         let root = hash_text(&tree.root());
-        check(&root, &root.replace(|c: char| c == 'a', "b"), "merkle.json: root: expected 0x");
+        check(&root, &root.replace('a', "b"), "merkle.json: root: expected 0x");
         check(&hash_text(&tree.tree[3]), &hash_text(&[7; 32]), "node 3");
         check("\"1180591620717411303424\"", "\"1180591620717411303425\"", "root");
         check("\"1180591620717411303424\"", "1180591620717411303424", "invalid type");

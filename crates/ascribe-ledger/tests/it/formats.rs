@@ -49,3 +49,16 @@ fn write_golden() {
         std::fs::write(path, text).unwrap();
     }
 }
+
+/// No bit of a payout tree can change unnoticed, and no bytes make its reader panic.
+#[test]
+fn every_bit_of_a_tree_counts() {
+    for at in 0..MERKLE.len() {
+        for bit in 0..8 {
+            let mut bytes = MERKLE.as_bytes().to_vec();
+            bytes[at] ^= 1 << bit;
+            assert!(PayoutTree::from_json(&bytes).is_err(), "bit {bit} of byte {at}");
+        }
+        assert!(PayoutTree::from_json(&MERKLE.as_bytes()[..at]).is_err(), "cut at {at}");
+    }
+}
