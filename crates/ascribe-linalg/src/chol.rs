@@ -1,7 +1,7 @@
 //! Cholesky factors of symmetric positive definite f64 matrices, through faer, on the calling thread.
 //!
 //! Callers factor many blocks side by side in their own parallel loop; one factorisation never spawns work, so its
-//! bytes do not depend on threads. Right-hand sides are solved in groups of [`GROUP`], the last one padded with zeros:
+//! bytes do not depend on threads. Right-hand sides are solved in groups of fixed size, the last one padded with zeros:
 //! the answer for a row does not depend on the rows beside it.
 
 use faer::dyn_stack::{MemBuffer, MemStack};
@@ -14,6 +14,9 @@ use crate::error::LinalgError;
 
 /// Right-hand sides per call of the solver.
 pub const GROUP: usize = 32;
+
+/// Rows per call when whitening: it runs over whole stores, and the factor is read once per call.
+pub const WHITEN_GROUP: usize = 128;
 
 /// `A = L·Lᵀ`.
 #[derive(Clone, Debug)]
@@ -64,7 +67,7 @@ impl Cholesky {
     /// # Panics
     /// If a row has not `n` numbers.
     pub fn solve_rows(&self, rows: ArrayViewMut2<'_, f64>) {
-        self.each_group(rows, true);
+        self.each_group(rows, GROUP, true);
     }
 
     /// Replaces every row `x` of `rows`, `[r, n]`, by `L⁻¹x`, so that `‖L⁻¹x‖² = xᵀA⁻¹x`. Cost `r·n²`.
@@ -72,23 +75,23 @@ impl Cholesky {
     /// # Panics
     /// If a row has not `n` numbers.
     pub fn whiten_rows(&self, rows: ArrayViewMut2<'_, f64>) {
-        self.each_group(rows, false);
+        self.each_group(rows, WHITEN_GROUP, false);
     }
 
-    fn each_group(&self, mut rows: ArrayViewMut2<'_, f64>, back: bool) {
+    fn each_group(&self, mut rows: ArrayViewMut2<'_, f64>, height: usize, back: bool) {
         let n = self.dim();
         assert_eq!(rows.ncols(), n, "a right-hand side has another length than the matrix");
         if n == 0 {
             return;
         }
-        let mut group = vec![0.0f64; GROUP * n];
-        for mut chunk in rows.axis_chunks_iter_mut(ndarray::Axis(0), GROUP) {
+        let mut group = vec![0.0f64; height * n];
+        for mut chunk in rows.axis_chunks_iter_mut(ndarray::Axis(0), height) {
             group.fill(0.0);
             for (row, slot) in chunk.rows().into_iter().zip(group.chunks_exact_mut(n)) {
                 row.iter().zip(slot).for_each(|(&x, s)| *s = x);
             }
-            // Row-major [GROUP, n] is column-major [n, GROUP].
-            let mut rhs = MatMut::from_column_major_slice_mut(&mut group, n, GROUP);
+            // Row-major [height, n] is column-major [n, height].
+            let mut rhs = MatMut::from_column_major_slice_mut(&mut group, n, height);
             solve_lower_triangular_in_place(self.lower.as_ref(), rhs.as_mut(), Par::Seq);
             if back {
                 solve_upper_triangular_in_place(self.lower.transpose(), rhs.as_mut(), Par::Seq);

@@ -2,7 +2,7 @@
 
 use ascribe_core::{Column, FeatureReader, Progress};
 use ascribe_linalg::{Cholesky, LinalgError, SymmetricEigen};
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
 use super::covariance::check_damping;
@@ -11,7 +11,7 @@ use crate::dot;
 use crate::error::MethodError;
 
 /// Rows that one whitening task takes.
-const WHITEN_ROWS: usize = 64;
+const WHITEN_ROWS: usize = 128;
 
 /// Applies `(H_m + λ_m I)⁻¹` and its square root, module by module.
 pub trait Preconditioner: Sync {
@@ -200,7 +200,11 @@ pub fn unit_queries(by: &dyn Preconditioner, queries: ArrayView2<'_, f32>) -> Re
 pub fn self_influence_of(by: &dyn Preconditioner, rows: ArrayView2<'_, f32>) -> Result<Vec<f64>, MethodError> {
     let mut whitened = blocks::query_rows(rows, by.columns())?;
     for_modules(by, &mut whitened, |module, rows| by.whiten(module, rows));
-    Ok(whitened.rows().into_iter().map(|row| squares(by.columns(), row)).collect())
+    let total = |row: ArrayView1<'_, f64>| {
+        let part = |c: &Column| squares(row.slice(s![c.start..c.start + c.len]));
+        by.columns().iter().map(part).fold(0.0, |sum, v| sum + v)
+    };
+    Ok(whitened.rows().into_iter().map(total).collect())
 }
 
 /// Self-influence `ĝ_iᵀ(H + λ)⁻¹ĝ_i` of every training row, `[N]`. Never negative; zero for a row of zeros.
@@ -221,19 +225,26 @@ pub fn self_influence<R: FeatureReader>(
     let mut out = Vec::with_capacity(dot::n_rows(reader)?);
     progress.start("self-influence", reader.n_rows(), "rows");
     blocks::for_each(reader, progress, |block| {
-        let starts: Vec<usize> = (0..block.ids.len()).step_by(WHITEN_ROWS).collect();
-        let values: Vec<Vec<f64>> = starts
-            .par_iter()
-            .map(|&start| {
+        // Module by module: one factor then serves all row groups of the block from the cache.
+        let groups: Vec<usize> = (0..block.ids.len()).step_by(WHITEN_ROWS).collect();
+        let parts: Vec<Vec<f64>> = (0..by.columns().len() * groups.len())
+            .into_par_iter()
+            .map(|task| {
+                let (module, start) = (task / groups.len(), groups[task % groups.len()]);
+                let column = &by.columns()[module];
                 let end = (start + WHITEN_ROWS).min(block.ids.len());
-                let mut rows = block.rows.slice(s![start..end, ..]).to_owned();
-                for (module, column) in by.columns().iter().enumerate() {
-                    by.whiten(module, rows.slice_mut(s![.., column.start..column.start + column.len]));
-                }
-                rows.rows().into_iter().map(|row| squares(by.columns(), row)).collect()
+                let part = s![start..end, column.start..column.start + column.len];
+                let mut rows = block.rows.slice(part).to_owned();
+                by.whiten(module, rows.view_mut());
+                rows.rows().into_iter().map(squares).collect()
             })
             .collect();
-        out.extend(values.into_iter().flatten());
+        let first = out.len();
+        out.resize(first + block.ids.len(), 0.0);
+        for (task, values) in parts.iter().enumerate() {
+            let start = first + groups[task % groups.len()];
+            out[start..start + values.len()].iter_mut().zip(values).for_each(|(total, v)| *total += v);
+        }
         Ok(())
     })?;
     progress.finish("rows whitened");
@@ -278,10 +289,9 @@ fn for_modules(by: &dyn Preconditioner, rows: &mut Array2<f64>, work: impl Fn(us
     parts.into_par_iter().enumerate().for_each(|(module, part)| work(module, part));
 }
 
-/// `Σ x²`, module by module in order.
-fn squares(columns: &[Column], row: ndarray::ArrayView1<'_, f64>) -> f64 {
-    let part = |c: &Column| row.slice(s![c.start..c.start + c.len]);
-    columns.iter().map(|c| ascribe_linalg::sum::sum_by(c.len, |i| part(c)[i] * part(c)[i])).sum()
+/// `Σ x²` of one module's columns.
+fn squares(row: ArrayView1<'_, f64>) -> f64 {
+    ascribe_linalg::sum::sum_by(row.len(), |i| row[i] * row[i])
 }
 
 fn factor_error(column: &Column, damping_rel: f64, source: LinalgError) -> MethodError {
