@@ -6,6 +6,19 @@
 //!
 //! Every measure is taken per query and is `None` where it is not defined; means and intervals are over the queries where
 //! it is, and the others are counted.
+//!
+//! ```
+//! use ascribe_eval::{PerQuery, Truth};
+//! use ndarray::{arr1, arr2};
+//!
+//! // Losses of one query with all data, and without each of three datasets.
+//! let truth = Truth::from_losses(arr1(&[2.0]).view(), arr2(&[[2.6, 2.2, 1.9]]).view())?;
+//! let scores = arr2(&[[0.5, 0.5, -3.0]]);
+//! let summary = PerQuery::of_scores(&truth, scores.view(), &[0])?.summary(1)?;
+//! // Shares (.75, .25, 0) against (.5, .5, 0).
+//! assert!(summary.share_error.is_some_and(|e| (e.mean - 0.25).abs() < 1e-12));
+//! # Ok::<(), ascribe_eval::EvalError>(())
+//! ```
 
 mod error;
 

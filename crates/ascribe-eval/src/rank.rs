@@ -42,19 +42,36 @@ pub fn spearman(a: &[f64], b: &[f64]) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn by_hand() {
         assert_eq!(ranks(&[10.0, 20.0, 10.0, 5.0]), [2.5, 4.0, 2.5, 1.0]);
         assert_eq!(spearman(&[1.0, 2.0, 3.0], &[10.0, 100.0, 1000.0]), Some(1.0));
         assert_eq!(spearman(&[1.0, 2.0, 3.0], &[3.0, 2.0, 1.0]), Some(-1.0));
-        // Without ties: 1 − 6Σd²/(n(n²−1)) with d = (0, 1, 1, 2, 2)… = 1 − 6·10/120 = 0.5.
+        // Without ties: 1 − 6Σd²/(n(n²−1)), d the differences of ranks.
         let rho = spearman(&[1.0, 2.0, 3.0, 4.0, 5.0], &[1.0, 3.0, 4.0, 2.0, 7.0]).unwrap();
         let d2 = [0.0f64, 1.0, 1.0, 2.0, 0.0].iter().map(|d| d * d).sum::<f64>();
         assert!((rho - (1.0 - 6.0 * d2 / 120.0)).abs() < 1e-15);
         // With a tie, worked out by hand: ranks (1, 2.5, 2.5, 4) and (1, 2, 3, 4): 4.5/√(4.5·5).
         let rho = spearman(&[0.0, 1.0, 1.0, 9.0], &[0.0, 1.0, 2.0, 3.0]).unwrap();
         assert!((rho - 4.5 / (4.5f64 * 5.0).sqrt()).abs() < 1e-15);
+    }
+
+    proptest! {
+        #[test]
+        fn depends_on_order_alone(values in prop::collection::vec((-5i8..5, -5i8..5), 2..12)) {
+            // Small integers make ties.
+            let (a, b): (Vec<f64>, Vec<f64>) = values.iter().map(|&(x, y)| (f64::from(x), f64::from(y))).unzip();
+            let rho = spearman(&a, &b);
+            prop_assert_eq!(rho, spearman(&b, &a));
+            prop_assert_eq!(rho, spearman(&a.iter().map(|v| v.exp()).collect::<Vec<_>>(), &b));
+            if let Some(rho) = rho {
+                prop_assert!(rho.abs() <= 1.0 + 1e-12);
+                let negated = spearman(&a.iter().map(|v| -v).collect::<Vec<_>>(), &b);
+                prop_assert!((negated.unwrap() + rho).abs() < 1e-12);
+            }
+        }
     }
 
     #[test]

@@ -74,6 +74,62 @@ fn equals_exact_leave_one_out_up_to_known_terms() {
 }
 
 #[test]
+fn removal_vectors_equal_exact_dataset_removal() {
+    let (n, d, lambda) = (60, 5, 7.0);
+    let ridge = ridge_with_unit_residuals(n, d, lambda);
+    // Datasets of 25, 20 and 15 records: far from first order, and the rows of one straddle two blocks of the reader.
+    let dataset = |i: u32| if i < 25 { 0 } else { 1 + u32::from(i >= 45) };
+    let ids = (0..n as u32).map(|i| ExampleId { dataset: dataset(i), idx: i }).collect();
+    let rows = MemoryReader::new(gradient_spec(&[d]), ids, ridge.gradients().mapv(|g| g as f32), 16);
+    let covariance = Covariance::fit(&rows, &NoProgress).unwrap();
+    let damping_rel = lambda / n as f64 / covariance.mean_diagonals()[0];
+    let removal = block_fisher::removal_vectors(&rows, &covariance, damping_rel, 4, &NoProgress).unwrap();
+    assert!(removal.row(3).iter().all(|&v| v == 0.0), "a dataset without rows");
+
+    let (query_x, query_y) = (Array1::from_vec(vec![0.5, -0.25, 1.0, 0.125, -1.5]), 3.0);
+    let gradient = &query_x * (query_x.dot(&ridge.theta) - query_y);
+    let scores = dot::dataset_scores(gradient.insert_axis(ndarray::Axis(0)).view(), removal.view()).unwrap();
+    let loss = |theta: &Array1<f64>| 0.5 * (query_x.dot(theta) - query_y).powi(2);
+    let mut plain_error = 0.0f64;
+    let factors = covariance.cholesky(damping_rel).unwrap();
+    let gradient = &query_x * (query_x.dot(&ridge.theta) - query_y);
+    let gradient = gradient.mapv(|g| g as f32).insert_axis(ndarray::Axis(0));
+    let preconditioned = block_fisher::precondition(&factors, gradient.view()).unwrap();
+    let sums = dot::dataset_sums(&rows, 4, None, &NoProgress).unwrap();
+    let plain = dot::dataset_scores(preconditioned.view(), sums.view()).unwrap();
+    for k in 0..3u32 {
+        let kept: Vec<usize> = (0..n).filter(|&i| dataset(i as u32) != k).collect();
+        let (x, y) = (ridge.x.select(ndarray::Axis(0), &kept), ridge.y.select(ndarray::Axis(0), &kept));
+        let refit = Ridge::fit(x, y, lambda).theta;
+        let moved = query_x.dot(&(&refit - &ridge.theta));
+        let exact = loss(&refit) - loss(&ridge.theta) - 0.5 * moved * moved;
+        let predicted = scores[(0, k as usize)] / n as f64;
+        // The rows were rounded to f32 once: relative 6e-8 each, a few dozen of them in a sum.
+        assert!((predicted - exact).abs() < 1e-5 * exact.abs().max(1.0), "dataset {k}: {predicted} against {exact}");
+        plain_error = plain_error.max((plain[(0, k as usize)] / n as f64 - exact).abs() / exact.abs());
+    }
+    assert!(plain_error > 0.1, "plain influence must fall short here, or this test shows nothing: {plain_error}");
+}
+
+#[test]
+fn removal_needs_rows_grouped_by_dataset() {
+    let plain = reader(20, &[3], 2);
+    let ids = (0..20).map(|idx| ExampleId { dataset: idx % 2, idx }).collect();
+    let mixed = MemoryReader::new(gradient_spec(&[3]), ids, plain.rows().clone(), 7);
+    let covariance = Covariance::fit(&mixed, &NoProgress).unwrap();
+    let error = block_fisher::removal_vectors(&mixed, &covariance, 0.1, 2, &NoProgress).unwrap_err().to_string();
+    assert!(error.contains("rows grouped by dataset") && error.contains("dataset 0 in two places"), "{error}");
+    let error = block_fisher::removal_vectors(&plain, &covariance, 0.1, 1, &NoProgress).unwrap_err().to_string();
+    assert!(error.contains("below 1"), "{error}");
+    // One dataset only: nothing is left but the damping, which must be there.
+    let one = reader(20, &[3], 1);
+    let covariance = Covariance::fit(&one, &NoProgress).unwrap();
+    let error = block_fisher::removal_vectors(&one, &covariance, 0.0, 1, &NoProgress).unwrap_err().to_string();
+    assert!(error.contains("block.0 without dataset 0"), "{error}");
+    assert!(block_fisher::removal_vectors(&one, &covariance, 0.1, 1, &NoProgress).is_ok());
+}
+
+#[test]
 fn agrees_with_dense_inversion_in_f64() {
     let rows = reader(150, &[7, 1, 20], 3);
     let damping_rel = 0.05;

@@ -118,6 +118,24 @@ fn mean_error(crossed: &CrossFit, world: &World) -> f64 {
 }
 
 #[test]
+fn selection_takes_the_two_looks_and_stops_before_the_noise() {
+    let world = world(60, 6, 3);
+    let every = channels(&world);
+    let usable = all(&world);
+    let truth = target(&world.truth, &usable, &world.own);
+    let steps =
+        combine::forward_select(&every, &truth, split(Holdout::Queries, 2, 1), &FitOptions::default(), 0.005).unwrap();
+    let mut names: Vec<&str> = steps.iter().map(|s| s.name.as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["a", "b"], "{steps:?}");
+    assert!(steps[1].error < steps[0].error - 0.005);
+    // The error of the last step is that of a plain cross-fit of the same channels in the order of selection.
+    let chosen: Vec<Channel<'_>> = steps.iter().map(|s| *every.iter().find(|c| c.name == s.name).unwrap()).collect();
+    let crossed = cross_fit(&chosen, &truth, split(Holdout::Queries, 2, 1), &FitOptions::default()).unwrap();
+    assert!((mean_error(&crossed, &world) - steps[1].error).abs() < 1e-12);
+}
+
+#[test]
 fn raw_shares_are_the_log_share_transform_at_temperature_one() {
     // The floor of 0.01 is the only difference: a share of 0.9 becomes 0.91/1.04 at worst with four datasets.
     let scores = ndarray::arr2(&[[9.0, 1.0, 0.0, -4.0]]);

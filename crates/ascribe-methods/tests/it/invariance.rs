@@ -16,6 +16,7 @@ struct Outcome {
     own: Vec<f64>,
     sums: Array2<f64>,
     datasets: Array2<f64>,
+    removal: Array2<f64>,
 }
 
 fn walk(rows: &MemoryReader, query: &Array2<f32>, spectral: bool) -> Outcome {
@@ -29,7 +30,12 @@ fn walk(rows: &MemoryReader, query: &Array2<f32>, spectral: bool) -> Outcome {
     let scores = dot::score(rows, preconditioned.view(), Some(&weights), &NoProgress).unwrap().values;
     let sums = dot::dataset_sums(rows, 4, Some(&weights), &NoProgress).unwrap();
     let datasets = dot::dataset_scores(preconditioned.view(), sums.view()).unwrap();
-    Outcome { preconditioned, scores, own, sums, datasets }
+    let grouped = rows.ids().is_sorted();
+    let removal = match grouped {
+        true => block_fisher::removal_vectors(rows, &covariance, 0.1, 4, &NoProgress).unwrap(),
+        false => Array2::zeros((0, 0)),
+    };
+    Outcome { preconditioned, scores, own, sums, datasets, removal }
 }
 
 fn assert_same(a: &Outcome, b: &Outcome, what: &str) {
@@ -38,6 +44,7 @@ fn assert_same(a: &Outcome, b: &Outcome, what: &str) {
     assert_eq!(a.own, b.own, "{what}");
     assert_eq!(a.sums, b.sums, "{what}");
     assert_eq!(a.datasets, b.datasets, "{what}");
+    assert_eq!(a.removal, b.removal, "{what}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Times the block-Fisher stages at the demo's size: `cargo run --release -p ascribe-methods --example block_fisher_speed`.
+//! Times the stages at the demo's size: `cargo run --release -p ascribe-methods --example speed`.
 //!
 //! Arguments (optional): rows, columns per module, modules, queries. Prints seconds and the f64 rate of each stage.
 #![allow(clippy::print_stdout)] // a table for a person
@@ -9,6 +9,7 @@ use std::time::Instant;
 use ascribe_core::NoProgress;
 use ascribe_linalg::{Stream, Threads, gemm_f64};
 use ascribe_methods::block_fisher::{self, Covariance};
+use ascribe_methods::combine::{self, Channel, FitOptions, Holdout, Splits, TrueShares};
 use ascribe_methods::dot;
 use ascribe_testkit::{MemoryReader, gradient_spec, toy_rows};
 use ndarray::Array2;
@@ -51,6 +52,30 @@ fn main() -> Result<(), Box<dyn Error>> {
     timed("dataset scores", 20.0 * q * dim, || dot::dataset_scores(query.view(), sums.view()))?;
     let own = || block_fisher::self_influence(&reader, &factors, &NoProgress);
     timed("self-influence", n * dim * width, own)?;
+    let removal = || block_fisher::removal_vectors(&reader, &covariance, 0.1, 10, &NoProgress);
+    timed("removal vectors", n * dim * width * 2.0, removal)?;
+    calibration()
+}
+
+/// Twenty splits of six noisy channels, 80 queries, ten datasets.
+fn calibration() -> Result<(), Box<dyn Error>> {
+    let mut stream = Stream::new(2, "speed");
+    let latent = Array2::from_shape_fn((80, 10), |(q, k)| stream.normal() + if q % 10 == k { 1.5 } else { 0.0 });
+    let mut truth = latent.mapv(|v: f64| (2.0 * v).exp());
+    for mut row in truth.rows_mut() {
+        let total = row.sum();
+        row /= total;
+    }
+    let scores: Vec<Array2<f64>> =
+        (0..6).map(|c| latent.mapv(|v| v + (0.4 + 0.2 * f64::from(c)) * stream.normal())).collect();
+    let names = ["a", "b", "c", "d", "e", "f"];
+    let channels: Vec<Channel<'_>> =
+        names.into_iter().zip(&scores).map(|(name, s)| Channel { name, scores: s.view() }).collect();
+    let (usable, own): (Vec<usize>, Vec<u32>) = ((0..80).collect(), (0..80).map(|q| q % 10).collect());
+    let truth = TrueShares { shares: truth.view(), usable: &usable, own: &own };
+    let splits = Splits { holdout: Holdout::Queries, n: 20, seed: 1 };
+    timed("cross-fit, 1 channel", 0.0, || combine::cross_fit(&channels[..1], &truth, splits, &FitOptions::default()))?;
+    timed("cross-fit, 6 channels", 0.0, || combine::cross_fit(&channels, &truth, splits, &FitOptions::default()))?;
     Ok(())
 }
 
