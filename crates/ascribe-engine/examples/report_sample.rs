@@ -165,10 +165,13 @@ fn response(sources: &[Source], q: usize) -> ResponseRow {
         let records = &sources[d].records;
         &records[stream.below(u32::try_from(records.len()).unwrap_or(u32::MAX)) as usize]
     };
-    let text = (0..50)
-        .map(|_| &pick(own).1)
-        .find(|t| t.chars().count() > PROMPT_CHARS)
-        .unwrap_or_else(|| &sources[own].records[0].1);
+    let mut text = &pick(own).1;
+    for _ in 0..50 {
+        if text.chars().count() > PROMPT_CHARS {
+            break;
+        }
+        text = &pick(own).1;
+    }
     let split = PROMPT_CHARS.min(text.chars().count() / 2);
     let mut weights: Vec<f64> = Vec::new();
     let mut truth: Vec<f64> = Vec::new();
