@@ -1,0 +1,7 @@
+//! Tests that cross crates: files written by an earlier version still open and still mean the same.
+//!
+//! `cargo test -p ascribe-tests -- --ignored make_golden` writes the golden folders of the newest versions again, from the
+//! values in these files; that is how they were made. A folder of an older version is never written again.
+
+mod golden_models;
+mod golden_registry;
