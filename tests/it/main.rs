@@ -2,6 +2,7 @@
 //!
 //! `cargo test -p ascribe-tests -- --ignored make_golden` writes the golden folders of the newest versions again, from the
 //! values in these files; that is how they were made. A folder of an older version is never written again.
+#![allow(clippy::unwrap_used)] // test code: a panic with the error is the report
 
 mod golden_models;
 mod golden_registry;
