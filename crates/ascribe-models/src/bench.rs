@@ -6,6 +6,7 @@ use crate::decoder::{Decoder, Sequence};
 use crate::error::ModelError;
 use crate::features::GradientStage;
 use crate::gradient::FullGradient;
+use crate::graph::{GraphDecoder, GraphKind};
 
 /// Tokens per second of one thread.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -61,6 +62,34 @@ pub fn floor(decoder: &Decoder, sequences: &[Sequence<'_>], repeats: usize) -> R
     let flop = forward_flop(decoder, tokens as f64 / sequences.len().max(1) as f64);
     let rate = |seconds: f64, flop: f64| Rate { tokens_per_cpu_second: tokens as f64 / seconds, flop_per_token: flop };
     Ok((rate(forward, flop), rate(backward, 3.0 * flop)))
+}
+
+/// Speed of forward and backward with full weight gradients in a candle graph: what one gets without own kernels.
+///
+/// # Errors
+/// What [`GraphDecoder::loss_and_gradient`] refuses.
+pub fn graph_floor(
+    decoder: &Decoder,
+    kind: GraphKind,
+    sequences: &[Sequence<'_>],
+    repeats: usize,
+) -> Result<Rate, ModelError> {
+    let graph = GraphDecoder::new(decoder, kind)?;
+    let tokens: usize = sequences.iter().map(|s| s.tokens.len()).sum();
+    let mut failure = None;
+    let seconds = best_seconds(repeats, || {
+        for &sequence in sequences {
+            match graph.loss_and_gradient(sequence) {
+                Ok(result) => drop(std::hint::black_box(result)),
+                Err(error) => failure = Some(error),
+            }
+        }
+    });
+    let flop = 3.0 * forward_flop(decoder, tokens as f64 / sequences.len().max(1) as f64);
+    match failure {
+        Some(error) => Err(error),
+        None => Ok(Rate { tokens_per_cpu_second: tokens as f64 / seconds, flop_per_token: flop }),
+    }
 }
 
 /// Speed of the gradient stage over `sequences`, on the calling thread.

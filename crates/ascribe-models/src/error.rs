@@ -120,6 +120,9 @@ pub enum ModelError {
         /// The value.
         found: f64,
     },
+    /// The candle graph failed.
+    #[error("candle graph: {0}")]
+    Graph(#[from] candle_core::Error),
     /// Two things that belong together do not.
     #[error("{what}: expected {expected}, found {found}")]
     Mismatch {
