@@ -219,6 +219,11 @@ impl DecoderConfig {
                 return fail(field, "a positive number".into(), number.to_string());
             }
         }
+        // The rotary tables have this size, and nothing in the weights file vouches for it.
+        if self.max_position_embeddings * self.head_dim > 1 << 28 {
+            let expected = format!("at most 2^28 / head_dim {}", self.head_dim);
+            return fail("max_position_embeddings", expected, self.max_position_embeddings.to_string());
+        }
         // Past this a file size would overflow before it is compared with the real one.
         if self.num_parameters_checked().is_none_or(|n| n > 1 << 40) {
             return fail("hidden_size", "fewer than 2^40 parameters in all".into(), self.hidden_size.to_string());
@@ -382,6 +387,7 @@ mod tests {
             ("rms_norm_eps", json!(0)),
             ("tie_word_embeddings", json!("yes")),
             ("intermediate_size", Value::Null),
+            ("max_position_embeddings", json!(1 << 40)),
         ];
         for (field, bad) in cases {
             let mut value = tiny();
