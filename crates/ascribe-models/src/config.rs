@@ -387,7 +387,7 @@ mod tests {
             ("rms_norm_eps", json!(0)),
             ("tie_word_embeddings", json!("yes")),
             ("intermediate_size", Value::Null),
-            ("max_position_embeddings", json!(1 << 40)),
+            ("max_position_embeddings", json!(1u64 << 40)),
         ];
         for (field, bad) in cases {
             let mut value = tiny();
@@ -395,6 +395,15 @@ mod tests {
             let message = read(&value).unwrap_err().to_string();
             assert!(message.contains(&format!("`{field}`")) && message.contains("expected"), "{field}: {message}");
         }
+    }
+
+    #[test]
+    fn rotary_tables_stay_within_reason() {
+        let mut value = tiny();
+        value["head_dim"] = json!(64);
+        value["max_position_embeddings"] = json!(1 << 23);
+        let message = read(&value).unwrap_err().to_string();
+        assert!(message.contains("`max_position_embeddings`") && message.contains("2^28 / head_dim 64"), "{message}");
     }
 
     #[test]
