@@ -145,5 +145,17 @@ pub enum BankCommand {
         /// Number of seeds, from the recipe's on.
         #[arg(long, default_value_t = 3)]
         seeds: u64,
+        /// Train only every n-th cell, from the i-th on: `--shard 0/2` and `--shard 1/2` in two processes make one bank.
+        #[arg(long, value_name = "i/n", default_value = "0/1", value_parser = parse_shard)]
+        shard: (u64, u64),
     },
+}
+
+/// Reads `i/n` with i below n.
+fn parse_shard(text: &str) -> Result<(u64, u64), String> {
+    let parsed = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+    match parsed {
+        Some((i, n)) if i < n => Ok((i, n)),
+        _ => Err(format!("expected i/n with i below n, such as 0/2, found {text:?}")),
+    }
 }

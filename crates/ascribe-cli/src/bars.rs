@@ -11,6 +11,20 @@ use indicatif::{ProgressBar, ProgressStyle};
 /// Set by the first interrupt; work then stops at its next safe point.
 pub static STOP: AtomicBool = AtomicBool::new(false);
 
+/// The first interrupt asks for a stop at the next safe point; a second one ends the process at once.
+///
+/// # Errors
+/// When the system refuses the handler.
+pub fn watch_interrupts() -> anyhow::Result<()> {
+    ctrlc::set_handler(|| {
+        if STOP.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        let _ = writeln!(std::io::stderr(), "stopping at the next safe point; press again to stop at once");
+    })?;
+    Ok(())
+}
+
 /// Draws what the engine reports.
 pub struct Bars {
     quiet: bool,

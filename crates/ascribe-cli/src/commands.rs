@@ -1,16 +1,21 @@
 //! Commands: each turns its arguments into calls of the engine and its result into output.
 
+use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context as _, Result};
 use ascribe_core::Progress;
 use ascribe_engine::recipe::Recipe;
-use ascribe_engine::{Home, bank, train};
-use ascribe_registry::Registry;
+use ascribe_engine::summary::DemoSummary;
+use ascribe_engine::walk::stamps::Stamps;
+use ascribe_engine::walk::{Context, evaluate, features, fit, index, pay, report, score, shares};
+use ascribe_engine::{Home, audit, bank, demo, train};
+use ascribe_registry::{Registry, RunRecord};
+use serde_json::json;
 
-use crate::args::{BankCommand, Cli, Command};
-use crate::bars::Bars;
-use crate::output;
+use crate::args::{BankCommand, Cli, Command, Format, RegistryCommand, RunArgs};
+use crate::bars::{Bars, watch_interrupts};
+use crate::output::{print, table};
 
 /// Runs one command.
 ///
@@ -20,26 +25,215 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     if let Some(n) = cli.threads {
         rayon::ThreadPoolBuilder::new().num_threads(n).build_global().context("--threads")?;
     }
-    let bars = Bars::new(cli.quiet);
+    watch_interrupts()?;
+    let (bars, format) = (Bars::new(cli.quiet), cli.format);
+    if let Command::Nll { model, text } = &cli.command {
+        return nll(model, text, format);
+    }
     let home = Home::find(cli.home.as_deref())?;
     match cli.command {
+        Command::Demo(args) => {
+            let summary = demo::run(&home, &args.model, &args.out, &bars)?;
+            print(format, &summary, |s| demo_text(s, &args.out))?;
+        }
+        Command::Audit { dir } => {
+            let found = audit::run(&home, &dir, &bars)?;
+            print(format, &found, |f| format!("{} files made again, every byte the same", f.files))?;
+        }
+        Command::Registry(RegistryCommand::Verify { model }) => verify(&home, &model, format, &bars)?,
         Command::Train { recipe, out } => {
             let registry = Registry::open(&home.datasets())?;
-            let report = train::run::run(&registry, &Recipe::read(&recipe)?, &out, &bars as &dyn Progress)?;
-            output::print(cli.format, &report, |r| serde_json::to_string_pretty(r).unwrap_or_default())?;
+            let report = train::run::run(&registry, &Recipe::read(&recipe)?, &out, &bars)?;
+            print(format, &report, train_text)?;
         }
-        Command::Bank(BankCommand::Build { model, seeds }) => {
-            let dir = home.model(&model);
-            let recipe = Recipe::read(&dir.join("recipe.toml"))?;
-            let registry = Registry::open(&home.datasets())?;
-            let parts = train::run::dataset_parts(&registry)?;
-            let tokenizer = train::run::tokenizer(&dir, &parts, &recipe)?;
-            let corpus = ascribe_corpus::Corpus::build(parts, &tokenizer, recipe.corpus.clone())?;
-            let seeds: Vec<u64> = (recipe.seed..recipe.seed + seeds).collect();
-            let n = bank::build(&dir.join("bank"), &corpus, &recipe, &seeds, &bars)?;
-            output::print(cli.format, &serde_json::json!({ "trained": n }), |_| format!("{n} trainings done"))?;
+        Command::Bank(BankCommand::Build { model, seeds, shard }) => {
+            let trained = build_bank(&home, &model, seeds, shard, &bars)?;
+            print(format, &json!({ "trained": trained }), |_| format!("{trained} trainings done"))?;
         }
-        _ => anyhow::bail!("WIP"),
+        Command::Speed { model, examples } => {
+            let report = ascribe_engine::speed::run(&home, &model, examples)?;
+            print(format, &report, |r| r.to_string())?;
+        }
+        Command::Nll { .. } => {}
+        station => run_station(&home, station, format, &bars)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// One station alone: it reads what the ones before it left in the run folder.
+fn run_station(home: &Home, command: Command, format: Format, bars: &Bars) -> Result<()> {
+    let (Command::Corpus(args)
+    | Command::Features(args)
+    | Command::Fit(args)
+    | Command::Score(args)
+    | Command::Index(args)
+    | Command::Eval(args)
+    | Command::Shares(args)
+    | Command::Pay(args)
+    | Command::Report(args)) = &command
+    else {
+        anyhow::bail!("not a station");
+    };
+    let context = open(home, args, bars)?;
+    let mut stamps = Stamps::read(&context.out);
+    match command {
+        Command::Corpus(_) => {
+            print(format, &context.corpus.manifest, |_| corpus_text(&context))?;
+        }
+        Command::Features(_) => {
+            let tokens = features::run(&context, bars)?;
+            print(format, &json!({ "tokens": tokens }), |_| format!("{tokens} tokens done in this call"))?;
+        }
+        Command::Fit(_) => {
+            fit::run(&context, &mut stamps, bars)?;
+            print(format, &stamps.get("fit"), |_| "curvature fitted".to_owned())?;
+        }
+        Command::Score(_) => {
+            score::run(&context, &mut stamps, bars)?;
+            print(format, &stamps.get("score"), |_| format!("scores in {}", score::SCORES_FILE))?;
+        }
+        Command::Index(_) => {
+            index::run(&context, &mut stamps, bars)?;
+            let report = index::IndexReport::read(&context.out)?;
+            print(format, &report, |r| format!("recall@10 {:.3} against exact search", r.recall_at_10))?;
+        }
+        Command::Eval(_) => {
+            let found = evaluate::run(&context, &mut stamps, bars)?;
+            print(format, &found, |e| methods_text(&e.methods, e.ceiling.as_ref()))?;
+        }
+        Command::Shares(_) => {
+            let book = shares::run(&context, &mut stamps, bars)?;
+            let coverage = book.coverage_ppm;
+            print(format, &json!({ "coverage_ppm": coverage }), |_| format!("coverage {coverage} ppm"))?;
+        }
+        Command::Pay(_) => {
+            let book = shares::run(&context, &mut stamps, bars)?;
+            let paid = pay::run(&context, &mut stamps, &book, bars)?;
+            let conservation = paid.conservation.holds();
+            print(format, &json!({ "conservation": conservation, "payees": paid.rows.len() }), |_| payout_text(&paid))?;
+        }
+        _ => {
+            let evaluation = evaluate::run(&context, &mut stamps, bars)?;
+            let book = shares::run(&context, &mut stamps, bars)?;
+            let paid = pay::run(&context, &mut stamps, &book, bars)?;
+            let parts = report::Ingredients { evaluation: &evaluation, book: &book, paid: &paid, timings: &[] };
+            report::run(&context, &parts, bars)?;
+            let path = context.out.join(report::REPORT_FILE);
+            print(format, &json!({ "report": path }), |_| format!("{}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn open(home: &Home, args: &RunArgs, bars: &dyn Progress) -> Result<Context> {
+    std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
+    Ok(Context::open(home, &args.model, &args.out, bars)?)
+}
+
+fn verify(home: &Home, model: &str, format: Format, bars: &dyn Progress) -> Result<()> {
+    let registry = Registry::open(&home.datasets())?;
+    let run = RunRecord::read(&home.model(model).join(train::run::RUN_RECORD_FILE))?;
+    let report = registry.verify(Some(&run), bars)?;
+    print(format, &report, |r| {
+        let row = |d: &ascribe_registry::DatasetReport| {
+            vec![d.name.clone(), d.record_count.to_string(), d.licence.clone(), d.content_root.to_string()[..16].to_owned()]
+        };
+        let rows: Vec<Vec<String>> = r.datasets.iter().map(row).collect();
+        table(&["dataset", "records", "licence", "content root"], &rows) + "every hash and signature holds\n"
+    })
+}
+
+fn build_bank(home: &Home, model: &str, seeds: u64, shard: (u64, u64), bars: &dyn Progress) -> Result<u64> {
+    let dir = home.model(model);
+    let recipe = Recipe::read(&dir.join("recipe.toml"))?;
+    let registry = Registry::open(&home.datasets())?;
+    let parts = train::run::dataset_parts(&registry)?;
+    let tokenizer = train::run::tokenizer(&dir, &parts, &recipe)?;
+    let corpus = ascribe_corpus::Corpus::build(parts, &tokenizer, recipe.corpus.clone())?;
+    let seeds: Vec<u64> = (recipe.seed..recipe.seed + seeds).collect();
+    Ok(bank::build(&dir.join("bank"), &corpus, &recipe, &seeds, shard, bars)?)
+}
+
+fn nll(model: &Path, text: &Path, format: Format) -> Result<ExitCode> {
+    let report = ascribe_engine::nll::run(model, text)?;
+    print(format, &report, |r| format!("{:.4} nats per token over {} tokens", r.nll, r.tokens))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn corpus_text(context: &Context) -> String {
+    let row = |d: &ascribe_corpus::corpus::CorpusDataset| {
+        vec![d.name.clone(), d.records_used.to_string(), d.records_held_out.to_string(), d.n_examples.to_string()]
+    };
+    let rows: Vec<Vec<String>> = context.corpus.manifest.datasets.iter().map(row).collect();
+    table(&["dataset", "records", "held out", "examples"], &rows)
+}
+
+fn train_text(report: &train::run::TrainReport) -> String {
+    let row = |r: &train::run::HeldOutRow| {
+        let bits = [r.bits_per_byte, r.bits_per_byte_bigram, r.bits_per_byte_unigram];
+        std::iter::once(r.dataset.clone()).chain(bits.map(|b| format!("{b:.3}"))).collect()
+    };
+    let rows: Vec<Vec<String>> = report.held_out.iter().map(row).collect();
+    format!(
+        "{} parameters, {} examples, {} steps, {:.0} tokens a second\n\nheld-out bits per byte\n{}",
+        report.parameters,
+        report.examples,
+        report.steps,
+        report.tokens_per_second,
+        table(&["dataset", "model", "bigram", "unigram"], &rows)
+    )
+}
+
+fn methods_text(
+    methods: &std::collections::BTreeMap<String, ascribe_engine::summary::MethodSummary>,
+    ceiling: Option<&evaluate::Measured>,
+) -> String {
+    let mut sorted: Vec<_> = methods.iter().collect();
+    sorted.sort_by(|a, b| a.1.calibrated.total_cmp(&b.1.calibrated));
+    let row = |(name, m): (&String, &ascribe_engine::summary::MethodSummary)| {
+        vec![
+            name.clone(),
+            if m.control { "control".into() } else { "method".into() },
+            format!("{:.3}", m.share_error),
+            format!("{:.3} [{:.3}, {:.3}]", m.calibrated, m.calibrated_low, m.calibrated_high),
+            format!("{:.3}", m.calibrated_unseen_datasets),
+            format!("{:.2}", m.top1),
+            format!("{:.3} [{:.3}, {:.3}]", m.spearman, m.low, m.high),
+            format!("{:.3}", m.spearman_others),
+        ]
+    };
+    let rows: Vec<Vec<String>> = sorted.into_iter().map(row).collect();
+    let header = ["", "kind", "share error", "calibrated", "unseen datasets", "top-1", "Spearman", "others"];
+    let ceiling = ceiling.map_or_else(String::new, |c| {
+        format!(
+            "one retraining seed against the others: share error {:.3}, top-1 {:.2}, Spearman {:.3}\n",
+            c.share_error.mean, c.top1, c.spearman.mean
+        )
+    });
+    table(&header, &rows) + &ceiling
+}
+
+fn payout_text(paid: &pay::Paid) -> String {
+    let row = |r: &ascribe_engine::walk::pay::PayoutLine| {
+        let account = r.account.as_ref().map_or_else(|| "carried".to_owned(), ToString::to_string);
+        vec![r.owner.clone(), account, format!("{} {}", r.amount.decimal(), r.amount.currency.code())]
+    };
+    let rows: Vec<Vec<String>> = paid.rows.iter().map(row).collect();
+    table(&["owner", "account", "amount"], &rows)
+}
+
+fn demo_text(summary: &DemoSummary, out: &Path) -> String {
+    format!(
+        "{} datasets, {} records, {} examples, {} responses, {:.1} s, {:.0} MiB\n\nagainst retraining (held-out)\n{}\n\
+         every unit of the pool accounted for: {}\nreport: {}\n",
+        summary.datasets,
+        summary.records,
+        summary.examples,
+        summary.queries,
+        summary.seconds,
+        summary.peak_rss_mib,
+        methods_text(&summary.methods, None),
+        if summary.conservation { "yes" } else { "NO" },
+        out.join(report::REPORT_FILE).display()
+    )
 }

@@ -68,7 +68,8 @@ pub fn cell_path(dir: &Path, seed: u64, removed: Option<&str>) -> PathBuf {
     }
 }
 
-/// Trains every missing cell for `seeds`, seed by seed, and writes each as it is done.
+/// Trains every missing cell for `seeds`, seed by seed, and writes each as it is done. `shard = (i, n)` takes every n-th
+/// cell from the i-th on, so that n processes, or n machines, share the work.
 ///
 /// # Errors
 /// From training or the disk; a cell of another recipe or corpus is an error that names it, not overwritten.
@@ -77,12 +78,17 @@ pub fn build(
     corpus: &Corpus,
     recipe: &Recipe,
     seeds: &[u64],
+    (shard, n_shards): (u64, u64),
     progress: &dyn Progress,
 ) -> Result<u64, EngineError> {
-    let mut trained = 0;
+    let (mut trained, mut cell_idx) = (0, 0);
     for &seed in seeds {
         let removals = std::iter::once(None).chain((0..corpus.n_datasets() as u32).map(Some));
         for removed in removals {
+            cell_idx += 1;
+            if (cell_idx - 1) % n_shards != shard {
+                continue;
+            }
             let name = removed.map(|k| corpus.datasets[k as usize].name.as_str());
             let path = cell_path(dir, seed, name);
             if path.exists() {

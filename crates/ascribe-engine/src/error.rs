@@ -74,6 +74,24 @@ pub enum EngineError {
     /// From the model.
     #[error(transparent)]
     Model(#[from] ascribe_models::ModelError),
+    /// From the store.
+    #[error(transparent)]
+    Store(#[from] ascribe_store::StoreError),
+    /// From the index.
+    #[error(transparent)]
+    Index(#[from] ascribe_index::IndexError),
+    /// From a method.
+    #[error(transparent)]
+    Method(#[from] ascribe_methods::MethodError),
+    /// From the evaluation.
+    #[error(transparent)]
+    Eval(#[from] ascribe_eval::EvalError),
+    /// From the share policy.
+    #[error(transparent)]
+    Shares(#[from] ascribe_shares::SharesError),
+    /// From the ledger.
+    #[error(transparent)]
+    Ledger(#[from] ascribe_ledger::LedgerError),
     /// From the report.
     #[error(transparent)]
     Report(#[from] crate::report::ReportError),

@@ -3,13 +3,20 @@
 //! Here lives the order of things: what reads what, what is resumed, what an audit recomputes. Here never lives:
 //! mathematics (methods, eval), policy (shares), bytes of a format (store, ledger), terminals or HTTP (doors).
 
+pub mod audit;
 pub mod bank;
+pub mod demo;
 pub mod error;
 pub mod files;
 pub mod home;
+pub mod nll;
 pub mod recipe;
 pub mod report;
+pub mod run_file;
+pub mod speed;
+pub mod summary;
 pub mod train;
+pub mod walk;
 
 pub use error::EngineError;
 pub use home::Home;

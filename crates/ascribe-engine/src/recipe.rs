@@ -74,6 +74,8 @@ pub struct Attribution {
     pub interval_level: f64,
     /// Revenue that the demo splits, for example `1000.00 USD`.
     pub pool: String,
+    /// First and last day of what the demo pays, `YYYY-MM-DD/YYYY-MM-DD`.
+    pub period: String,
     /// Token address in the Merkle leaves.
     pub token: String,
 }
@@ -115,6 +117,12 @@ impl Attribution {
     /// The file, and the field that is wrong.
     pub fn read(path: &Path) -> Result<Self, EngineError> {
         read_toml(path)
+    }
+
+    /// SHA-256 over the JSON form: comments and spacing do not count.
+    pub fn digest(&self) -> Digest {
+        // Numbers and strings always serialise.
+        Digest::of_json(self).unwrap_or_default()
     }
 }
 

@@ -18,7 +18,7 @@ pub const RUN_FORMAT_VERSION: u32 = 1;
 pub const RUN_FILE: &str = "run.toml";
 
 /// One run of the walk.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunFile {
     /// [`RUN_FORMAT_VERSION`].

@@ -1,0 +1,147 @@
+//! `ascribe audit`: a run is made again from its inputs, in a folder of its own, and every byte is compared.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use ascribe_core::{Digest, Progress};
+use serde::Serialize;
+
+use crate::demo::is_output;
+use crate::error::EngineError;
+use crate::files;
+use crate::home::Home;
+use crate::run_file::{RUN_FILE, RunFile};
+use crate::walk::report::{Ingredients, REPORT_FILE};
+use crate::walk::stamps::Stamps;
+use crate::walk::{Context, evaluate, features, fit, index, pay, report, score, shares};
+
+/// Folder of the second run, within the audited one; removed afterwards.
+const AGAIN_DIR: &str = ".audit";
+
+/// What an audit found.
+#[derive(Clone, Debug, Serialize)]
+pub struct AuditReport {
+    /// Files compared.
+    pub files: u64,
+    /// True when every file was made again with the same bytes.
+    pub identical: bool,
+    /// Differences, in words; empty when identical.
+    pub differences: Vec<String>,
+}
+
+/// Recomputes the run in `dir` and compares every file.
+///
+/// First the seal of `run.toml` and the digest of every file are checked, which finds any changed byte in seconds; only
+/// a folder that passes is worth the second step, which makes everything again from registered records and weights:
+/// gradients, curvature, scores, shares, payouts, page. Timings on the page are taken from the run file; everything
+/// else must come out of the inputs.
+///
+/// # Errors
+/// [`EngineError::Audit`] with the number of differences and the first; errors of the walk, when the inputs are not
+/// there any more or have changed.
+pub fn run(home: &Home, dir: &Path, progress: &dyn Progress) -> Result<AuditReport, EngineError> {
+    let run_file = RunFile::read(dir)?;
+    let found = digests(dir)?;
+    refuse(compare(&run_file.outputs, &found, "run.toml", "the folder"))?;
+    let again = dir.join(AGAIN_DIR);
+    if again.exists() {
+        std::fs::remove_dir_all(&again).map_err(|e| EngineError::io(&again, e))?;
+    }
+    let differences = recompute(home, &run_file, &again, &found, progress);
+    // Whatever came out, the second run is not part of the first one's folder.
+    let removed = std::fs::remove_dir_all(&again);
+    let differences = differences?;
+    removed.map_err(|e| EngineError::io(&again, e))?;
+    refuse(differences)?;
+    Ok(AuditReport { files: found.len() as u64 + 1, identical: true, differences: Vec::new() })
+}
+
+fn refuse(differences: Vec<String>) -> Result<(), EngineError> {
+    match differences.first() {
+        None => Ok(()),
+        Some(first) => Err(EngineError::Audit { count: differences.len(), first: first.clone() }),
+    }
+}
+
+fn recompute(
+    home: &Home,
+    run_file: &RunFile,
+    again: &Path,
+    found: &BTreeMap<String, Digest>,
+    progress: &dyn Progress,
+) -> Result<Vec<String>, EngineError> {
+    let context = Context::open(home, &run_file.model, again, progress)?;
+    let mut inputs = context.inputs.clone();
+    inputs.insert("bank".to_owned(), context.bank()?.digest);
+    let mut differences = compare(&run_file.inputs, &inputs, "the run's input", "today's");
+    if run_file.attribution != context.attribution {
+        differences.push("attribution settings: the run's differ from attribution.toml".to_owned());
+    }
+    if !differences.is_empty() {
+        return Ok(differences);
+    }
+    let mut stamps = Stamps::default();
+    features::run(&context, progress)?;
+    fit::run(&context, &mut stamps, progress)?;
+    score::run(&context, &mut stamps, progress)?;
+    index::run(&context, &mut stamps, progress)?;
+    let evaluation = evaluate::run(&context, &mut stamps, progress)?;
+    let book = shares::run(&context, &mut stamps, progress)?;
+    let paid = pay::run(&context, &mut stamps, &book, progress)?;
+    let parts = Ingredients { evaluation: &evaluation, book: &book, paid: &paid, timings: &run_file.timings };
+    let html = report::html(&context, &parts)?;
+    files::write_atomic(&again.join(REPORT_FILE), html.as_bytes())?;
+    differences = compare(found, &digests(again)?, "the run", "made again");
+    let summary = &run_file.summary;
+    if summary.methods != evaluation.methods
+        || summary.coverage_ppm != book.coverage_ppm
+        || summary.conservation != paid.conservation.holds()
+    {
+        differences.push(format!("{RUN_FILE}: its summary is not what the stations give"));
+    }
+    Ok(differences)
+}
+
+fn digests(dir: &Path) -> Result<BTreeMap<String, Digest>, EngineError> {
+    let again = format!("{AGAIN_DIR}/");
+    let paths = files::list(dir)?.into_iter().filter(|p| is_output(p) && !p.starts_with(&again));
+    paths.map(|p| Ok((p.clone(), files::digest(&dir.join(&p))?))).collect()
+}
+
+fn compare<K: AsRef<str> + Ord>(
+    expected: &BTreeMap<K, Digest>,
+    found: &BTreeMap<K, Digest>,
+    left: &str,
+    right: &str,
+) -> Vec<String> {
+    let mut differences = Vec::new();
+    for (name, digest) in expected {
+        match found.get(name) {
+            None => differences.push(format!("{}: in {left}, missing in {right}", name.as_ref())),
+            Some(other) if other != digest => differences
+                .push(format!("{}: {left} says SHA-256 {digest}, {right} has {other}", name.as_ref())),
+            Some(_) => {}
+        }
+    }
+    let extra = found.keys().filter(|name| !expected.contains_key(*name));
+    differences.extend(extra.map(|name| format!("{}: not in {left}, found in {right}", name.as_ref())));
+    differences
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changed_missing_and_extra_files_are_named() {
+        let map = |items: &[(&str, &[u8])]| {
+            items.iter().map(|(n, b)| ((*n).to_owned(), Digest::of(b))).collect::<BTreeMap<_, _>>()
+        };
+        let expected = map(&[("a", b"1"), ("b", b"2"), ("c", b"3")]);
+        let found = map(&[("a", b"1"), ("b", b"x"), ("d", b"4")]);
+        let differences = compare(&expected, &found, "run.toml", "the folder");
+        assert_eq!(differences.len(), 3);
+        assert!(differences[0].starts_with("b: ") && differences[1].starts_with("c: ") && differences[2].starts_with("d: "));
+        assert!(compare(&expected, &expected, "", "").is_empty());
+    }
+}

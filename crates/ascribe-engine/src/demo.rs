@@ -1,0 +1,123 @@
+//! All stations in order: the whole walk.
+
+use std::path::Path;
+use std::time::Instant;
+
+use ascribe_core::{Digest, Progress};
+
+use crate::error::EngineError;
+use crate::files;
+use crate::home::Home;
+use crate::report::data::Timing;
+use crate::run_file::{RUN_FILE, RUN_FORMAT_VERSION, RunFile};
+use crate::summary::DemoSummary;
+use crate::walk::evaluate::COMBINED;
+use crate::walk::stamps::Stamps;
+use crate::walk::{Context, evaluate, features, fit, index, pay, report, score, shares};
+
+/// Runs the walk into `out`, skipping what is finished there, and writes `run.toml` last: a folder with a run file is a
+/// whole run.
+///
+/// Everything but seconds and memory depends on the inputs alone.
+///
+/// # Errors
+/// The first station's that fails; what was finished before it stays and is not done again.
+pub fn run(home: &Home, model: &str, out: &Path, progress: &dyn Progress) -> Result<DemoSummary, EngineError> {
+    let started = Instant::now();
+    std::fs::create_dir_all(out).map_err(|e| EngineError::io(out, e))?;
+    let mut clock = Clock::start();
+    let context = Context::open(home, model, out, progress)?;
+    clock.lap("verify and corpus", format!("{} examples", context.corpus.examples.len()));
+    let mut stamps = Stamps::read(out);
+    let n_tokens = features::run(&context, progress)?;
+    clock.rate("gradients and hidden states", n_tokens);
+    fit::run(&context, &mut stamps, progress)?;
+    clock.lap("fit", format!("{} checkpoints", context.checkpoints.len()));
+    score::run(&context, &mut stamps, progress)?;
+    clock.lap("score", format!("{} methods and controls", score::METHODS.len()));
+    index::run(&context, &mut stamps, progress)?;
+    clock.lap("index", "HNSW, recall measured against exact search".into());
+    let evaluation = evaluate::run(&context, &mut stamps, progress)?;
+    clock.lap("evaluate", format!("{} retraining seeds", evaluation.seeds.len()));
+    let book = shares::run(&context, &mut stamps, progress)?;
+    let paid = pay::run(&context, &mut stamps, &book, progress)?;
+    clock.lap("shares and payout", format!("{} payees", paid.rows.len()));
+    let parts = report::Ingredients { evaluation: &evaluation, book: &book, paid: &paid, timings: &clock.laps };
+    report::run(&context, &parts, progress)?;
+
+    let index = index::IndexReport::read(out)?;
+    let summary = DemoSummary {
+        datasets: context.corpus.n_datasets() as u64,
+        records: context.registry.datasets().iter().map(|d| d.manifest.record_count).sum(),
+        examples: context.corpus.examples.len() as u64,
+        queries: context.corpus.queries.len() as u64,
+        seconds: started.elapsed().as_secs_f64(),
+        peak_rss_mib: peak_rss_mib(),
+        default_method: COMBINED.to_owned(),
+        conservation: paid.conservation.holds(),
+        coverage_ppm: book.coverage_ppm,
+        hnsw_recall_at_10: index.recall_at_10,
+        methods: evaluation.methods.clone(),
+    };
+    let mut inputs = context.inputs.clone();
+    inputs.insert("bank".to_owned(), evaluation.bank);
+    RunFile {
+        format_version: RUN_FORMAT_VERSION,
+        ascribe_version: env!("CARGO_PKG_VERSION").into(),
+        command: format!("ascribe demo --model {model}"),
+        model: model.to_owned(),
+        inputs,
+        attribution: context.attribution.clone(),
+        summary: summary.clone(),
+        timings: clock.laps,
+        outputs: outputs(out)?,
+    }
+    .write(out)?;
+    Ok(summary)
+}
+
+/// Digests of all files in the run folder but the run file itself.
+fn outputs(out: &Path) -> Result<std::collections::BTreeMap<String, Digest>, EngineError> {
+    let paths = files::list(out)?.into_iter().filter(|p| is_output(p));
+    paths.map(|p| Ok((p.clone(), files::digest(&out.join(&p))?))).collect()
+}
+
+/// True for files that belong to a run; writers' lock files come and go.
+pub fn is_output(path: &str) -> bool {
+    path != RUN_FILE && !path.ends_with(".lock") && !path.ends_with("/LOCK")
+}
+
+/// Peak resident memory of this process in MiB; 0 where the system does not tell.
+pub fn peak_rss_mib() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    let kib: f64 = line.and_then(|l| l.trim().trim_end_matches(" kB").trim().parse().ok()).unwrap_or(0.0);
+    kib / 1024.0
+}
+
+/// Stops the time of stations.
+struct Clock {
+    last: Instant,
+    laps: Vec<Timing>,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self { last: Instant::now(), laps: Vec::new() }
+    }
+
+    fn lap(&mut self, stage: &str, note: String) {
+        let seconds = self.last.elapsed().as_secs_f64();
+        self.laps.push(Timing { stage: stage.to_owned(), seconds, note });
+        self.last = Instant::now();
+    }
+
+    fn rate(&mut self, stage: &str, n_tokens: u64) {
+        let seconds = self.last.elapsed().as_secs_f64();
+        let note = match n_tokens {
+            0 => "finished earlier, not done again".to_owned(),
+            n => format!("{n} tokens, {:.0} a second", n as f64 / seconds),
+        };
+        self.lap(stage, note);
+    }
+}
