@@ -8,8 +8,8 @@ use ascribe_models::graph::GraphKind;
 use ascribe_models::{Decoder, DecoderConfig, GradientStage, Sequence, TapConfig, bench};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let layers = std::env::args().nth(1).map_or(Ok(4), |text| text.parse())?;
-    let decoder = Decoder::init(DecoderConfig::llama(2048, 128, 384, layers, 4, 4, 128), 1)?;
+    let layers = std::env::args().nth(1).map_or(Ok(3), |text| text.parse())?;
+    let decoder = Decoder::init(DecoderConfig::llama(2048, 128, 352, layers, 4, 4, 128), 1)?;
     let mut stream = Stream::new(1, "rates");
     let texts: Vec<Vec<u32>> = (0..64).map(|_| (0..128).map(|_| stream.below(2048)).collect()).collect();
     let sequences: Vec<Sequence<'_>> = texts.iter().map(|text| Sequence::whole(text)).collect();

@@ -2,8 +2,9 @@
 //!
 //! The body is plain Rust; only the width of the registers that the compiler may use differs. Rust never contracts
 //! `a * b + c` into one rounding and never reorders float additions, and every kernel sums in [`LANES`] fixed lanes, so
-//! the three twins give the same bits (a test compares them). Benefit, measured on one Zen 5 core: softmax over
-//! [128, 2048] runs 5 times as fast as the portable twin. No arithmetic lives here.
+//! the three twins give the same bits (a test compares them). Benefit, measured on one Zen 5 core: cross-entropy and its
+//! gradient over `[128, 2048]` logits take 79 µs with AVX-512, 140 µs with AVX2 and 270 µs portably. No arithmetic lives
+//! here.
 #![allow(unsafe_code)] // calling a function compiled for more features than the crate; `level` has checked them
 
 use std::sync::atomic::{AtomicU8, Ordering};
