@@ -347,5 +347,32 @@ mod tests {
         run(&mut trainer, &batches(2));
         trainer.save_second_moments(&path, RowType::F32).unwrap();
         assert_eq!(load_second_moments(&tiny_config(), &path).unwrap(), trainer.second_moments());
+        trainer.second_moments[0] = -1.0;
+        trainer.save_second_moments(&path, RowType::F32).unwrap();
+        let message = load_second_moments(&tiny_config(), &path).unwrap_err().to_string();
+        assert!(message.contains("embed_tokens") && message.contains("at least 0, found -1"), "{message}");
+    }
+
+    #[test]
+    fn a_run_that_diverges_says_so_and_keeps_its_weights() {
+        let wild = TrainRecipe { lr_peak: 1e30, lr_floor: 0.0, warmup_steps: 0, ..test_recipe(9) };
+        let mut trainer = Trainer::new(tiny_config(), wild).unwrap();
+        let text = tokens(1, 12);
+        let error = (0..9).find_map(|_| trainer.step(&[&text]).err()).expect("weights of 1e30 overflow");
+        assert!(matches!(error, ModelError::Diverged { .. }), "{error}");
+        assert!(error.to_string().contains("lower the learning rate"), "{error}");
+        let (step, before) = (trainer.step_count(), bits(trainer.decoder().parameters()));
+        assert!(trainer.step(&[&text]).is_err());
+        assert_eq!((trainer.step_count(), bits(trainer.decoder().parameters())), (step, before));
+    }
+
+    #[test]
+    fn nothing_to_predict_is_an_error_and_no_step() {
+        let mut trainer = Trainer::new(tiny_config(), test_recipe(2)).unwrap();
+        for batch in [&[][..], &[&[3u32][..]]] {
+            let message = trainer.step(batch).unwrap_err().to_string();
+            assert!(message.contains("at least one sequence of two tokens"), "{message}");
+        }
+        assert_eq!(trainer.step_count(), 0);
     }
 }
