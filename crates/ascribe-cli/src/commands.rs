@@ -136,7 +136,12 @@ fn verify(home: &Home, model: &str, format: Format, bars: &dyn Progress) -> Resu
     let report = registry.verify(Some(&run), bars)?;
     print(format, &report, |r| {
         let row = |d: &ascribe_registry::DatasetReport| {
-            vec![d.name.clone(), d.record_count.to_string(), d.licence.clone(), d.content_root.to_string()[..16].to_owned()]
+            vec![
+                d.name.clone(),
+                d.record_count.to_string(),
+                d.licence.clone(),
+                d.content_root.to_string()[..16].to_owned(),
+            ]
         };
         let rows: Vec<Vec<String>> = r.datasets.iter().map(row).collect();
         table(&["dataset", "records", "licence", "content root"], &rows) + "every hash and signature holds\n"

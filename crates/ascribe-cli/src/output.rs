@@ -35,9 +35,8 @@ pub fn fail(error: &anyhow::Error, format: Format) -> ExitCode {
 /// A table of left-aligned first column and right-aligned others.
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let n_columns = header.len();
-    let width = |c: usize| {
-        rows.iter().map(|r| r[c].chars().count()).chain([header[c].chars().count()]).max().unwrap_or(0)
-    };
+    let width =
+        |c: usize| rows.iter().map(|r| r[c].chars().count()).chain([header[c].chars().count()]).max().unwrap_or(0);
     let widths: Vec<usize> = (0..n_columns).map(width).collect();
     let line = |cells: &[String]| {
         let mut text = String::new();

@@ -118,8 +118,9 @@ fn compare<K: AsRef<str> + Ord>(
     for (name, digest) in expected {
         match found.get(name) {
             None => differences.push(format!("{}: in {left}, missing in {right}", name.as_ref())),
-            Some(other) if other != digest => differences
-                .push(format!("{}: {left} says SHA-256 {digest}, {right} has {other}", name.as_ref())),
+            Some(other) if other != digest => {
+                differences.push(format!("{}: {left} says SHA-256 {digest}, {right} has {other}", name.as_ref()))
+            }
             Some(_) => {}
         }
     }
@@ -141,7 +142,9 @@ mod tests {
         let found = map(&[("a", b"1"), ("b", b"x"), ("d", b"4")]);
         let differences = compare(&expected, &found, "run.toml", "the folder");
         assert_eq!(differences.len(), 3);
-        assert!(differences[0].starts_with("b: ") && differences[1].starts_with("c: ") && differences[2].starts_with("d: "));
+        assert!(
+            differences[0].starts_with("b: ") && differences[1].starts_with("c: ") && differences[2].starts_with("d: ")
+        );
         assert!(compare(&expected, &expected, "", "").is_empty());
     }
 }

@@ -66,7 +66,8 @@ pub fn list(dir: &Path) -> Result<Vec<String>, EngineError> {
             if path.is_dir() {
                 folders.push(path);
             } else if let Ok(relative) = path.strip_prefix(dir) {
-                found.push(relative.components().map(|c| c.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/"));
+                found
+                    .push(relative.components().map(|c| c.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/"));
             }
         }
     }

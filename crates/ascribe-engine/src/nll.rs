@@ -25,7 +25,8 @@ pub struct NllReport {
 pub fn run(model: &Path, text: &Path) -> Result<NllReport, EngineError> {
     let decoder = Decoder::load(model, "model.safetensors")?;
     let tokenizer = BpeTokenizer::load(&model.join("tokenizer.json"))?;
-    let content = |expected: &str, found: String| EngineError::Content { path: text.into(), expected: expected.into(), found };
+    let content =
+        |expected: &str, found: String| EngineError::Content { path: text.into(), expected: expected.into(), found };
     let text = String::from_utf8(files::read(text)?)
         .map_err(|e| content("UTF-8", format!("another byte at offset {}", e.utf8_error().valid_up_to())))?;
     let tokens = tokenizer.encode(&text).map_err(|why| content("a text that can be tokenised", why))?;

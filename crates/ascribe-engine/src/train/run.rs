@@ -314,7 +314,11 @@ fn write_record(
     let datasets = used.collect::<Result<Vec<_>, EngineError>>()?;
     let recipe_sha256 = recipe.digest();
     let record = RunRecord {
-        invocation_id: format!("{}-{}", recipe.name, &Digest::of(format!("{recipe_sha256}{started}").as_bytes()).to_string()[..12]),
+        invocation_id: format!(
+            "{}-{}",
+            recipe.name,
+            &Digest::of(format!("{recipe_sha256}{started}").as_bytes()).to_string()[..12]
+        ),
         builder_version: env!("CARGO_PKG_VERSION").into(),
         started_unix_s: started,
         finished_unix_s: unix_now(),

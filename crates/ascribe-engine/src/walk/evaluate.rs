@@ -180,13 +180,18 @@ fn evaluate(context: &Context, bank: &Bank, progress: &dyn Progress) -> Result<E
         let calibrated = board.held_out(&board.cross_fit(&channel, Holdout::Queries)?);
         let unseen = board.held_out(&board.cross_fit(&channel, Holdout::Datasets)?);
         let of = |p: &PerQuery| p.summary(board.seed);
-        methods.insert(method.name.into(), method_summary(&of(&raw)?, &of(&calibrated)?, &of(&unseen)?, method.control)?);
+        methods
+            .insert(method.name.into(), method_summary(&of(&raw)?, &of(&calibrated)?, &of(&unseen)?, method.control)?);
         let by = paired_difference(&calibrated.share_error, &default.share_error, board.seed)?;
         lead.insert(method.name.to_owned(), by);
         rank_lead.insert(method.name.to_owned(), paired_difference(&default.spearman, &raw.spearman, board.seed)?);
         progress.advance(1);
     }
-    progress.finish(&format!("{} methods and controls against {} seeds of retraining", methods.len(), bank.seeds.len()));
+    progress.finish(&format!(
+        "{} methods and controls against {} seeds of retraining",
+        methods.len(),
+        bank.seeds.len()
+    ));
     let shares = fitted.mean_shares();
     let (usable, level) = (&board.truth.usable, context.attribution.interval_level);
     let coverage: Vec<Option<f64>> = default.share_error.iter().map(|e| e.map(|e| 1.0 - e)).collect();

@@ -1,9 +1,7 @@
 //! Station 3: projected per-example gradients of every training example at every kept checkpoint, gradients of the
 //! responses, and mean hidden states for the similarity control.
 
-use ascribe_core::{
-    Column, Digest, ExampleId, FeatureSink as _, FeatureSpec, Progress, ProjectorSpec,
-};
+use ascribe_core::{Column, Digest, ExampleId, FeatureSink as _, FeatureSpec, Progress, ProjectorSpec};
 use ascribe_linalg::project::TWO_SIDED_VERSION;
 use ascribe_models::{Decoder, GradientStage, Sequence, TapConfig};
 use ascribe_store::{FeatureStore, FeatureWriter};

@@ -88,7 +88,10 @@ pub fn run(context: &Context, stamps: &mut Stamps, progress: &dyn Progress) -> R
         recall_at_10_worst: recall.min,
         bytes_per_example: store.len_bytes() as f64 / store.n_rows() as f64,
     };
-    files::write_atomic(&context.out.join(RECALL_FILE), &[serde_json::to_vec_pretty(&report)?, b"\n".to_vec()].concat())?;
+    files::write_atomic(
+        &context.out.join(RECALL_FILE),
+        &[serde_json::to_vec_pretty(&report)?, b"\n".to_vec()].concat(),
+    )?;
     progress.finish(&format!("HNSW over {} rows, recall@10 {:.3} against exact search", report.rows, recall.mean));
     let mut paths: Vec<String> = files::list(&dir)?.into_iter().map(|p| format!("{INDEX_DIR}/{p}")).collect();
     paths.push(RECALL_FILE.to_owned());

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use ascribe_core::{Digest, Progress};
 use ascribe_ledger::{
-    Caip10, Conservation, EvmAddress, Money, PayeeShare, PayoutRow, PayoutTree, Period, Plan, Run, RunPolicy, Statement,
-    Terms, pay, write_payout_csv,
+    Caip10, Conservation, EvmAddress, Money, PayeeShare, PayoutRow, PayoutTree, Period, Plan, Run, RunPolicy,
+    Statement, Terms, pay, write_payout_csv,
 };
 use ascribe_shares::ShareBook;
 

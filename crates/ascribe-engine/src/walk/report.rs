@@ -104,7 +104,10 @@ fn facts(context: &Context, evaluation: &Evaluation) -> Result<Vec<Fact>, Engine
     let store = open_train(context, &context.last().name)?;
     let mut facts = vec![
         fact("Ascribe", env!("CARGO_PKG_VERSION").into()),
-        fact("Model", format!("{} ({} steps, seed {})", context.model_name, context.recipe.train.steps, context.recipe.seed)),
+        fact(
+            "Model",
+            format!("{} ({} steps, seed {})", context.model_name, context.recipe.train.steps, context.recipe.seed),
+        ),
         fact("Training run", context.run_record.invocation_id.clone()),
         fact("Feature rows", format!("{} numbers each, {:?} at rest", store.spec().dim, store.row_type())),
         fact("Feature spec", store.spec().hash().to_string()),
@@ -327,7 +330,8 @@ fn truth_heat(context: &Context, evaluation: &Evaluation) -> Vec<Vec<f64>> {
     let n = context.corpus.n_datasets();
     let own = context.own();
     let mean = |k: usize, of: usize| {
-        let usable = own.iter().zip(&evaluation.truth).filter(|(o, t)| **o as usize == of && t.iter().any(|v| *v > 0.0));
+        let usable =
+            own.iter().zip(&evaluation.truth).filter(|(o, t)| **o as usize == of && t.iter().any(|v| *v > 0.0));
         let values: Vec<f64> = usable.map(|(_, t)| t[k]).collect();
         values.iter().sum::<f64>() / values.len().max(1) as f64
     };

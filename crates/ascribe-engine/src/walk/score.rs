@@ -6,8 +6,8 @@ use ascribe_core::{DatasetScores, Digest, ExampleId, FeatureReader as _, Progres
 use ascribe_methods::aggregate::{Aggregate, to_datasets};
 use ascribe_methods::block_fisher::precondition;
 use ascribe_methods::controls::{bm25::Bm25, embedding, gradient_norm, random, text::terms};
-use ascribe_methods::trajectory::{self, CheckpointRows, CheckpointSums};
 use ascribe_methods::dot;
+use ascribe_methods::trajectory::{self, CheckpointRows, CheckpointSums};
 use ascribe_store::{FeatureStore, ScoreFileMeta, ScoreWriter};
 use ndarray::Array2;
 use rayon::prelude::*;
@@ -43,7 +43,11 @@ pub const METHODS: [MethodInfo; 9] = [
     MethodInfo { name: "embedding_top20", control: true, about: "the same, mean of a dataset's 20 best" },
     MethodInfo { name: "bm25", control: true, about: "BM25 over words and character pairs, mean over a dataset" },
     MethodInfo { name: "bm25_top20", control: true, about: "the same, mean of a dataset's 20 best" },
-    MethodInfo { name: "gradient_norm", control: true, about: "length of the example's gradient, whatever the response" },
+    MethodInfo {
+        name: "gradient_norm",
+        control: true,
+        about: "length of the example's gradient, whatever the response",
+    },
     MethodInfo { name: "random", control: true, about: "seeded normal numbers" },
 ];
 
@@ -125,9 +129,8 @@ fn gradients(context: &Context, factors: Digest, progress: &dyn Progress) -> Res
     let mut out = vec![scored(context, "block_fisher", spec, Some((fisher.examples, fisher.values)), fisher_datasets)];
     for (name, queries) in [("trajectory_fisher", &solved), ("tracin", &plain)] {
         let parts = context.checkpoints.iter().zip(&stores).zip(queries);
-        let rows: Vec<CheckpointRows<'_, FeatureStore>> = parts
-            .map(|((c, reader), q)| CheckpointRows { reader, queries: q.view(), weight: c.weight })
-            .collect();
+        let rows: Vec<CheckpointRows<'_, FeatureStore>> =
+            parts.map(|((c, reader), q)| CheckpointRows { reader, queries: q.view(), weight: c.weight }).collect();
         let parts = context.checkpoints.iter().zip(&sums).zip(queries);
         let totals: Vec<CheckpointSums<'_>> = parts
             .map(|((c, sums), q)| CheckpointSums { queries: q.view(), sums: sums.view(), weight: c.weight })
@@ -187,7 +190,8 @@ fn scored(
     datasets: Array2<f64>,
 ) -> Scored {
     let (method, queries) = (method.to_owned(), context.query_ids());
-    let table = |(examples, values)| ScoreTable { method: method.clone(), spec, queries: queries.clone(), examples, values };
+    let table =
+        |(examples, values)| ScoreTable { method: method.clone(), spec, queries: queries.clone(), examples, values };
     Scored {
         examples: examples.map(table),
         datasets: DatasetScores { method: method.clone(), spec, queries, values: datasets },

@@ -1,7 +1,9 @@
 //! Station 8: integer shares per response and owner, with coverage and intervals.
 
 use ascribe_core::{Digest, Progress};
-use ascribe_shares::{Evidence, InfluenceProportional, OwnerMap, Provenance, ShareBook, SharePolicy as _, Values, Verdict};
+use ascribe_shares::{
+    Evidence, InfluenceProportional, OwnerMap, Provenance, ShareBook, SharePolicy as _, Values, Verdict,
+};
 use ascribe_store::scores::read_scores;
 use ndarray::Array3;
 
