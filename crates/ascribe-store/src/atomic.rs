@@ -109,12 +109,18 @@ pub fn sync_dir(dir: &Path) -> Result<(), StoreError> {
 }
 
 /// Creates `dir` and what is above it.
-pub(crate) fn create_dirs(dir: &Path) -> Result<(), StoreError> {
+///
+/// # Errors
+/// Those of the file system.
+pub fn create_dirs(dir: &Path) -> Result<(), StoreError> {
     fs::create_dir_all(dir).map_err(|source| StoreError::io("create", dir, source))
 }
 
-/// Reads a whole small file, refusing one above `max_bytes` before reading it.
-pub(crate) fn read_capped(path: &Path, max_bytes: u64, hint: &'static str) -> Result<Vec<u8>, StoreError> {
+/// Reads a whole small file, refusing one above `max_bytes` before reading it. `hint` says what to do if it is not there.
+///
+/// # Errors
+/// [`StoreError::Missing`], [`StoreError::Malformed`] if it is too long, those of the file system.
+pub fn read_capped(path: &Path, max_bytes: u64, hint: &'static str) -> Result<Vec<u8>, StoreError> {
     let missing_or = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => StoreError::Missing { path: path.to_path_buf(), hint },
         _ => StoreError::io("read", path, source),

@@ -200,7 +200,7 @@ fn version_hint(expected: u32, found: u32) -> &'static str {
 
 impl StoreError {
     /// Sorts an operating system error: a full disk is told apart, a missing file too.
-    pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+    pub fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         let path = path.to_path_buf();
         match source.kind() {
@@ -209,8 +209,8 @@ impl StoreError {
         }
     }
 
-    pub(crate) fn malformed(path: &Path, what: &'static str, expected: impl ToString, found: impl ToString) -> Self {
-        // A hostile file must not fill the terminal.
+    /// A [`StoreError::Malformed`]; what was found is cut to 200 characters, for a hostile file must not fill a terminal.
+    pub fn malformed(path: &Path, what: &'static str, expected: impl ToString, found: impl ToString) -> Self {
         let found = found.to_string().chars().take(200).collect();
         Self::Malformed { path: path.to_path_buf(), what, expected: expected.to_string(), found }
     }

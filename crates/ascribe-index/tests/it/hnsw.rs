@@ -1,0 +1,81 @@
+//! The approximate index: recall, and settings.
+
+use ascribe_core::ExampleId;
+use ascribe_index::{Effort, ExactIndex, HnswIndex, HnswParams, IndexError, VectorIndex, recall_at_k};
+use ascribe_testkit::{MemoryReader, gradient_spec};
+use ndarray::{Array1, Array2};
+
+use crate::common::{clustered, queries};
+
+#[test]
+fn recall_is_high_grows_with_effort_and_is_one_at_full_effort() {
+    // 300 numbers projected to 63: the graph sees an approximation and the exact scores decide.
+    let reader = clustered(1500, 300, 12, 11);
+    let queries = queries(&reader, 40, 12);
+    let exact = ExactIndex::new(&reader).unwrap();
+    let params = HnswParams { point_dim: 64, n_graphs: 3, ..HnswParams::default() };
+    let index = HnswIndex::build(&reader, params).unwrap();
+    assert_eq!(index.n_graphs(), 3);
+    let recall = |ef| recall_at_k(&index, &exact, queries.view(), 10, Effort::new(ef)).unwrap();
+    let (low, high, full) = (recall(10), recall(100), recall(600));
+    assert!(low.mean < high.mean, "{} {}", low.mean, high.mean);
+    // Three times 100 nominees of 1,500 rows, by a projection with a standard error of 0.125: a random choice would have
+    // a recall of 0.2.
+    assert!(high.mean > 0.8, "{}", high.mean);
+    assert_eq!(full.min, 1.0, "every row was nominated");
+    assert!(high.min <= high.mean && high.per_query.len() == 40);
+    assert!(matches!(
+        recall_at_k(&index, &exact, queries.view(), 0, Effort::default()),
+        Err(IndexError::BadSetting { .. })
+    ));
+}
+
+#[test]
+fn an_index_has_full_recall_against_itself() {
+    let reader = clustered(200, 40, 5, 13);
+    let exact = ExactIndex::new(&reader).unwrap();
+    let recall = recall_at_k(&exact, &exact, queries(&reader, 9, 14).view(), 7, Effort::default()).unwrap();
+    assert_eq!((recall.mean, recall.min), (1.0, 1.0));
+}
+
+#[test]
+fn settings_out_of_range_are_refused_before_the_library_sees_them() {
+    let reader = clustered(20, 40, 2, 15);
+    let good = HnswParams::default();
+    for bad in [
+        HnswParams { n_neighbours: 1, ..good },
+        HnswParams { n_neighbours: 256, ..good },
+        HnswParams { ef_construction: 0, ..good },
+        HnswParams { point_dim: 0, ..good },
+        HnswParams { n_graphs: 0, ..good },
+    ] {
+        let error = HnswIndex::build(&reader, bad).unwrap_err();
+        assert!(matches!(error, IndexError::BadSetting { .. }), "{bad:?}: {error}");
+    }
+}
+
+#[test]
+fn one_row_makes_an_index() {
+    let reader = clustered(1, 40, 1, 16);
+    let index = HnswIndex::build(&reader, HnswParams::default()).unwrap();
+    let exact = ExactIndex::new(&reader).unwrap();
+    let recall = recall_at_k(&index, &exact, queries(&reader, 3, 17).view(), 1, Effort::new(1)).unwrap();
+    assert_eq!(recall.min, 1.0);
+}
+
+#[test]
+fn rows_that_no_graph_leads_to_are_found_all_the_same() {
+    // Equal rows look alike to a graph: a search for one of 300 ends at the same hundred, whichever was meant.
+    let dim = 30;
+    let rows =
+        Array2::from_shape_fn((360, dim), |(i, j)| if i < 300 { 1.0 } else { ((i * 31 + j * 7) % 11) as f32 - 5.0 });
+    let ids = (0..360).map(|idx| ExampleId { dataset: 0, idx }).collect();
+    let reader = MemoryReader::new(gradient_spec(&[dim]), ids, rows, 64);
+    let index = HnswIndex::build(&reader, HnswParams { n_graphs: 1, ..HnswParams::default() }).unwrap();
+    assert!(index.orphans().len() >= 200 && index.orphans().iter().all(|&row| row < 300), "{index:?}");
+    let query = Array1::from_elem(dim, 1.0f32);
+    let hits = index.search(query.view(), 1, Effort::new(100)).unwrap();
+    assert!(hits[0].score == 30.0);
+    let all = index.search(query.view(), 300, Effort::new(100)).unwrap();
+    assert!(all.iter().zip(0..).all(|(hit, row)| hit.row == row && hit.score == 30.0));
+}

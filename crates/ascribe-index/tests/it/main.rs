@@ -1,0 +1,8 @@
+//! Integration tests of the indexes: one suite for all, then what is particular to each.
+
+#![allow(clippy::unwrap_used)] // helpers of tests panic like the tests themselves
+
+mod common;
+mod hnsw;
+mod kept;
+mod suite;
