@@ -4,7 +4,7 @@
 #   tests/conformance/transformers/run.sh [model folder ...]     (default: every folder of models/ with weights)
 #
 # Needs cargo, python3 with pip, readelf, nm and a C compiler; x86-64 Linux. Keeps a virtual environment of about 1.6 GB
-# under ~/.cache (ASCRIBE_VENV names another place). ASCRIBE names an already built command.
+# under ~/.cache (ASCRIBE_VENV names another place). CARGO names another cargo.
 # The last line is `N passed, M failed`; the exit code is 0 only when nothing failed and something passed.
 set -euo pipefail
 
@@ -52,11 +52,10 @@ if [ ! -e "$venv/$mark" ]; then
   touch "$venv/$mark"
 fi
 
-if [ -z "${ASCRIBE:-}" ]; then
-  cd "$root"
-  "${CARGO:-cargo}" build --release --quiet -p ascribe-cli || broken "the command does not build"
-  ASCRIBE=${CARGO_TARGET_DIR:-$root/target}/release/ascribe
-fi
+cd "$root"
+"${CARGO:-cargo}" build --release --quiet -p ascribe-cli -p ascribe-tests --bins --examples ||
+  broken "the command does not build"
+built=${CARGO_TARGET_DIR:-$root/target}/release
 export HF_HUB_OFFLINE=1
-"$venv/bin/python" "$here/check.py" --ascribe "$ASCRIBE" --datasets "$root/datasets" ${ASCRIBE_ANY_SIZE:+--any-size} \
-  "${models[@]}"
+"$venv/bin/python" "$here/check.py" --ascribe "$built/ascribe" --logits "$built/examples/logits" \
+  --datasets "$root/datasets" ${ASCRIBE_ANY_SIZE:+--any-size} "${models[@]}"

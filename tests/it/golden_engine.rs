@@ -1,0 +1,98 @@
+//! Golden files of the walk: a cell of the retrain bank, a sealed run file.
+
+use std::fs;
+
+use ascribe_engine::bank::BankCell;
+use ascribe_engine::run_file::RunFile;
+use ascribe_tests::golden;
+
+/// What the golden run file says, before its seal.
+const RUN: &str = r#"
+format_version = 1
+ascribe_version = "0.1.0"
+command = "ascribe demo --out out/demo"
+model = "wren"
+
+[inputs]
+registry = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+[attribution]
+seed = 1
+k_in = 16
+k_out = 16
+embedding = true
+norms = false
+row_type = "bf16"
+damping_rel = 0.5
+trajectory_damping_rel = 0.25
+channels = ["block_fisher", "embedding"]
+top_k = 10
+hnsw_dim = 64
+interval_level = 0.9
+pool = "1000.00 USD"
+period = "2026-11-01/2026-11-30"
+token = "0x0000000000000000000000000000000000000001"
+
+[summary]
+datasets = 2
+records = 42
+examples = 70
+queries = 2
+seconds = 1.5
+peak_rss_mib = 100.25
+default_method = "calibrated"
+conservation = true
+coverage_ppm = 800000
+hnsw_recall_at_10 = 1.0
+
+[summary.methods.calibrated]
+share_error = 0.25
+share_error_low = 0.125
+share_error_high = 0.375
+calibrated = 0.25
+calibrated_low = 0.125
+calibrated_high = 0.375
+calibrated_unseen_datasets = 0.5
+spearman = 0.75
+low = 0.5
+high = 0.875
+spearman_others = 0.5
+top1 = 0.875
+control = false
+
+[[timings]]
+stage = "corpus"
+seconds = 0.5
+note = "70 examples"
+
+[outputs]
+"shares.json" = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+"#;
+
+#[test]
+#[ignore = "writes the golden folder"]
+fn make_golden_run() {
+    let run: RunFile = toml::from_str(RUN).unwrap();
+    fs::create_dir_all(golden("run", 1)).unwrap();
+    run.write(&golden("run", 1)).unwrap();
+}
+
+/// Opens `formats/run/v1`: its seal holds and it says what it said.
+#[test]
+fn the_first_run_file_opens_for_ever() {
+    let run = RunFile::read(&golden("run", 1)).unwrap();
+    let wanted: RunFile = toml::from_str(RUN).unwrap();
+    assert_eq!(toml::to_string(&run).unwrap(), toml::to_string(&wanted).unwrap());
+    assert_eq!(run.outputs.len(), 1);
+    assert_eq!(run.summary.methods["calibrated"].share_error_high, 0.375);
+}
+
+/// Opens `formats/bank/v1`: a measured cell reads and writes back to the same bytes.
+#[test]
+fn the_first_bank_cell_opens_for_ever() {
+    let text = fs::read_to_string(golden("bank", 1).join("seed7-without-harbour.json")).unwrap();
+    let cell: BankCell = serde_json::from_str(&text).unwrap();
+    assert_eq!((cell.seed, cell.removed.as_deref(), cell.n_examples), (7, Some("harbour"), 12));
+    assert_eq!(cell.query_nats, [41.25, 38.5]);
+    assert_eq!(serde_json::to_string_pretty(&cell).unwrap() + "\n", text);
+}
