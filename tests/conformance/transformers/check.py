@@ -95,7 +95,7 @@ def check_model(tally: Tally, folder: Path, arguments: argparse.Namespace) -> No
         n_parameters = sum(p.numel() for p in model.parameters())
         tally.check(f"{folder.name}, size", PARAMETERS[0] <= n_parameters <= PARAMETERS[1], f"{n_parameters} parameters")
         # Folders with a dot hold the state of unfinished trainings; they do not ship.
-        files = [path for path in folder.rglob("*") if not any(part.startswith(".") for part in path.parts)]
+        files = [path for path in folder.rglob("*") if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
         n_bytes = sum(path.stat().st_size for path in files if path.is_file())
         tally.check(f"{folder.name}, bytes", n_bytes <= MODEL_BYTES_MAX, f"{n_bytes} bytes")
 
