@@ -49,10 +49,9 @@ pub fn run(home: &Home, dir: &Path, progress: &dyn Progress) -> Result<AuditRepo
     }
     let differences = recompute(home, &run_file, &again, &found, progress);
     // Whatever came out, the second run is not part of the first one's folder.
-    let removed = std::fs::remove_dir_all(&again);
-    let differences = differences?;
+    let removed = if again.exists() { std::fs::remove_dir_all(&again) } else { Ok(()) };
+    refuse(differences?)?;
     removed.map_err(|e| EngineError::io(&again, e))?;
-    refuse(differences)?;
     Ok(AuditReport { files: found.len() as u64 + 1, identical: true, differences: Vec::new() })
 }
 

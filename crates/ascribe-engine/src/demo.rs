@@ -27,6 +27,7 @@ pub fn run(home: &Home, model: &str, out: &Path, progress: &dyn Progress) -> Res
     std::fs::create_dir_all(out).map_err(|e| EngineError::io(out, e))?;
     let mut clock = Clock::start();
     let context = Context::open(home, model, out, progress)?;
+    evaluate::check(&context)?;
     clock.lap("verify and corpus", format!("{} examples", context.corpus.examples.len()));
     let mut stamps = Stamps::read(out);
     let n_tokens = features::run(&context, progress)?;

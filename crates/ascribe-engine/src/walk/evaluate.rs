@@ -138,6 +138,15 @@ impl TruthBoard {
     }
 }
 
+/// Checks what the evaluation will ask for, so that a walk does not find out after its longest stations.
+///
+/// # Errors
+/// A channel that is no method, no bank, or one of another recipe.
+pub fn check(context: &Context) -> Result<(), EngineError> {
+    context.attribution.channels.iter().try_for_each(|name| channel_method(context, name).map(drop))?;
+    context.bank().map(drop)
+}
+
 /// Evaluates and writes `eval.json`, unless it is there.
 ///
 /// # Errors
@@ -223,15 +232,21 @@ fn rows(table: &Array2<f64>) -> Vec<Vec<f64>> {
 }
 
 fn channels<'t>(context: &Context, tables: &'t BTreeMap<&str, Array2<f64>>) -> Result<Vec<Channel<'t>>, EngineError> {
-    let channel = |name: &String| match METHODS.iter().find(|m| m.name == name) {
-        Some(m) => Ok(Channel { name: m.name, scores: tables[m.name].view() }),
-        None => Err(EngineError::Content {
-            path: context.model_dir.join("attribution.toml"),
-            expected: format!("channels among {:?}", METHODS.map(|m| m.name)),
-            found: format!("{name:?}"),
-        }),
+    let channel = |name: &String| {
+        let name = channel_method(context, name)?;
+        Ok(Channel { name, scores: tables[name].view() })
     };
     context.attribution.channels.iter().map(channel).collect()
+}
+
+/// The method that a channel names.
+fn channel_method(context: &Context, name: &str) -> Result<&'static str, EngineError> {
+    let method = METHODS.iter().find(|m| m.name == name);
+    method.map(|m| m.name).ok_or_else(|| EngineError::Content {
+        path: context.model_dir.join("attribution.toml"),
+        expected: format!("channels among {:?}", METHODS.map(|m| m.name)),
+        found: format!("{name:?}"),
+    })
 }
 
 fn some<T: Copy>(value: Option<T>, what: &str) -> Result<T, EngineError> {
