@@ -1,9 +1,10 @@
-//! Golden files of the walk: a cell of the retrain bank, a sealed run file.
+//! Golden files of the walk: a cell of the retrain bank, an evaluation, a sealed run file.
 
 use std::fs;
 
 use ascribe_engine::bank::BankCell;
 use ascribe_engine::run_file::RunFile;
+use ascribe_engine::walk::evaluate::Evaluation;
 use ascribe_tests::golden;
 
 /// What the golden run file says, before its seal.
@@ -95,4 +96,22 @@ fn the_first_bank_cell_opens_for_ever() {
     assert_eq!((cell.seed, cell.removed.as_deref(), cell.n_examples), (7, Some("harbour"), 12));
     assert_eq!(cell.query_nats, [41.25, 38.5]);
     assert_eq!(serde_json::to_string_pretty(&cell).unwrap() + "\n", text);
+}
+
+/// Opens `formats/eval/v1`, the evaluation of a tiny walk (three datasets, twelve responses, two seeds), and applies what it
+/// fitted.
+#[test]
+fn the_first_evaluation_opens_for_ever() {
+    let evaluation = Evaluation::read(&golden("eval", 1)).unwrap();
+    assert_eq!((evaluation.format_version, evaluation.seeds.as_slice(), evaluation.usable), (1, &[1, 2][..], 12));
+    assert_eq!(evaluation.default_method, "calibrated");
+    evaluation.calibration.validate().unwrap();
+    for row in &evaluation.shares {
+        // Shares sum to 1 to the rounding of their decimals.
+        assert!((row.iter().sum::<f64>() - 1.0).abs() < 1e-12, "{row:?}");
+    }
+    let text = fs::read_to_string(golden("eval", 1).join("eval.json")).unwrap();
+    let (again, wanted): (serde_json::Value, serde_json::Value) =
+        (serde_json::to_value(&evaluation).unwrap(), serde_json::from_str(&text).unwrap());
+    assert_eq!(again, wanted);
 }
