@@ -44,18 +44,21 @@ impl ShardBuffer {
                 self.grad.extend_from_slice(bytemuck::cast_slice(row));
                 row.iter().map(|&x| f64::from(x) * f64::from(x)).sum()
             }
-            RowType::Bf16 => {
-                let narrow: Vec<bf16> = row.iter().map(|&x| bf16::from_f32(x)).collect();
-                self.grad.extend_from_slice(bytemuck::cast_slice(&narrow));
-                narrow.iter().map(|x| x.to_f64() * x.to_f64()).sum()
-            }
-            RowType::F16 => {
-                let narrow: Vec<f16> = row.iter().map(|&x| f16::from_f32(x)).collect();
-                self.grad.extend_from_slice(bytemuck::cast_slice(&narrow));
-                narrow.iter().map(|x| x.to_f64() * x.to_f64()).sum()
-            }
+            RowType::Bf16 => self.push_narrow(row, bf16::ZERO, bf16::to_f64),
+            RowType::F16 => self.push_narrow(row, f16::ZERO, f16::to_f64),
         };
         self.norms.push(norm_sq.sqrt() as f32);
+    }
+
+    /// Appends a row rounded to nearest, ties to even; returns its squared norm.
+    fn push_narrow<T: bytemuck::Pod>(&mut self, row: &[f32], zero: T, to_f64: fn(T) -> f64) -> f64
+    where
+        [T]: HalfFloatSliceExt,
+    {
+        let mut narrow = vec![zero; row.len()];
+        narrow.convert_from_f32_slice(row);
+        self.grad.extend_from_slice(bytemuck::cast_slice(&narrow));
+        narrow.iter().map(|&x| to_f64(x)).map(|x| x * x).sum()
     }
 
     /// Rows so far.

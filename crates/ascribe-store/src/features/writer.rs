@@ -6,7 +6,6 @@ use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use ascribe_core::{ExampleId, FeatureSink, FeatureSpec, RowType};
-use half::f16;
 use ndarray::ArrayView2;
 
 use super::FEATURES_FORMAT_VERSION;
@@ -20,8 +19,10 @@ use crate::error::StoreError;
 use crate::limits::DATASETS_MAX;
 use crate::tensors;
 
-/// Largest finite magnitude that rounds to a finite f16 (half way between 65504 and 65536 rounds up, to infinity).
+/// Smallest magnitude that rounds to infinity in f16: half way from 65504, the largest number, to 65536.
 const F16_LIMIT: f32 = 65520.0;
+/// Smallest magnitude that rounds to infinity in bf16: half way from its largest number to 2¹²⁸.
+const BF16_LIMIT: f32 = f32::from_bits(0x7F7F_8000);
 
 /// Takes rows and commits them shard by shard. One per store at a time.
 #[derive(Debug)]
@@ -224,14 +225,12 @@ impl FeatureSink for FeatureWriter {
     }
 }
 
+/// True if `x` stays finite in the row type.
 fn fits(x: f32, row_type: RowType) -> bool {
     match row_type {
         RowType::F32 => x.is_finite(),
-        RowType::Bf16 => half::bf16::from_f32(x).is_finite(),
-        RowType::F16 => {
-            debug_assert_eq!(x.abs() < F16_LIMIT, f16::from_f32(x).is_finite());
-            x.abs() < F16_LIMIT
-        }
+        RowType::Bf16 => x.abs() < BF16_LIMIT,
+        RowType::F16 => x.abs() < F16_LIMIT,
     }
 }
 
@@ -351,4 +350,25 @@ fn committed_ids(paths: &Paths, header: &StoreHeader, entries: &[ShardEntry]) ->
         seen.extend(shard.ids.iter().map(|id| id.to_u64()));
     }
     Ok(seen)
+}
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+
+    use super::*;
+
+    #[test]
+    fn what_fits_is_what_stays_finite() {
+        for limit in [F16_LIMIT, BF16_LIMIT, f32::MAX, 1.0] {
+            for bits in limit.to_bits() - 3..limit.to_bits() + 3 {
+                for x in [f32::from_bits(bits), -f32::from_bits(bits)] {
+                    assert_eq!(fits(x, RowType::F32), x.is_finite(), "{x}");
+                    assert_eq!(fits(x, RowType::Bf16), bf16::from_f32(x).is_finite(), "{x}");
+                    assert_eq!(fits(x, RowType::F16), f16::from_f32(x).is_finite(), "{x}");
+                }
+            }
+        }
+        assert!(!fits(f32::NAN, RowType::F16) && !fits(f32::NAN, RowType::Bf16) && !fits(f32::NAN, RowType::F32));
+    }
 }
