@@ -172,7 +172,7 @@ mod tests {
         let footer_start = sealed.len() - 8 - footer_len;
         let plain = [&sealed[..footer_start - 40], &sealed[footer_start..]].concat();
         let mut n_refused = 0;
-        for at in 0..plain.len() - 8 {
+        for at in (0..plain.len() - 8).step_by(3) {
             let mut forged = plain.clone();
             forged[at] ^= 1 << (at % 8);
             fs::write(&path, &forged).unwrap();
@@ -183,6 +183,6 @@ mod tests {
                 Err(_) => n_refused += 1,
             }
         }
-        assert!(n_refused > plain.len() / 4, "only {n_refused} forgeries were refused");
+        assert!(n_refused > plain.len() / 12, "only {n_refused} forgeries were refused");
     }
 }

@@ -65,3 +65,11 @@ pub fn copy(from: &Path, to: &Path) {
         fs::write(path, bytes).unwrap();
     }
 }
+
+/// Changes one byte of a file in place. (Writing the whole file anew makes some file systems sync it each time.)
+pub fn poke(path: &Path, at: usize, byte: u8) {
+    use std::io::{Seek, SeekFrom, Write};
+    let mut file = fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.seek(SeekFrom::Start(at as u64)).unwrap();
+    file.write_all(&[byte]).unwrap();
+}

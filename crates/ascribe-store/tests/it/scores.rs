@@ -8,6 +8,8 @@ use ascribe_core::{DatasetScores, Digest, ExampleId, QueryId, RecordId, ScoreTab
 use ascribe_store::{Level, ScoreFileMeta, ScoreWriter, StoreError, read_scores};
 use ndarray::{Array2, array};
 
+use crate::common::poke;
+
 pub fn meta() -> ScoreFileMeta {
     let methods = BTreeMap::from([
         ("block_fisher".to_owned(), Digest::of(b"block_fisher spec")),
@@ -124,13 +126,12 @@ fn one_flipped_bit_anywhere_is_found() {
     let path = dir.path().join("scores.parquet");
     write_toy(&path);
     let bytes = fs::read(&path).unwrap();
-    for at in 0..bytes.len() {
-        let mut changed = bytes.clone();
-        changed[at] ^= 1 << (at % 8);
-        fs::write(&path, &changed).unwrap();
+    for (at, &byte) in bytes.iter().enumerate() {
+        poke(&path, at, byte ^ (1 << (at % 8)));
         let error = read_scores(&path).unwrap_err();
         let is_right = matches!(error, StoreError::WrongChecksum { .. } | StoreError::Malformed { .. });
         assert!(is_right, "byte {at}: {error}");
+        poke(&path, at, byte);
     }
     for len in [0, 4, bytes.len() / 2, bytes.len() - 1] {
         fs::write(&path, &bytes[..len]).unwrap();
