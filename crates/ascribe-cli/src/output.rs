@@ -32,6 +32,13 @@ pub fn fail(error: &anyhow::Error, format: Format) -> ExitCode {
     ExitCode::from(1)
 }
 
+/// Tells help and version on stdout, wrong arguments on stderr with exit code 1: they are the user's, as wrong input is.
+pub fn usage(error: &clap::Error) -> ExitCode {
+    // If the stream is closed the exit code still tells.
+    let _ = error.print();
+    ExitCode::from(u8::from(error.use_stderr()))
+}
+
 /// A table of left-aligned first column and right-aligned others.
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let n_columns = header.len();

@@ -7,13 +7,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use ascribe_core::NoProgress;
+use ascribe_engine::recipe::Recipe;
 use ascribe_engine::run_file::{RUN_FILE, RunFile};
+use ascribe_engine::train::run::RUN_RECORD_FILE;
 use ascribe_engine::walk::report::REPORT_FILE;
-use ascribe_engine::{Home, demo};
+use ascribe_engine::{EngineError, Home, demo, files, train};
+use ascribe_registry::Registry;
 
 use crate::common::{MODEL, Tiny, assert_nothing_half_written, different, finished, timeless};
 
 const HOME_VARIABLE: &str = "ASCRIBE_TEST_HOME";
+/// Set when the child trains instead of walking.
+const TRAIN_VARIABLE: &str = "ASCRIBE_TEST_TRAIN";
 /// Exit code of a walk that ended with an error.
 const REFUSED: i32 = 42;
 /// Bytes of one unit of `ulimit -f`.
@@ -25,28 +30,42 @@ const BLOCK_BYTES: u64 = 512;
 fn child_walk() {
     let root = PathBuf::from(std::env::var_os(HOME_VARIABLE).expect("the parent sets the folder"));
     let home = Home::find(Some(&root)).unwrap();
-    if let Err(error) = demo::run(&home, MODEL, &root.join("out"), &NoProgress) {
+    let outcome = match std::env::var_os(TRAIN_VARIABLE) {
+        None => demo::run(&home, MODEL, &root.join("out"), &NoProgress).map(drop),
+        Some(model) => train(&home, Path::new(&model)),
+    };
+    if let Err(error) = outcome {
         println!("refused: {error}");
         std::process::exit(REFUSED);
     }
 }
 
-fn walk_with_limit(root: &Path, limit_blocks: u64) -> Output {
+fn train(home: &Home, model: &Path) -> Result<(), EngineError> {
+    let recipe = Recipe::read(&home.model(MODEL).join("recipe.toml"))?;
+    train::run::run(&Registry::open(&home.datasets())?, &recipe, model, &NoProgress).map(drop)
+}
+
+fn child_with_limit(root: &Path, model: Option<&Path>, limit_blocks: u64) -> Output {
     // Without the trap the system would end the process instead of refusing the write.
     let script = format!("trap '' XFSZ; ulimit -f {limit_blocks}; exec \"$0\" \"$@\"");
     let mut command = Command::new("sh");
     command.args(["-c", &script]).arg(std::env::current_exe().unwrap());
     command.args(["full_disk::child_walk", "--exact", "--ignored", "--nocapture"]);
+    command.envs(model.map(|dir| (TRAIN_VARIABLE, dir)));
     command.env(HOME_VARIABLE, root).output().unwrap()
+}
+
+/// What the child was refused for.
+fn refusal(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stdout);
+    let talk = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(REFUSED), "{text} {talk}");
+    text.lines().find_map(|l| l.split("refused: ").nth(1)).unwrap().to_owned()
 }
 
 /// Runs under the limit, expects a refusal that names a file of the run, and looks for anything half written.
 fn assert_refused(tiny: &Tiny, limit_blocks: u64) -> String {
-    let output = walk_with_limit(tiny.root(), limit_blocks);
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let talk = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(REFUSED), "limit {limit_blocks}: {text} {talk}");
-    let message = text.lines().find_map(|l| l.split("refused: ").nth(1)).unwrap().to_owned();
+    let message = refusal(&child_with_limit(tiny.root(), None, limit_blocks));
     assert!(message.contains(&tiny.out().display().to_string()), "no file named: {message}");
     assert_nothing_half_written(&tiny.out());
     let whole = timeless(&finished().tiny.out());
@@ -93,4 +112,23 @@ fn every_later_file_on_a_full_disk() {
         assert!(!out.join(RUN_FILE).exists() || target != RUN_FILE, "{message}");
     }
     assert_finishes(&tiny);
+}
+
+#[test]
+fn a_training_on_a_full_disk() {
+    let tiny = finished().tiny.copy();
+    let again = tiny.root().join("models/again");
+    let blocks = |name: &str| fs::metadata(tiny.model().join(name)).unwrap().len() / BLOCK_BYTES;
+    let checkpoint = "checkpoints/step-000015.safetensors";
+    let cases = [(0, ".state"), (blocks("tokenizer.json") / 2, "tokenizer.json"), (blocks(checkpoint) - 1, checkpoint)];
+    for (limit, named) in cases.into_iter().chain([(blocks("model.safetensors") - 1, "model.safetensors")]) {
+        let message = refusal(&child_with_limit(tiny.root(), Some(&again), limit));
+        assert!(message.contains(named), "limit {limit}: {message}");
+        assert_nothing_half_written(&again);
+        assert!(!again.join(RUN_RECORD_FILE).exists(), "a folder with a record is a whole model");
+    }
+    train(&tiny.home(), &again).unwrap();
+    for name in files::list(&again).unwrap().iter().filter(|n| *n != RUN_RECORD_FILE) {
+        assert_eq!(fs::read(again.join(name)).unwrap(), fs::read(tiny.model().join(name)).unwrap(), "{name}");
+    }
 }
