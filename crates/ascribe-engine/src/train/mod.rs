@@ -55,10 +55,10 @@ pub fn train(
         progress.advance(1);
         on_step(&report, &trainer)?;
         let stop = progress.stop_requested();
-        if let Some(dir) = state_dir {
-            if stop || trainer.step_count() % STATE_EVERY_STEPS == 0 {
-                trainer.save_state(dir)?;
-            }
+        if let Some(dir) = state_dir
+            && (stop || trainer.step_count().is_multiple_of(STATE_EVERY_STEPS))
+        {
+            trainer.save_state(dir)?;
         }
         if stop {
             return Err(EngineError::Stopped);

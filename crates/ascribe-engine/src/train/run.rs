@@ -208,7 +208,7 @@ fn note_step(
     log.truncate(report.step as usize - 1);
     log.push(LossLine { step: report.step, loss: report.loss, grad_norm: report.grad_norm, lr: report.lr });
     let last = u64::from(report.step) == u64::from(trainer.recipe().steps);
-    if last || stopping || report.step % LOG_EVERY_STEPS == 0 {
+    if last || stopping || report.step.is_multiple_of(LOG_EVERY_STEPS) {
         let mut text = String::new();
         for line in log.iter() {
             text.push_str(&serde_json::to_string(line)?);

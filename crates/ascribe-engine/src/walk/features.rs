@@ -109,12 +109,15 @@ pub fn run(context: &Context, progress: &dyn Progress) -> Result<u64, EngineErro
 /// Folder, ids and sequences of one store.
 type Part<'a> = (String, &'a [ExampleId], Vec<Sequence<'a>>);
 
+/// Makes the rows of some sequences.
+type RowsOf<'a> = &'a dyn Fn(&[Sequence<'_>]) -> Result<Array2<f32>, EngineError>;
+
 fn build(
     context: &Context,
     stage: &str,
     (dir, ids, sequences): Part<'_>,
     spec: &FeatureSpec,
-    rows: &dyn Fn(&[Sequence<'_>]) -> Result<Array2<f32>, EngineError>,
+    rows: RowsOf<'_>,
     progress: &dyn Progress,
 ) -> Result<u64, EngineError> {
     let dir = context.out.join(dir);
