@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ascribe_core::{ExampleId, FeatureSink, FeatureSpec, RowType};
 use ndarray::ArrayView2;
@@ -34,8 +34,7 @@ pub struct FeatureWriter {
     buffer: ShardBuffer,
     seen: HashSet<u64>,
     n_committed: u64,
-    // Held until drop; the system frees it when the process ends, however it ends.
-    _lock: File,
+    _lock: Lock,
 }
 
 impl FeatureWriter {
@@ -61,7 +60,7 @@ impl FeatureWriter {
         let paths = Paths::new(dir);
         create_dirs(&paths.shards())?;
         create_dirs(&paths.sides())?;
-        let lock = lock(&paths)?;
+        let lock = Lock::take(paths.lock())?;
         remove_tmp(&paths.root)?;
         if paths.header().exists() {
             check_header(&paths, &header)?;
@@ -269,14 +268,27 @@ impl Write for Hashing<'_> {
     }
 }
 
-fn lock(paths: &Paths) -> Result<File, StoreError> {
-    let path = paths.lock();
-    let failed = |source| StoreError::io("lock", &path, source);
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::Locked { path }),
-        Err(TryLockError::Error(source)) => Err(StoreError::io("lock", &path, source)),
+/// The right to write, held until drop; the system takes it back when the process ends, however it ends.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Lock {
+    fn take(path: PathBuf) -> Result<Self, StoreError> {
+        let open = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let file = open.map_err(|source| StoreError::io("lock", &path, source))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self(file)),
+            Err(TryLockError::WouldBlock) => Err(StoreError::Locked { path }),
+            Err(TryLockError::Error(source)) => Err(StoreError::io("lock", &path, source)),
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a process that is being started just now holds a copy of the handle until it
+        // runs its own program, and would hold the lock with it.
+        let _ = self.0.unlock();
     }
 }
 
@@ -320,7 +332,7 @@ fn remove_uncommitted(paths: &Paths, n_shards: usize) -> Result<(), StoreError> 
     Ok(())
 }
 
-fn files_of(dir: &Path) -> Result<Vec<std::path::PathBuf>, StoreError> {
+fn files_of(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let failed = |source| StoreError::io("list", dir, source);
     let mut files = Vec::new();
     for entry in fs::read_dir(dir).map_err(failed)? {
