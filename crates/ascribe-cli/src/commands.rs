@@ -99,7 +99,7 @@ fn run_station(home: &Home, command: Command, format: Format, bars: &Bars) -> Re
         }
         Command::Eval(_) => {
             let found = evaluate::run(&context, &mut stamps, bars)?;
-            print(format, &found, |e| methods_text(&e.methods, e.ceiling.as_ref()))?;
+            print(format, &found, eval_text)?;
         }
         Command::Shares(_) => {
             let book = shares::run(&context, &mut stamps, bars)?;
@@ -191,7 +191,7 @@ fn train_text(report: &train::run::TrainReport) -> String {
 
 fn methods_text(
     methods: &std::collections::BTreeMap<String, ascribe_engine::summary::MethodSummary>,
-    ceiling: Option<&evaluate::Measured>,
+    ceiling: Option<(f64, f64)>,
 ) -> String {
     let mut sorted: Vec<_> = methods.iter().collect();
     sorted.sort_by(|a, b| a.1.calibrated.total_cmp(&b.1.calibrated));
@@ -209,13 +209,29 @@ fn methods_text(
     };
     let rows: Vec<Vec<String>> = sorted.into_iter().map(row).collect();
     let header = ["", "kind", "share error", "calibrated", "unseen datasets", "top-1", "Spearman", "others"];
-    let ceiling = ceiling.map_or_else(String::new, |c| {
-        format!(
-            "one retraining seed against the others: share error {:.3}, top-1 {:.2}, Spearman {:.3}\n",
-            c.share_error.mean, c.top1, c.spearman.mean
-        )
+    let ceiling = ceiling.map_or_else(String::new, |(error, rank)| {
+        format!("ceiling, one retraining seed against the others: share error {error:.3}, Spearman {rank:.3}\n")
     });
     table(&header, &rows) + &ceiling
+}
+
+/// The table, and how far the default leads on the very same responses.
+fn eval_text(found: &evaluate::Evaluation) -> String {
+    let ceiling = found.ceiling.as_ref().map(|c| (c.share_error.mean, c.spearman.mean));
+    let row = |(name, lead): (&String, &ascribe_engine::Estimate)| {
+        let rank = &found.rank_lead[name];
+        let of = |e: &ascribe_engine::Estimate| format!("{:+.3} [{:+.3}, {:+.3}]", e.mean, e.low, e.high);
+        vec![name.clone(), of(lead), of(rank)]
+    };
+    let rows: Vec<Vec<String>> = found.lead.iter().map(row).collect();
+    let header = ["default ahead of", "share error, calibrated", "Spearman"];
+    format!(
+        "{} seeds of retraining, {} responses with true shares\n{}\n{}",
+        found.seeds.len(),
+        found.usable,
+        methods_text(&found.methods, ceiling),
+        table(&header, &rows)
+    )
 }
 
 fn payout_text(paid: &pay::Paid) -> String {
@@ -237,7 +253,7 @@ fn demo_text(summary: &DemoSummary, out: &Path) -> String {
         summary.queries,
         summary.seconds,
         summary.peak_rss_mib,
-        methods_text(&summary.methods, None),
+        methods_text(&summary.methods, summary.ceiling_share_error.zip(summary.ceiling_spearman)),
         if summary.conservation { "yes" } else { "NO" },
         out.join(report::REPORT_FILE).display()
     )

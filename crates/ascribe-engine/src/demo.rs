@@ -58,6 +58,9 @@ pub fn run(home: &Home, model: &str, out: &Path, progress: &dyn Progress) -> Res
         conservation: paid.conservation.holds(),
         coverage_ppm: book.coverage_ppm,
         hnsw_recall_at_10: index.recall_at_10,
+        retraining_seeds: evaluation.seeds.len() as u64,
+        ceiling_share_error: evaluation.ceiling.as_ref().map(|c| c.share_error.mean),
+        ceiling_spearman: evaluation.ceiling.as_ref().map(|c| c.spearman.mean),
         methods: evaluation.methods.clone(),
     };
     let mut inputs = context.inputs.clone();

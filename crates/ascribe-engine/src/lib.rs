@@ -18,6 +18,7 @@ pub mod summary;
 pub mod train;
 pub mod walk;
 
+pub use ascribe_eval::Estimate;
 pub use error::EngineError;
 pub use home::Home;
 

@@ -27,6 +27,14 @@ pub struct DemoSummary {
     pub coverage_ppm: u32,
     /// Recall@10 of the HNSW index against exact search.
     pub hnsw_recall_at_10: f64,
+    /// Seeds of the retrain bank.
+    pub retraining_seeds: u64,
+    /// Share error of one retraining seed against the mean of the others; absent with a single seed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ceiling_share_error: Option<f64>,
+    /// Spearman of one retraining seed against the mean of the others; absent with a single seed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ceiling_spearman: Option<f64>,
     /// Methods and controls, measured against retraining.
     pub methods: BTreeMap<String, MethodSummary>,
 }

@@ -122,6 +122,7 @@ fn facts(context: &Context, evaluation: &Evaluation) -> Result<Vec<Fact>, Engine
             ),
         ),
         fact("Seed", context.attribution.seed.to_string()),
+        fact("Signatures", "demo keys, made in public: no owner named here has signed or will be paid".into()),
     ];
     facts.extend(context.inputs.iter().map(|(name, digest)| fact(name, digest.to_string())));
     Ok(facts)
@@ -197,7 +198,7 @@ fn response_rows(
 /// The records behind the most influential examples, each record once.
 fn hits(context: &Context, scores: &ScoreFile, query: QueryId) -> Vec<SourceHit> {
     let mut hits: Vec<SourceHit> = Vec::new();
-    for row in scores.top_examples("block_fisher", query) {
+    for row in scores.top_examples("trajectory_fisher", query) {
         let Some(example) = row.example() else { continue };
         let at = context.corpus.examples.binary_search_by_key(&example, |e| e.id);
         let Ok(at) = at else { continue };
@@ -211,7 +212,7 @@ fn hits(context: &Context, scores: &ScoreFile, query: QueryId) -> Vec<SourceHit>
             dataset: example.dataset,
             record: record.id.clone(),
             score: row.score,
-            snippet: cut(context.corpus.span_text(span)),
+            snippet: snippet(context.corpus.span_text(span), span.byte_start > 0),
         });
         if hits.len() == HITS_SHOWN {
             break;
@@ -220,11 +221,13 @@ fn hits(context: &Context, scores: &ScoreFile, query: QueryId) -> Vec<SourceHit>
     hits
 }
 
-fn cut(text: &str) -> String {
-    match text.char_indices().nth(SNIPPET_CHARS) {
-        Some((at, _)) => format!("{}…", &text[..at]),
-        None => text.to_owned(),
-    }
+/// The first few hundred characters of a span, whole words, with an ellipsis where text was left out.
+fn snippet(text: &str, begins_inside: bool) -> String {
+    let lead = if begins_inside { "…" } else { "" };
+    let Some((at, _)) = text.char_indices().nth(SNIPPET_CHARS) else { return format!("{lead}{text}") };
+    // A language without spaces, or one very long word, is cut between characters.
+    let end = text[..at].rfind(char::is_whitespace).filter(|&space| space > at / 2).unwrap_or(at);
+    format!("{lead}{} …", &text[..end])
 }
 
 fn method_rows(evaluation: &Evaluation) -> Vec<MethodRow> {
@@ -336,4 +339,20 @@ fn truth_heat(context: &Context, evaluation: &Evaluation) -> Vec<Vec<f64>> {
         values.iter().sum::<f64>() / values.len().max(1) as f64
     };
     (0..n).map(|k| (0..n).map(|of| mean(k, of)).collect()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snippets_are_cut_at_words_and_say_so() {
+        assert_eq!(snippet("short", false), "short");
+        assert_eq!(snippet("inside", true), "…inside");
+        let long = "word ".repeat(100);
+        let cut = snippet(&long, false);
+        assert!(cut.ends_with("word …") && cut.chars().count() <= SNIPPET_CHARS + 2);
+        let chinese = "天".repeat(400);
+        assert_eq!(snippet(&chinese, false).chars().count(), SNIPPET_CHARS + 2);
+    }
 }

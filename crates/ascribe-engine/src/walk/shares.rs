@@ -8,7 +8,7 @@ use ascribe_store::scores::read_scores;
 use ndarray::Array3;
 
 use super::context::Context;
-use super::evaluate::{EVAL_FILE, Evaluation};
+use super::evaluate::Evaluation;
 use super::score::SCORES_FILE;
 use super::stamps::Stamps;
 use crate::error::EngineError;
@@ -53,6 +53,5 @@ pub fn run(context: &Context, stamps: &mut Stamps, progress: &dyn Progress) -> R
     let (paid, noisy) = (book.count(Verdict::Payable), book.count(Verdict::TooNoisy));
     let covered = f64::from(book.coverage_ppm) / 1e4;
     progress.finish(&format!("{paid} responses payable, {noisy} too noisy to pay, coverage {covered:.1} %"));
-    debug_assert!(context.out.join(EVAL_FILE).exists());
     Ok(book)
 }
