@@ -10,6 +10,7 @@ Only Python's own library is needed. The last line is `N passed, M failed`.
 
 import argparse
 import csv
+import hashlib
 import json
 import math
 import re
@@ -172,6 +173,38 @@ def check_audit(tally: Tally, folder: Path, command: list[str]) -> None:
             result = audit(copy)
             (copy / path).write_bytes(content)
             tally.check(f"audit refuses a changed byte in {path}", result.returncode != 0, result.returncode)
+        forge(copy)
+        result = audit(copy)
+        tally.check("audit refuses a payout that was changed with all its digests", result.returncode != 0)
+
+
+def forge(folder: Path) -> None:
+    """Pays somebody more, and makes every digest that stands in the folder agree: only doing the work again can tell."""
+    path = folder / "payout/payout.csv"
+    old = path.read_bytes()
+    lines = old.decode().split("\n")
+    # Owners may hold commas, so fields count from the end: amount_minor, amount, responses, datasets, carried_subunits.
+    fields = lines[1].split(",")
+    minor, decimals = int(fields[-5]) + 1, len(fields[-4].split(".")[1])
+    fields[-5] = str(minor)
+    fields[-4] = f"{minor // 10**decimals}.{minor % 10**decimals:0{decimals}d}"
+    lines[1] = ",".join(fields)
+    new = "\n".join(lines).encode()
+    path.write_bytes(new)
+    replace_digest(folder, hashlib.sha256(old).hexdigest(), hashlib.sha256(new).hexdigest())
+
+
+def replace_digest(folder: Path, old: str, new: str) -> None:
+    """In every text file of the folder's top; a file that changes has a new digest itself. The run file's seal comes last."""
+    for path in sorted(folder.glob("*.json")):
+        before = path.read_bytes()
+        after = before.replace(old.encode(), new.encode())
+        if after != before:
+            path.write_bytes(after)
+            replace_digest(folder, hashlib.sha256(before).hexdigest(), hashlib.sha256(after).hexdigest())
+    run = folder / "run.toml"
+    body = run.read_text(encoding="utf-8").split("\n", 1)[1].replace(old, new)
+    run.write_text(f'seal = "{hashlib.sha256(body.encode()).hexdigest()}"\n{body}', encoding="utf-8")
 
 
 def main() -> int:
