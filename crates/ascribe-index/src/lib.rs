@@ -6,6 +6,20 @@
 //!
 //! Whatever finds a row, its score is computed the same way: the f64 dot product in the fixed order of
 //! [`ascribe_linalg::sum::dot`] over the row as stored. Two indexes that both find a row give it the same bytes.
+//!
+//! ```
+//! use ascribe_index::{Effort, ExactIndex, HnswIndex, HnswParams, VectorIndex, recall_at_k};
+//! use ascribe_testkit::{MemoryReader, gradient_spec, toy_rows};
+//!
+//! let (ids, rows) = toy_rows(200, 16, 4);
+//! let queries = rows.slice(ndarray::s![..3, ..]).to_owned();
+//! let reader = MemoryReader::new(gradient_spec(&[16]), ids, rows, 64);
+//! let (exact, hnsw) = (ExactIndex::new(&reader)?, HnswIndex::build(&reader, HnswParams::default())?);
+//! let best = exact.search(queries.row(0), 5, Effort::default())?;
+//! assert!(best.windows(2).all(|pair| pair[0].score >= pair[1].score));
+//! assert_eq!(recall_at_k(&hnsw, &exact, queries.view(), 5, Effort::new(200))?.min, 1.0);
+//! # Ok::<(), ascribe_index::IndexError>(())
+//! ```
 
 mod candidates;
 pub mod error;

@@ -114,6 +114,34 @@ fn a_folder_that_cannot_be_written_is_an_error_and_stays_as_it_was() {
     assert_eq!(names(dir.path()), ["file"]);
 }
 
+const DIR_VARIABLE: &str = "ASCRIBE_TEST_INDEX_DIR";
+
+/// Not a test of its own: the child process of the test below.
+#[test]
+#[ignore = "started by the next test, with a folder in its environment"]
+fn child_saver() {
+    let dir = std::env::var_os(DIR_VARIABLE).expect("the parent sets the folder");
+    let reader = clustered(400, 40, 6, 29);
+    let saved = HnswIndex::build(&reader, params()).unwrap().save(&Path::new(&dir).join("index"));
+    assert!(matches!(saved, Err(IndexError::Store(StoreError::Io { .. } | StoreError::DiskFull { .. }))), "{saved:?}");
+}
+
+/// A real refusal by the system in the middle of a dump: files may not grow beyond `ulimit -f` blocks.
+#[cfg(unix)]
+#[test]
+fn an_index_without_room_says_so_and_leaves_nothing_half_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = std::process::Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 8; exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().unwrap())
+        .args(["kept::child_saver", "--exact", "--ignored"])
+        .env(DIR_VARIABLE, dir.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert!(names(dir.path()).is_empty(), "something half written stayed");
+}
+
 #[test]
 fn a_changed_shard_of_the_store_stops_a_search() {
     let dir = tempfile::tempdir().unwrap();

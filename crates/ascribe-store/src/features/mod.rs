@@ -15,6 +15,35 @@
 //! synced, line appended, line synced. A kill at any point leaves whole shards and perhaps one torn line, which the next
 //! writer cuts off. Same rows, same files, whatever the sizes of the pushes and however often the writer was killed.
 //!
+//! ```
+//! use ascribe_core::{Column, Digest, ExampleId, FeatureReader, FeatureSink, FeatureSpec, ProjectorSpec, RowType};
+//! use ascribe_store::{FeatureStore, FeatureWriter};
+//!
+//! let spec = FeatureSpec {
+//!     model: Digest::of(b"weights"),
+//!     checkpoint: "final".into(),
+//!     quantity: "gradient".into(),
+//!     loss: "next_token_nll_sum".into(),
+//!     normalizer: "none".into(),
+//!     projector: ProjectorSpec::Identity,
+//!     columns: vec![Column { name: "mlp".into(), start: 0, len: 2 }],
+//!     dim: 2,
+//!     corpus: Digest::of(b"manifest"),
+//! };
+//! # let folder = tempfile::tempdir()?;
+//! # let dir = folder.path();
+//! let mut writer = FeatureWriter::create_or_resume(dir, &spec, RowType::F32, 1024, 2)?;
+//! assert_eq!(writer.n_committed(), 0);
+//! let ids = [ExampleId { dataset: 0, idx: 0 }, ExampleId { dataset: 1, idx: 0 }];
+//! writer.push(&ids, ndarray::arr2(&[[1.0, 2.0], [3.0, 4.0]]).view())?;
+//! writer.finish()?;
+//!
+//! let store = FeatureStore::open(dir, Some(&spec))?;
+//! assert_eq!(store.block(0)?.rows[(1, 0)], 3.0);
+//! assert_eq!(store.dataset_sums()?.counts, [1, 1]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! An `example_id` on disk is [`ascribe_core::ExampleId::to_u64`]: dataset ordinal in the high half, position in the low.
 
 mod layout;
