@@ -68,10 +68,11 @@ fn workspace_lints(repo: &Repo) -> Vec<Violation> {
         .collect()
 }
 
-/// Each file opens by saying what lives in it.
+/// Each file opens by saying what lives in it; only attributes of the whole file may stand before.
 fn head(file: &RustFile<'_>, violations: &mut Vec<Violation>) {
-    let has_head = file.scan.comments.first().is_some_and(|(line, text)| *line == 1 && text.starts_with("//!"));
-    if !has_head && file.file.name() != "build.rs" {
+    let mut lines = file.file.text.as_deref().unwrap_or_default().lines().map(str::trim_start);
+    let first = lines.find(|line| !line.is_empty() && !line.starts_with("#!["));
+    if !first.is_some_and(|line| line.starts_with("//!")) {
         violations.push(
             Violation::new(Law::Lints, &file.file.path, 1)
                 .expected("a head: `//!` and what lives in this file")
@@ -153,7 +154,11 @@ mod tests {
     #[test]
     fn a_file_without_a_head() {
         let planted = Planted::tidy();
-        planted.write(LIB, "pub mod a;\n//! Words.\n");
-        planted.assert_breach(Law::Lints, LIB, 1, "a head");
+        for text in ["pub mod a;\n//! Words.\n", "// Words.\n", "#[allow(unused)]\n//! Words.\n", ""] {
+            planted.write(LIB, text);
+            planted.assert_breach(Law::Lints, LIB, 1, "a head");
+        }
+        planted.write(LIB, "#![allow(unused)] // for a reason\n\n//! Words.\n");
+        planted.assert_tidy();
     }
 }
