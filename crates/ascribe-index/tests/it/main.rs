@@ -1,6 +1,6 @@
 //! Integration tests of the indexes: one suite for all, then what is particular to each.
 
-#![allow(clippy::unwrap_used)] // helpers of tests panic like the tests themselves
+#![allow(clippy::unwrap_used)] // what tests share may panic like the tests themselves
 
 mod common;
 mod hnsw;

@@ -1,6 +1,6 @@
 //! Integration tests of the formats: invariance, crashes, damage, full disks, old files.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests panic like the tests themselves
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // what tests share may panic like the tests themselves
 
 mod common;
 mod damage;
