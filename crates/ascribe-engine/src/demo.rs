@@ -29,6 +29,8 @@ pub fn run(home: &Home, model: &str, out: &Path, progress: &dyn Progress) -> Res
     let context = Context::open(home, model, out, progress)?;
     evaluate::check(&context)?;
     clock.lap("verify and corpus", format!("{} examples", context.corpus.examples.len()));
+    // From here on files may change; without a run file nobody takes the folder for a whole run.
+    remove_run_file(out)?;
     let mut stamps = Stamps::read(out);
     let n_tokens = features::run(&context, progress)?;
     clock.rate("gradients and hidden states", n_tokens);
@@ -80,15 +82,23 @@ pub fn run(home: &Home, model: &str, out: &Path, progress: &dyn Progress) -> Res
     Ok(summary)
 }
 
+fn remove_run_file(out: &Path) -> Result<(), EngineError> {
+    let path = out.join(RUN_FILE);
+    match std::fs::remove_file(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(EngineError::io(path, e)),
+        _ => Ok(()),
+    }
+}
+
 /// Digests of all files in the run folder but the run file itself.
 fn outputs(out: &Path) -> Result<std::collections::BTreeMap<String, Digest>, EngineError> {
     let paths = files::list(out)?.into_iter().filter(|p| is_output(p));
     paths.map(|p| Ok((p.clone(), files::digest(&out.join(&p))?))).collect()
 }
 
-/// True for files that belong to a run; writers' lock files come and go.
+/// True for files whose digests stand in the run file: all but itself.
 pub fn is_output(path: &str) -> bool {
-    path != RUN_FILE && !path.ends_with(".lock") && !path.ends_with("/LOCK")
+    path != RUN_FILE
 }
 
 /// Peak resident memory of this process in MiB; 0 where the system does not tell.

@@ -54,6 +54,14 @@ pub enum EngineError {
         /// The cause.
         source: std::io::Error,
     },
+    /// The disk, a quota or a size limit left no room.
+    #[error("{path}: no room to write ({source}); hint: free some and run again, finished stations are kept", path = path.display())]
+    NoRoom {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
     /// The user asked to stop; everything done so far is kept.
     #[error("stopped on request; run the same command again to go on from here")]
     Stopped,
@@ -101,8 +109,13 @@ pub enum EngineError {
 }
 
 impl EngineError {
-    /// An I/O error with its path.
+    /// An I/O error with its path; running out of room is told apart.
     pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
-        Self::Io { path: path.as_ref().to_path_buf(), source }
+        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        let path = path.as_ref().to_path_buf();
+        match source.kind() {
+            StorageFull | QuotaExceeded | FileTooLarge => Self::NoRoom { path, source },
+            _ => Self::Io { path, source },
+        }
     }
 }
