@@ -45,6 +45,9 @@ default_method = "calibrated"
 conservation = true
 coverage_ppm = 800000
 hnsw_recall_at_10 = 1.0
+retraining_seeds = 2
+ceiling_share_error = 0.125
+ceiling_spearman = 0.875
 
 [summary.methods.calibrated]
 share_error = 0.25

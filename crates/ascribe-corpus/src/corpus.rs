@@ -229,7 +229,8 @@ fn tokenise(
 ) -> Result<Tokenised, CorpusError> {
     let held = held_out(dataset, config);
     let expected = config.queries_per_dataset + config.validation_per_dataset;
-    let too_small = |what, expected, found| CorpusError::TooSmall { dataset: dataset.name.clone(), what, expected, found };
+    let too_small =
+        |what, expected, found| CorpusError::TooSmall { dataset: dataset.name.clone(), what, expected, found };
     if held.groups.len() < expected {
         return Err(too_small("held-out windows", expected, held.groups.len()));
     }

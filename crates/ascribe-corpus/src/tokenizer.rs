@@ -122,8 +122,12 @@ impl BpeTokenizer {
 mod tests {
     use super::*;
 
-    const TEXTS: [&str; 4] =
-        ["in the beginning was the word", "the word was with the words", "天地玄黄，宇宙洪荒。天地", "def f(x):\n    return x\n"];
+    const TEXTS: [&str; 4] = [
+        "in the beginning was the word",
+        "the word was with the words",
+        "天地玄黄，宇宙洪荒。天地",
+        "def f(x):\n    return x\n",
+    ];
 
     fn small() -> BpeTokenizer {
         BpeTokenizer::train(TEXTS.into_iter(), 300).unwrap()

@@ -7,7 +7,6 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
 use ascribe_core::NoProgress;
 use ascribe_engine::walk::features::{load_rows, open_train, query_dir};
 use ascribe_engine::walk::{Context, score};
@@ -19,6 +18,8 @@ use ascribe_methods::dot;
 use ascribe_store::FeatureStore;
 use ascribe_store::scores::read_scores;
 use ndarray::{Array2, Axis};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 const DAMPINGS: [f64; 8] = [1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003];
 const SEED: u64 = 7;
@@ -54,7 +55,7 @@ impl Board {
 }
 
 fn main() -> Result<()> {
-    let out = PathBuf::from(std::env::args().nth(1).context("usage: choose RUN_FOLDER")?);
+    let out = PathBuf::from(std::env::args().nth(1).ok_or("usage: choose RUN_FOLDER")?);
     let context = Context::open(&Home::find(None)?, DEFAULT_MODEL, &out, &NoProgress)?;
     let bank = context.bank()?;
     let changes: Vec<Array2<f64>> = bank.change.axis_iter(Axis(0)).map(|c| c.to_owned()).collect();

@@ -78,6 +78,11 @@ impl RunFile {
             let hint = "; hint: the file was changed after the run";
             return Err(EngineError::Digest { what: path, expected: seal, found, hint });
         }
-        toml::from_str(body).map_err(|e| EngineError::Recipe { path, why: e.to_string() })
+        let run: Self =
+            toml::from_str(body).map_err(|e| EngineError::Recipe { path: path.clone(), why: e.to_string() })?;
+        match run.format_version {
+            RUN_FORMAT_VERSION => Ok(run),
+            other => Err(content(&format!("format version {RUN_FORMAT_VERSION}"), &other.to_string())),
+        }
     }
 }

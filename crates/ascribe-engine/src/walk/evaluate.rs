@@ -94,11 +94,16 @@ impl Evaluation {
     /// A missing or damaged file.
     pub fn read(out: &Path) -> Result<Self, EngineError> {
         let path = out.join(EVAL_FILE);
-        serde_json::from_slice(&files::read(&path)?).map_err(|e| EngineError::Content {
-            path,
+        let refuse = |found: String| EngineError::Content {
+            path: path.clone(),
             expected: format!("an evaluation of format {EVAL_FORMAT_VERSION}"),
-            found: e.to_string(),
-        })
+            found,
+        };
+        let read: Self = serde_json::from_slice(&files::read(&path)?).map_err(|e| refuse(e.to_string()))?;
+        match read.format_version {
+            EVAL_FORMAT_VERSION => Ok(read),
+            other => Err(refuse(format!("format {other}"))),
+        }
     }
 
     /// Held-out shares as a table `[Q, K]`.
