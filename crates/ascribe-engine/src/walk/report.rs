@@ -175,7 +175,8 @@ fn response_rows(
     let prompt_len = context.corpus.manifest.config.prompt_len;
     let mut rows = Vec::with_capacity(nats.len());
     for (q, query) in context.corpus.queries.iter().enumerate() {
-        let (prompt, response) = query.tokens.split_at(prompt_len);
+        let response = &query.tokens[prompt_len..];
+        let (prompt_text, response_text) = texts(context, &query.tokens, prompt_len);
         let bar = |&share: &f64| {
             let (low, high) = evaluation.conformal.interval(share);
             ShareBar { share, low, high }
@@ -184,8 +185,8 @@ fn response_rows(
         rows.push(ResponseRow {
             id: q as u32,
             source_dataset: query.dataset,
-            prompt: context.tokenizer.decode(prompt),
-            response: context.tokenizer.decode(response),
+            prompt: prompt_text,
+            response: response_text,
             bits_per_byte: nats[q] / std::f64::consts::LN_2 / context.tokenizer.len_bytes(response) as f64,
             shares: evaluation.shares[q].iter().map(bar).collect(),
             truth: truth.iter().any(|t| *t > 0.0).then(|| truth.clone()),
@@ -193,6 +194,23 @@ fn response_rows(
         });
     }
     Ok(rows)
+}
+
+/// Prompt and response as text. A character whose bytes stand on both sides belongs to the response; one that the window
+/// cuts at its ends is left out.
+fn texts(context: &Context, tokens: &[u32], prompt_len: usize) -> (String, String) {
+    let incomplete = char::REPLACEMENT_CHARACTER;
+    let whole = context.tokenizer.decode(tokens);
+    let prompt = context.tokenizer.decode(&tokens[..prompt_len]);
+    let prompt = prompt.trim_end_matches(incomplete);
+    match whole.strip_prefix(prompt) {
+        Some(response) => {
+            let response = response.trim_end_matches(incomplete).to_owned();
+            (prompt.trim_start_matches(incomplete).to_owned(), response)
+        }
+        // Decoding is per byte, so a prefix of tokens is a prefix of text; were it not, two texts are still shown.
+        None => (prompt.to_owned(), context.tokenizer.decode(&tokens[prompt_len..])),
+    }
 }
 
 /// The records behind the most influential examples, each record once.
