@@ -62,6 +62,8 @@ low = 0.5
 high = 0.875
 spearman_others = 0.5
 top1 = 0.875
+top1_low = 0.75
+top1_high = 1.0
 control = false
 
 [[timings]]

@@ -197,18 +197,17 @@ fn methods_text(
     sorted.sort_by(|a, b| a.1.calibrated.total_cmp(&b.1.calibrated));
     let row = |(name, m): (&String, &ascribe_engine::summary::MethodSummary)| {
         vec![
-            name.clone(),
-            if m.control { "control".into() } else { "method".into() },
-            format!("{:.3}", m.share_error),
+            if m.control { format!("{name} (control)") } else { name.clone() },
+            format!("{:.3} [{:.3}, {:.3}]", m.share_error, m.share_error_low, m.share_error_high),
             format!("{:.3} [{:.3}, {:.3}]", m.calibrated, m.calibrated_low, m.calibrated_high),
             format!("{:.3}", m.calibrated_unseen_datasets),
-            format!("{:.2}", m.top1),
+            format!("{:.2} [{:.2}, {:.2}]", m.top1, m.top1_low, m.top1_high),
             format!("{:.3} [{:.3}, {:.3}]", m.spearman, m.low, m.high),
             format!("{:.3}", m.spearman_others),
         ]
     };
     let rows: Vec<Vec<String>> = sorted.into_iter().map(row).collect();
-    let header = ["", "kind", "share error", "calibrated", "unseen datasets", "top-1", "Spearman", "others"];
+    let header = ["", "share error, raw", "calibrated", "unseen datasets", "top-1", "Spearman", "others"];
     let ceiling = ceiling.map_or_else(String::new, |(error, rank)| {
         format!("ceiling, one retraining seed against the others: share error {error:.3}, Spearman {rank:.3}\n")
     });

@@ -67,6 +67,10 @@ pub struct MethodSummary {
     pub spearman_others: f64,
     /// How often the top dataset is right.
     pub top1: f64,
+    /// Interval.
+    pub top1_low: f64,
+    /// Interval.
+    pub top1_high: f64,
     /// True for controls.
     pub control: bool,
 }

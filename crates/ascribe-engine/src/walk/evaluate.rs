@@ -79,8 +79,8 @@ pub struct Evaluation {
 pub struct Measured {
     /// Share error with its interval.
     pub share_error: Estimate,
-    /// Top-1 agreement.
-    pub top1: f64,
+    /// Top-1 agreement with its interval.
+    pub top1: Estimate,
     /// Spearman with its interval.
     pub spearman: Estimate,
     /// Spearman without the own dataset.
@@ -271,7 +271,7 @@ fn estimate_or_zero(value: Option<Estimate>) -> Estimate {
 fn measured(summary: &Summary) -> Result<Measured, EngineError> {
     Ok(Measured {
         share_error: some(summary.share_error, "share error")?,
-        top1: some(summary.top1, "top-1")?.mean,
+        top1: some(summary.top1, "top-1")?,
         spearman: estimate_or_zero(summary.spearman),
         spearman_others: estimate_or_zero(summary.spearman_other).mean,
     })
@@ -296,7 +296,9 @@ fn method_summary(
         low: raw.spearman.low,
         high: raw.spearman.high,
         spearman_others: raw.spearman_others,
-        top1: raw.top1,
+        top1: raw.top1.mean,
+        top1_low: raw.top1.low,
+        top1_high: raw.top1.high,
         control,
     })
 }

@@ -281,7 +281,7 @@ fn ceiling_row(m: &Measured) -> MethodRow {
         calibrated: m.share_error.mean,
         calibrated_low: m.share_error.low,
         calibrated_high: m.share_error.high,
-        top1: m.top1,
+        top1: m.top1.mean,
         spearman: m.spearman.mean,
         low: m.spearman.low,
         high: m.spearman.high,
