@@ -56,7 +56,7 @@ pub struct Statement {
 /// Deterministic: a function of `plan` alone. Cost: one transfer per (response, dataset, payee) with a positive amount.
 ///
 /// # Errors
-/// Whatever [`accrue`] and [`settle`] refuse, and [`LedgerError::NotConserved`] if the books did not close, which would
+/// Whatever [`accrue()`] and [`settle()`] refuse, and [`LedgerError::NotConserved`] if the books did not close, which would
 /// be a defect of this crate.
 pub fn pay(plan: &Plan) -> Result<Statement, LedgerError> {
     let mut journal = accrue(plan)?;
