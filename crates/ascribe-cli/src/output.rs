@@ -11,14 +11,17 @@ use crate::args::Format;
 /// Prints `value` as JSON, or `text` for a person.
 ///
 /// # Errors
-/// When stdout is closed.
+/// When stdout cannot be written; a reader that closed its end early is no error.
 pub fn print<T: Serialize>(format: Format, value: &T, text: impl FnOnce(&T) -> String) -> Result<()> {
     let rendered = match format {
         Format::Json => serde_json::to_string_pretty(value)?,
         Format::Text => text(value),
     };
-    writeln!(std::io::stdout(), "{}", rendered.trim_end())?;
-    Ok(())
+    match writeln!(std::io::stdout(), "{}", rendered.trim_end()) {
+        // The reader has seen enough (`ascribe eval | head`): not an error of anybody's.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
 }
 
 /// Tells an error on stderr (and as JSON on stdout when asked for) and gives exit code 1.

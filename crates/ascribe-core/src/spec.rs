@@ -82,7 +82,6 @@ pub struct FeatureSpec {
 impl FeatureSpec {
     /// SHA-256 over the JSON form. It travels with rows, scores, shares, transfers and receipts.
     pub fn hash(&self) -> Digest {
-        // A struct of strings and integers always serialises; an empty digest would be caught by every comparison.
-        Digest::of_json(self).unwrap_or_default()
+        Digest::of_json(self).expect("strings and integers always serialise")
     }
 }

@@ -59,8 +59,7 @@ pub struct CorpusManifest {
 impl CorpusManifest {
     /// SHA-256 over the JSON form; stands in every feature spec.
     pub fn digest(&self) -> Digest {
-        // Strings and integers always serialise.
-        Digest::of_json(self).unwrap_or_default()
+        Digest::of_json(self).expect("strings and integers always serialise")
     }
 }
 
@@ -125,11 +124,13 @@ impl Corpus {
         config: CorpusConfig,
     ) -> Result<Self, CorpusError> {
         check(&config)?;
-        let parts: Vec<Tokenised> = datasets
+        // All results first, then the first error in corpus order: a parallel collect would stop at any one of them.
+        let parts: Vec<Result<Tokenised, CorpusError>> = datasets
             .par_iter()
             .enumerate()
             .map(|(ordinal, dataset)| tokenise(ordinal as u32, dataset, tokenizer, &config))
-            .collect::<Result<_, _>>()?;
+            .collect();
+        let parts: Vec<Tokenised> = parts.into_iter().collect::<Result<_, _>>()?;
         let mut corpus = Self {
             manifest: CorpusManifest {
                 format_version: CORPUS_FORMAT_VERSION,
@@ -196,8 +197,10 @@ impl Corpus {
     /// The text of one span.
     pub fn span_text(&self, span: &ascribe_core::RecordSpan) -> &str {
         let record = &self.datasets[span.record.dataset as usize].records[span.record.row as usize];
-        // Spans come from `build` on these very records; out of range would be a bug, and shows as an empty text.
-        record.text.get(span.byte_start as usize..span.byte_end as usize).unwrap_or_default()
+        record
+            .text
+            .get(span.byte_start as usize..span.byte_end as usize)
+            .expect("spans are cut from this very record, at characters")
     }
 
     /// The record behind a record id.
@@ -234,7 +237,7 @@ fn tokenise(
     if held.groups.len() < expected {
         return Err(too_small("held-out windows", expected, held.groups.len()));
     }
-    let tokens: Vec<Vec<Token>> = dataset
+    let tokens: Vec<Result<Vec<Token>, CorpusError>> = dataset
         .records
         .par_iter()
         .map(|r| {
@@ -244,7 +247,8 @@ fn tokenise(
                 why,
             })
         })
-        .collect::<Result<_, _>>()?;
+        .collect();
+    let tokens: Vec<Vec<Token>> = tokens.into_iter().collect::<Result<_, _>>()?;
     let of = |row: u32| (RecordId { dataset: ordinal, row }, tokens[row as usize].as_slice());
     let rows = 0..dataset.records.len() as u32;
     let used: Vec<u32> = rows.filter(|&row| !held.contains(row)).collect();

@@ -1,4 +1,4 @@
-//! The ceiling: how well does one seed's truth predict another's? No method can be asked for more.
+//! The ceiling: how well does one seed's truth predict the others'? It says how noisy the truth is.
 
 use ndarray::{Array2, Axis};
 use serde::{Deserialize, Serialize};

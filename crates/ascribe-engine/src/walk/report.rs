@@ -76,8 +76,9 @@ pub fn html(context: &Context, parts: &Ingredients<'_>) -> Result<String, Engine
         unattributed: format!("{} {currency}", unattributed(parts.paid)?),
         coverage: evaluation.coverage.mean,
         coverage_note: format!(
-            "Mean overlap of held-out shares with the shares that {} seeds of leave-one-dataset-out retraining show, \
-             over {} responses; the rest of the pool is not paid out but kept apart.",
+            "Coverage is the mean overlap of held-out shares with the shares that {} seeds of leave-one-dataset-out \
+             retraining show, over {} responses; the rest of the pool is not paid out but kept apart. The accounts are \
+             demo accounts: no owner named here has signed or will be paid.",
             evaluation.seeds.len(),
             evaluation.usable
         ),
