@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::arch::Arch;
 use crate::error::ModelError;
 
 /// Name of the configuration file in a model folder.
@@ -54,6 +55,9 @@ pub struct DecoderConfig {
     /// Last token of a text, if the tokenizer has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eos_token_id: Option<u32>,
+    /// What the family changes about the arithmetic.
+    #[serde(default = "Arch::llama", skip_serializing_if = "Arch::is_plain_llama")]
+    pub arch: Arch,
 }
 
 impl DecoderConfig {
@@ -85,6 +89,7 @@ impl DecoderConfig {
             initializer_range: 0.02,
             bos_token_id: None,
             eos_token_id: None,
+            arch: Arch::llama(),
         }
     }
 
@@ -122,6 +127,7 @@ impl DecoderConfig {
         reader.refuse_what_is_not_supported()?;
         let heads = reader.size("num_attention_heads", None)?;
         let hidden = reader.size("hidden_size", None)?;
+        let head_dim = reader.size("head_dim", Some(hidden / heads))?;
         let config = Self {
             vocab_size: reader.size("vocab_size", None)?,
             hidden_size: hidden,
@@ -129,7 +135,7 @@ impl DecoderConfig {
             num_hidden_layers: reader.size("num_hidden_layers", None)?,
             num_attention_heads: heads,
             num_key_value_heads: reader.size("num_key_value_heads", Some(heads))?,
-            head_dim: reader.size("head_dim", Some(hidden / heads))?,
+            head_dim,
             max_position_embeddings: reader.size("max_position_embeddings", Some(2048))?,
             rope_theta: reader.rope_theta()?,
             rms_norm_eps: reader.positive("rms_norm_eps", 1e-6)?,
@@ -137,6 +143,7 @@ impl DecoderConfig {
             initializer_range: reader.positive("initializer_range", 0.02)?,
             bos_token_id: reader.token("bos_token_id"),
             eos_token_id: reader.token("eos_token_id"),
+            arch: Arch::llama(),
         };
         config.check(path)?;
         Ok(config)

@@ -10,7 +10,7 @@ use ndarray::{ArrayViewMut2, Axis};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::decoder::{Decoder, Module, Norm, Sequence, Sink};
+use crate::decoder::{Decoder, Module, Norm, NormGradient, Rows, Sequence, Sink};
 use crate::error::ModelError;
 use crate::ops::{matrix, matrix_mut};
 
@@ -93,7 +93,7 @@ impl<'m> GradientStage<'m> {
         }
         let n_layers = decoder.config.num_hidden_layers;
         let modules: Vec<Module> =
-            (0..n_layers).flat_map(|l| [Module::Qkv(l), Module::O(l), Module::GateUp(l), Module::Down(l)]).collect();
+            (0..n_layers).flat_map(|l| [Module::Qkv(l), Module::O(l), Module::Up(l), Module::Down(l)]).collect();
         for pattern in &config.modules {
             if !modules.iter().any(|&module| matches(pattern, &module_name(module))) {
                 let names = modules.iter().map(|&m| module_name(m)).collect::<Vec<_>>().join(", ");
@@ -259,7 +259,7 @@ impl<'m> GradientStage<'m> {
         let place = match module {
             Module::Qkv(l) => 4 * l,
             Module::O(l) => 4 * l + 1,
-            Module::GateUp(l) => 4 * l + 2,
+            Module::Up(l) => 4 * l + 2,
             Module::Down(l) => 4 * l + 3,
             Module::Head if self.decoder.config.tie_word_embeddings => return self.embedding.as_ref(),
             Module::Head => self.taps.len() - 1,
@@ -276,7 +276,7 @@ struct ProjectedRow<'a, 'm> {
 }
 
 impl Sink for ProjectedRow<'_, '_> {
-    fn linear(&mut self, module: Module, n: usize, x: &[f32], delta: &[f32]) {
+    fn linear(&mut self, module: Module, n: usize, Rows { x, delta, .. }: Rows<'_>) {
         let Some(tap) = self.stage.tap(module) else { return };
         let TwoSided { p_in, p_out } = &tap.projector;
         let (i, k_in) = p_in.dim();
@@ -290,20 +290,21 @@ impl Sink for ProjectedRow<'_, '_> {
         gemm(1.0, pd.t(), matrix(px, n, k_in), 1.0, matrix_mut(block, k_out, k_in), Threads::One);
     }
 
-    fn gain(&mut self, norm: Norm) -> &mut [f32] {
+    fn norm(&mut self, norm: Norm, _sequence: usize) -> NormGradient<'_> {
         let d = self.stage.decoder.config.hidden_size;
         let place = match norm {
             Norm::Attn(l) => 2 * l,
             Norm::Mlp(l) => 2 * l + 1,
-            Norm::Out => 2 * self.stage.decoder.config.num_hidden_layers,
+            _ => 2 * self.stage.decoder.config.num_hidden_layers,
         };
-        match self.stage.norms {
+        let gain = match self.stage.norms {
             Some(start) => &mut self.row[start + place * d..start + (place + 1) * d],
             None => &mut self.scratch.gain,
-        }
+        };
+        NormGradient { gain, bias: &mut [] }
     }
 
-    fn embedding(&mut self, tokens: &[u32], d_x: &[f32]) {
+    fn embedding(&mut self, _sequence: usize, tokens: &[u32], d_x: &[f32]) {
         let Some(tap) = &self.stage.embedding else { return };
         let TwoSided { p_in, p_out } = &tap.projector;
         let (n, (d, k_in), k_out) = (tokens.len(), p_in.dim(), p_out.ncols());
@@ -327,7 +328,7 @@ fn module_name(module: Module) -> String {
     match module {
         Module::Qkv(l) => format!("layers.{l}.attn.qkv"),
         Module::O(l) => format!("layers.{l}.attn.o"),
-        Module::GateUp(l) => format!("layers.{l}.mlp.gate_up"),
+        Module::Up(l) => format!("layers.{l}.mlp.gate_up"),
         Module::Down(l) => format!("layers.{l}.mlp.down"),
         Module::Head => "lm_head".into(),
     }
@@ -337,7 +338,7 @@ fn norm_name(norm: Norm) -> String {
     match norm {
         Norm::Attn(l) => format!("layers.{l}.input_layernorm"),
         Norm::Mlp(l) => format!("layers.{l}.post_attention_layernorm"),
-        Norm::Out => "norm".into(),
+        _ => "norm".into(),
     }
 }
 
@@ -389,7 +390,7 @@ mod tests {
                     match rest {
                         "attn.qkv" => Module::Qkv(l),
                         "attn.o" => Module::O(l),
-                        "mlp.gate_up" => Module::GateUp(l),
+                        "mlp.gate_up" => Module::Up(l),
                         _ => Module::Down(l),
                     }
                 };

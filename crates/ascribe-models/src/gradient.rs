@@ -4,7 +4,7 @@ use ascribe_linalg::elementwise::add_assign;
 use ndarray::Array2;
 use rayon::prelude::*;
 
-use crate::decoder::{Decoder, Module, Norm, Sequence, Sink};
+use crate::decoder::{Decoder, Module, Norm, NormGradient, Rows, Sequence, Sink};
 use crate::error::ModelError;
 use crate::ops::linear;
 
@@ -28,22 +28,17 @@ impl<'a> FullGradient<'a> {
 }
 
 impl Sink for FullGradient<'_> {
-    fn linear(&mut self, module: Module, n: usize, x: &[f32], delta: &[f32]) {
+    fn linear(&mut self, module: Module, n: usize, rows: Rows<'_>) {
         let range = self.decoder.range(module);
-        linear::backward_weight(self.decoder.fan(module), n, x, delta, &mut self.flat[range]);
+        linear::backward_weight(self.decoder.fan(module), n, rows.x, rows.delta, &mut self.flat[range]);
     }
 
-    fn gain(&mut self, norm: Norm) -> &mut [f32] {
-        let layout = &self.decoder.layout;
-        let range = match norm {
-            Norm::Attn(l) => layout.layers[l].attn_norm.clone(),
-            Norm::Mlp(l) => layout.layers[l].mlp_norm.clone(),
-            Norm::Out => layout.norm.clone(),
-        };
-        &mut self.flat[range]
+    fn norm(&mut self, norm: Norm, _sequence: usize) -> NormGradient<'_> {
+        let range = self.decoder.norm_layout(norm).gain.clone();
+        NormGradient { gain: &mut self.flat[range], bias: &mut [] }
     }
 
-    fn embedding(&mut self, tokens: &[u32], d_x: &[f32]) {
+    fn embedding(&mut self, _sequence: usize, tokens: &[u32], d_x: &[f32]) {
         let d = self.decoder.config.hidden_size;
         let rows = &mut self.flat[self.decoder.layout.embedding.clone()];
         for (d_x, &token) in d_x.chunks_exact(d).zip(tokens) {

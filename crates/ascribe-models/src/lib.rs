@@ -30,6 +30,7 @@
 //! # }
 //! ```
 
+mod arch;
 pub mod bench;
 pub mod config;
 mod decoder;
@@ -42,6 +43,7 @@ mod ops;
 pub mod train;
 mod weights;
 
+pub use arch::{Activation, Arch, Family, NormKind, Positions, QkNorm, QkvOrder, RopeScaling, Topology};
 pub use config::DecoderConfig;
 pub use decoder::{Decoder, Sequence};
 pub use error::ModelError;

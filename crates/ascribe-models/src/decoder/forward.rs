@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use ascribe_linalg::elementwise::{rms_norm, silu_mul};
 
-use super::{Decoder, Module, Workspace};
+use super::{Decoder, Module, Norm, Workspace};
 use crate::ops::{attention, linear};
 
 /// Rows of logits at a time: 64 rows of a 2,048-word vocabulary are half a MiB, which stays in the second cache.
@@ -22,7 +22,7 @@ impl Decoder {
         for l in 0..self.config.num_hidden_layers {
             self.layer_forward(l, t, ws);
         }
-        let gain = &self.parameters[self.layout.norm.clone()];
+        let gain = &self.parameters[self.norm_layout(Norm::Out).gain.clone()];
         let eps = self.config.rms_norm_eps as f32;
         rms_norm(&ws.x_out[..t * d], gain, eps, &mut ws.hidden[..t * d], &mut ws.out_inv[..t]);
     }
@@ -33,9 +33,8 @@ impl Decoder {
         let (own, above) = ws.layers.split_at_mut(l + 1);
         let tape = &mut own[l];
         let x_next = above.first_mut().map_or(&mut ws.x_out, |next| &mut next.x_in);
-        let place = &self.layout.layers[l];
 
-        let gain = &self.parameters[place.attn_norm.clone()];
+        let gain = &self.parameters[self.norm_layout(Norm::Attn(l)).gain.clone()];
         rms_norm(&tape.x_in[..t * d], gain, eps, &mut tape.attn_in[..t * d], &mut tape.attn_inv[..t]);
         let (qkv, stride) = (Module::Qkv(l), c.qkv_width());
         linear::forward(self.weight(qkv), self.fan(qkv), t, &tape.attn_in, 0.0, &mut tape.qkv);
@@ -46,9 +45,9 @@ impl Decoder {
         let o = Module::O(l);
         linear::forward(self.weight(o), self.fan(o), t, &tape.mixed, 1.0, &mut tape.x_mid);
 
-        let gain = &self.parameters[place.mlp_norm.clone()];
+        let gain = &self.parameters[self.norm_layout(Norm::Mlp(l)).gain.clone()];
         rms_norm(&tape.x_mid[..t * d], gain, eps, &mut tape.mlp_in[..t * d], &mut tape.mlp_inv[..t]);
-        let gate_up = Module::GateUp(l);
+        let gate_up = Module::Up(l);
         linear::forward(self.weight(gate_up), self.fan(gate_up), t, &tape.mlp_in, 0.0, &mut tape.gate_up);
         silu_mul(&tape.gate_up[..t * 2 * f], f, &mut tape.act[..t * f]);
         x_next[..t * d].copy_from_slice(&tape.x_mid[..t * d]);

@@ -16,12 +16,12 @@ use ascribe_linalg::elementwise::{add_assign, cross_entropy};
 use ndarray::{Array2, ArrayViewMut1, Axis};
 use rayon::prelude::*;
 
-pub(crate) use backward::{Module, Norm, Sink};
+pub(crate) use backward::{Module, Norm, NormGradient, Rows, Sink};
 pub(crate) use workspace::{Pool, Workspace};
 
 use crate::config::{CONFIG_FILE, DecoderConfig};
 use crate::error::ModelError;
-use crate::layout::ParameterLayout;
+use crate::layout::{NormLayout, ParameterLayout};
 use crate::ops::attention::Heads;
 use crate::ops::linear::Fan;
 use crate::ops::rope::Rotary;
@@ -209,7 +209,7 @@ impl Decoder {
         let (input, output) = match module {
             Module::Qkv(_) => (c.hidden_size, c.qkv_width()),
             Module::O(_) => (c.query_width(), c.hidden_size),
-            Module::GateUp(_) => (c.hidden_size, 2 * c.intermediate_size),
+            Module::Up(_) => (c.hidden_size, if c.arch.gated { 2 } else { 1 } * c.intermediate_size),
             Module::Down(_) => (c.intermediate_size, c.hidden_size),
             Module::Head => (c.hidden_size, c.vocab_size),
         };
@@ -219,12 +219,30 @@ impl Decoder {
     /// Place of a fused module in the flat vector.
     pub(crate) fn range(&self, module: Module) -> std::ops::Range<usize> {
         match module {
-            Module::Qkv(l) => self.layout.layers[l].qkv.clone(),
-            Module::O(l) => self.layout.layers[l].o.clone(),
-            Module::GateUp(l) => self.layout.layers[l].gate_up.clone(),
-            Module::Down(l) => self.layout.layers[l].down.clone(),
-            Module::Head => self.layout.head.clone(),
+            Module::Qkv(l) => self.layout.layers[l].qkv.weight.clone(),
+            Module::O(l) => self.layout.layers[l].o.weight.clone(),
+            Module::Up(l) => self.layout.layers[l].up.weight.clone(),
+            Module::Down(l) => self.layout.layers[l].down.weight.clone(),
+            Module::Head => self.layout.head.weight.clone(),
         }
+    }
+
+    /// Places of a norm's parameters.
+    ///
+    /// # Panics
+    /// If the family has no such norm.
+    pub(crate) fn norm_layout(&self, norm: Norm) -> &NormLayout {
+        let layers = &self.layout.layers;
+        let found = match norm {
+            Norm::Attn(l) => &layers[l].attn_norm,
+            Norm::Query(l) => &layers[l].q_norm,
+            Norm::Key(l) => &layers[l].k_norm,
+            Norm::AttnPost(l) => &layers[l].attn_post,
+            Norm::Mlp(l) => &layers[l].mlp_norm,
+            Norm::MlpPost(l) => &layers[l].mlp_post,
+            Norm::Out => &self.layout.norm,
+        };
+        found.as_ref().expect("a pass asks for the norms of its own topology")
     }
 
     pub(crate) fn weight(&self, module: Module) -> &[f32] {
