@@ -45,7 +45,7 @@ mod weights;
 
 pub use arch::{Activation, Arch, Family, NormKind, Positions, QkNorm, QkvOrder, RopeScaling, Topology};
 pub use config::DecoderConfig;
-pub use decoder::{Decoder, Sequence};
+pub use decoder::{Decoder, Loss, Sequence};
 pub use error::ModelError;
 pub use features::{GradientStage, TapConfig};
 pub use layout::{ParameterLayout, ParameterSlot};

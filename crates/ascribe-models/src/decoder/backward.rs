@@ -3,9 +3,9 @@
 //! The pass never forms a weight gradient. At each linear layer it shows the [`Sink`] the input and the output gradient;
 //! the sink decides what becomes of them (the full product for training, a projection for features).
 
-use ascribe_linalg::elementwise::{cross_entropy_backward, rms_norm_backward, silu_mul_backward};
+use ascribe_linalg::elementwise::{rms_norm_backward, silu_mul_backward};
 
-use super::{Decoder, Sequence, Workspace};
+use super::{Decoder, Objective, Sequence, Workspace};
 use crate::ops::{attention, linear};
 
 /// A linear layer, fused with its neighbours where they share the input.
@@ -82,13 +82,22 @@ impl Decoder {
     ///
     /// The gradient that the sink sees is that of the *sum*. Nothing reaches the sink if nothing counts.
     pub(crate) fn backward(&self, sequence: Sequence<'_>, ws: &mut Workspace, sink: &mut impl Sink) -> f64 {
-        let tokens = sequence.tokens;
         if sequence.predicting().is_empty() {
             return 0.0;
         }
-        self.forward(tokens, ws);
-        let (t, d) = (tokens.len(), self.config.hidden_size);
-        let loss = self.head_backward(sequence, ws, sink);
+        self.forward(sequence.tokens, ws);
+        self.descend(&sequence.into(), ws, sink)
+    }
+
+    /// The way down for one objective after [`Decoder::forward`] over its tokens; returns its loss.
+    ///
+    /// The tape stays as it is, so several objectives of one sequence may follow one forward pass.
+    pub(crate) fn descend(&self, objective: &Objective<'_>, ws: &mut Workspace, sink: &mut impl Sink) -> f64 {
+        if objective.predicting.is_empty() {
+            return 0.0;
+        }
+        let (tokens, t, d) = (objective.tokens, objective.tokens.len(), self.config.hidden_size);
+        let loss = self.head_backward(objective, ws, sink);
         let gain = &self.parameters[self.norm_layout(Norm::Out).gain.clone()];
         ws.d_x[..t * d].fill(0.0);
         rms_norm_backward(
@@ -110,11 +119,11 @@ impl Decoder {
     }
 
     /// Leaves the gradient of the final hidden state in `ws.d_in`.
-    fn head_backward(&self, sequence: Sequence<'_>, ws: &mut Workspace, sink: &mut impl Sink) -> f64 {
+    fn head_backward(&self, objective: &Objective<'_>, ws: &mut Workspace, sink: &mut impl Sink) -> f64 {
         let fan = self.fan(Module::Head);
-        let (d, predicting) = (fan.input, sequence.predicting());
+        let (d, predicting) = (fan.input, objective.predicting.clone());
         ws.d_in[..predicting.start * d].fill(0.0);
-        ws.d_in[predicting.end * d..sequence.tokens.len() * d].fill(0.0);
+        ws.d_in[predicting.end * d..objective.tokens.len() * d].fill(0.0);
         let mut loss = 0.0;
         for start in predicting.clone().step_by(super::forward::HEAD_ROWS) {
             let end = (start + super::forward::HEAD_ROWS).min(predicting.end);
@@ -122,7 +131,7 @@ impl Decoder {
             let hidden = &ws.hidden[start * d..end * d];
             linear::forward(self.weight(Module::Head), fan, n, hidden, 0.0, &mut ws.logits);
             let logits = &mut ws.logits[..n * fan.output];
-            cross_entropy_backward(logits, fan.output, &sequence.tokens[start + 1..=end], &mut ws.nll[..n]);
+            objective.backward(start, fan.output, logits, &mut ws.nll[..n]);
             loss += ws.nll[..n].iter().map(|&nats| f64::from(nats)).sum::<f64>();
             sink.linear(Module::Head, n, Rows { sequence: 0, first: start, x: hidden, delta: logits });
             linear::backward_input(self.weight(Module::Head), fan, n, logits, &mut ws.d_in[start * d..end * d]);

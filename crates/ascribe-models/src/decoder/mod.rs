@@ -5,6 +5,7 @@
 
 mod backward;
 mod forward;
+mod loss;
 mod workspace;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,8 @@ use ndarray::{Array2, ArrayViewMut1, Axis};
 use rayon::prelude::*;
 
 pub(crate) use backward::{Module, Norm, NormGradient, Rows, Sink};
+pub use loss::Loss;
+pub(crate) use loss::Objective;
 pub(crate) use workspace::{Pool, Workspace};
 
 use crate::config::{CONFIG_FILE, DecoderConfig};
