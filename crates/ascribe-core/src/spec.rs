@@ -54,6 +54,46 @@ pub enum ProjectorSpec {
     },
     /// Not a projection: the row is what the tap gave.
     Identity,
+    /// LoRIF: the best rank-c approximation of each module's two-sided projection, as its factors: per module
+    /// `left [k_out, rank]`, then `right [k_in, rank]`, row-major. Rows must be multiplied out before they are dotted.
+    Factored {
+        /// Root seed of the two-sided projection.
+        seed: u64,
+        /// Rows kept on the input side.
+        k_in: usize,
+        /// Rows kept on the output side.
+        k_out: usize,
+        /// Columns of the factors.
+        rank: usize,
+        /// Version of the two-sided generator.
+        version: u32,
+    },
+    /// Sparse Johnson–Lindenstrauss transform of each module's whole gradient (arXiv:1012.1577).
+    Sparse {
+        /// Root seed; each module draws its own named stream from it.
+        seed: u64,
+        /// Numbers per module.
+        dim: usize,
+        /// Places that each number of the gradient is added to.
+        nnz: usize,
+        /// Version of the generator.
+        version: u32,
+    },
+    /// FactGraSS: a seeded mask on either side of each module's gradient, then a sparse transform (arXiv:2505.18976).
+    MaskedSparse {
+        /// Root seed; each module draws its own named streams from it.
+        seed: u64,
+        /// Inputs kept by the mask.
+        keep_in: usize,
+        /// Outputs kept by the mask.
+        keep_out: usize,
+        /// Numbers per module.
+        dim: usize,
+        /// Places that each kept number is added to.
+        nnz: usize,
+        /// Version of the generator.
+        version: u32,
+    },
 }
 
 /// Everything that makes two rows comparable: two rows may be dotted if and only if their spec hashes are equal.
@@ -83,5 +123,20 @@ impl FeatureSpec {
     /// SHA-256 over the JSON form. It travels with rows, scores, shares, transfers and receipts.
     pub fn hash(&self) -> Digest {
         Digest::of_json(self).expect("strings and integers always serialise")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Specs of stores on disk are these bytes: new kinds of projection must not change the old ones.
+    #[test]
+    fn the_json_of_old_projectors_is_pinned() {
+        let two_sided = ProjectorSpec::TwoSided { seed: 7, k_in: 16, k_out: 8, version: 1 };
+        let json = r#"{"kind":"two_sided","seed":7,"k_in":16,"k_out":8,"version":1}"#;
+        assert_eq!(serde_json::to_string(&two_sided).unwrap(), json);
+        assert_eq!(serde_json::to_string(&ProjectorSpec::Identity).unwrap(), r#"{"kind":"identity"}"#);
+        assert_eq!(serde_json::from_str::<ProjectorSpec>(json).unwrap(), two_sided);
     }
 }

@@ -123,7 +123,7 @@ fn build(
     let dir = context.out.join(dir);
     let row_type = match spec.projector {
         ProjectorSpec::Identity => ascribe_core::RowType::F32,
-        ProjectorSpec::TwoSided { .. } => context.attribution.row_type,
+        _ => context.attribution.row_type,
     };
     let mut writer = FeatureWriter::create_or_resume(&dir, spec, row_type, ROWS_PER_SHARD, ids.len() as u64)?;
     let start = writer.n_committed() as usize;
