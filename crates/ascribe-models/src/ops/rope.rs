@@ -19,11 +19,6 @@ impl Rotary {
         Self { half, cos, sin }
     }
 
-    /// Cosines and sines of all positions.
-    pub fn tables(&self) -> (&[f32], &[f32]) {
-        (&self.cos, &self.sin)
-    }
-
     /// Turns (`sign = 1`) or turns back (`sign = −1`) the first `n_heads` heads of each row of `x` `[n, stride]`.
     pub fn apply(&self, x: &mut [f32], stride: usize, n_heads: usize, sign: f32) {
         let len = x.len() / stride * self.half;

@@ -10,6 +10,7 @@ use ascribe_linalg::elementwise::{
 };
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
+use crate::decoder::Decoder;
 use crate::ops::attention::{self, Heads};
 use crate::ops::rope::Rotary;
 
@@ -167,6 +168,14 @@ impl Unary for NllSum {
         cross_entropy_backward(d_x, x.len() / n, &self.targets, &mut vec![0.0; n]);
         ascribe_linalg::elementwise::scale(d_x, d_out[0]);
     }
+}
+
+/// Turned, attended rows of fused queries, keys and values, as `decoder` attends them.
+pub(crate) fn attention(decoder: &Decoder, qkv: &Tensor) -> Result<Tensor> {
+    let heads = decoder.heads();
+    let rotary = Arc::new(decoder.rotary.clone());
+    let rotate = Rotate { rotary, stride: heads.stride(), n_heads: heads.queries + heads.keys };
+    apply(Attention(heads), &apply(rotate, qkv)?)
 }
 
 /// RMS normalisation of rows with a gain.
