@@ -96,4 +96,6 @@ fn array(matrix: &candle_core::Tensor) -> Result<Array2<f32>, ModelError> {
 }
 
 #[cfg(test)]
+pub(crate) mod families;
+#[cfg(test)]
 mod tests;
