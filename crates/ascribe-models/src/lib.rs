@@ -36,6 +36,7 @@ pub mod config;
 mod decoder;
 pub mod error;
 pub mod features;
+pub mod gguf;
 mod gradient;
 pub mod graph;
 mod layout;
