@@ -152,8 +152,8 @@ fn missing_extra_and_misshapen_tensors_are_named() {
 #[test]
 fn another_architecture_is_refused_with_what_is_supported() {
     let folder = Folder::new();
-    folder.spoil_config("model_type", "qwen2".into());
-    folder.refused(&["config.json", "`model_type`", "\"llama\" (the only kind that is supported)", "qwen2"]);
+    folder.spoil_config("model_type", "mixtral".into());
+    folder.refused(&["config.json", "`model_type`", "one of \"llama\", \"mistral\"", "\"bert\"", "mixtral"]);
 }
 
 /// A tied file that repeats its embedding as output layer is one that `transformers` accepts; so do we.
