@@ -1,7 +1,6 @@
 //! The crate from outside: PyTorch's `transformers` as reference, and files that lie.
 #![allow(clippy::unwrap_used)] // clippy exempts test functions, not what they call
 
-#[path = "it/gguf.rs"]
 mod gguf;
 
 use std::collections::BTreeMap;
