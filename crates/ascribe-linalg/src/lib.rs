@@ -9,6 +9,7 @@ pub mod elementwise;
 pub mod error;
 pub mod factor;
 pub mod gemm;
+pub mod packed;
 pub mod project;
 pub mod rng;
 pub mod sparse;

@@ -1,0 +1,76 @@
+//! Which kernels run: chosen once per process from what the processor says.
+
+use std::sync::OnceLock;
+
+/// The number type that a product multiplies in; sums are f32 in both.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Precision {
+    /// f32 inputs, exact but for the rounding of f32 sums.
+    F32,
+    /// Both inputs rounded to bf16 (8 bits of mantissa), products summed in f32.
+    Bf16,
+}
+
+/// A family of kernels; a packed matrix remembers the one it was packed for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Route {
+    /// Plain loops with `f32::mul_add`.
+    Portable,
+    /// 256-bit FMA.
+    Avx2,
+    /// 512-bit FMA.
+    Avx512,
+    /// `vdpbf16ps` over pairs of bf16.
+    Avx512Bf16,
+}
+
+impl Route {
+    /// True if the operands are pairs of bf16, not single f32.
+    pub const fn pairs(self) -> bool {
+        matches!(self, Self::Avx512Bf16)
+    }
+
+    /// True if this processor can run the route.
+    pub fn available(self) -> bool {
+        match self {
+            Self::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => is_x86_feature_detected!("avx512f"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16"),
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "plain",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512_bf16",
+        }
+    }
+
+    /// The best route of this processor for `precision`.
+    pub fn best(precision: Precision) -> Self {
+        static F32: OnceLock<Route> = OnceLock::new();
+        static BF16: OnceLock<Route> = OnceLock::new();
+        let first = |routes: &[Self]| routes.iter().copied().find(|r| r.available()).unwrap_or(Self::Portable);
+        match precision {
+            Precision::F32 => *F32.get_or_init(|| first(&[Self::Avx512, Self::Avx2])),
+            Precision::Bf16 => *BF16.get_or_init(|| first(&[Self::Avx512Bf16, Self::Avx512, Self::Avx2])),
+        }
+    }
+}
+
+/// The kernels in use, such as `"f32 avx512, bf16 avx512_bf16"`: for a store or a run file to name. The f32 kernels give
+/// the same bits whichever stands there; the bf16 kernels agree to rounding only.
+pub fn isa() -> &'static str {
+    static NAME: OnceLock<String> = OnceLock::new();
+    NAME.get_or_init(|| {
+        format!("f32 {}, bf16 {}", Route::best(Precision::F32).name(), Route::best(Precision::Bf16).name())
+    })
+}
