@@ -1,4 +1,4 @@
-//! AVX2 + FMA tiles: 4 rows × 16 columns in 8 registers of sums, line after line of a panel.
+//! AVX2 + FMA tiles: 6 rows × 16 columns in 12 registers of sums, line after line of a panel.
 #![allow(unsafe_code)] // intrinsics over raw pointers; `drive` keeps them within the operands
 
 use std::arch::x86_64::*;
@@ -42,6 +42,7 @@ pub(super) unsafe fn tile(mr: usize, lines: usize, t: &Tile) {
     }
 }
 
+// SAFETY: to be called with a tile whose pointers cover its rows, steps and one whole line, on a processor with the features.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn body<const MR: usize>(t: &Tile) {
     // SAFETY: the caller promised that the tile's pointers cover its rows, steps and one whole line of columns.

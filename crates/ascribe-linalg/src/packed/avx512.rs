@@ -22,44 +22,50 @@ macro_rules! pick {
     };
 }
 
+/// What the chains of a tile start with: `keep·c + bias`. A macro, because the sums must never leave the registers.
+macro_rules! start {
+    ($t:ident, $mask:ident) => {{
+        let mut sums = [[_mm512_setzero_ps(); NV]; MR];
+        let mut bias = [_mm512_setzero_ps(); NV];
+        if !$t.bias.is_null() {
+            for line in 0..NV {
+                bias[line] = _mm512_maskz_loadu_ps($mask(line), $t.bias.add(line * LANES));
+            }
+        }
+        for i in 0..MR {
+            for line in 0..NV {
+                sums[i][line] = bias[line];
+                // Asked for now, so that it is near when the tile ends.
+                _mm_prefetch::<_MM_HINT_T0>($t.c.add(i * $t.c_row + line * LANES).cast());
+            }
+        }
+        if $t.keep != 0.0 {
+            let keep = _mm512_set1_ps($t.keep);
+            for i in 0..MR {
+                for line in 0..NV {
+                    let c = _mm512_maskz_loadu_ps($mask(line), $t.c.add(i * $t.c_row + line * LANES));
+                    sums[i][line] = match $t.bias.is_null() {
+                        true => _mm512_mul_ps(keep, c),
+                        false => _mm512_fmadd_ps(keep, c, bias[line]),
+                    };
+                }
+            }
+        }
+        sums
+    }};
+}
+
 /// The tile functions of one number type; `$step` adds one broadcast times one register.
 macro_rules! kernels {
     ($tile:ident, $body:ident, $features:literal, |$sum:ident, $a:ident, $b:ident| $step:expr) => {
+        // SAFETY: to be called with a tile whose pointers cover its rows, steps and existing columns, on a processor that
+        // has the features.
         #[target_feature(enable = $features)]
         unsafe fn $body<const MR: usize, const NV: usize, const EDGE: bool>(t: &Tile) {
-            // SAFETY: the caller promised that the tile's pointers cover its rows, steps and existing columns; the last
-            // register's missing columns are masked.
+            // SAFETY: the caller promised as much; the last register's missing columns are masked.
             unsafe {
                 let mask = |line: usize| if EDGE && line + 1 == NV { t.mask } else { u16::MAX };
-                let mut sums = [[_mm512_setzero_ps(); NV]; MR];
-                if t.keep != 0.0 {
-                    let keep = _mm512_set1_ps(t.keep);
-                    for i in 0..MR {
-                        for line in 0..NV {
-                            let c = t.c.add(i * t.c_row + line * LANES);
-                            let c = if EDGE { _mm512_maskz_loadu_ps(mask(line), c) } else { _mm512_loadu_ps(c) };
-                            sums[i][line] = _mm512_mul_ps(keep, c);
-                            if !t.bias.is_null() {
-                                let bias = _mm512_maskz_loadu_ps(mask(line), t.bias.add(line * LANES));
-                                sums[i][line] = _mm512_fmadd_ps(keep, c, bias);
-                            }
-                        }
-                    }
-                } else {
-                    if !t.bias.is_null() {
-                        for line in 0..NV {
-                            let bias = _mm512_maskz_loadu_ps(mask(line), t.bias.add(line * LANES));
-                            for i in 0..MR {
-                                sums[i][line] = bias;
-                            }
-                        }
-                    }
-                    for i in 0..MR {
-                        for line in 0..NV {
-                            _mm_prefetch::<_MM_HINT_T0>(t.c.add(i * t.c_row + line * LANES).cast());
-                        }
-                    }
-                }
+                let mut sums = start!(t, mask);
                 // Three rows share a base address: `base`, `base + row`, `base + 2·row` are addressing modes, and the
                 // addresses of all rows fit into the general registers.
                 let mut bases = [t.a; 5];
@@ -132,6 +138,7 @@ pub(super) fn round(x: &[[f32; 32]], lines: &mut [Line]) {
     unsafe { round_body(x, lines) }
 }
 
+// SAFETY: to be called with two slices of one length on a processor that has the features.
 #[target_feature(enable = "avx512f,avx512bf16")]
 unsafe fn round_body(x: &[[f32; 32]], lines: &mut [Line]) {
     for (x, line) in x.iter().zip(lines) {
