@@ -31,8 +31,7 @@ pub const HIDDEN_DIRS: [&str; 2] = ["store/hidden", "store/hidden-responses"];
 
 /// Taps and projection of a run.
 pub fn taps_of(a: &Attribution) -> TapConfig {
-    let modules = vec!["*".into()];
-    TapConfig { seed: a.seed, k_in: a.k_in, k_out: a.k_out, embedding: a.embedding, norms: a.norms, modules }
+    TapConfig { k_in: a.k_in, k_out: a.k_out, embedding: a.embedding, norms: a.norms, ..TapConfig::all(a.seed, a.k_in) }
 }
 
 fn gradient_spec(context: &Context, decoder: &Decoder, checkpoint: &Checkpoint, columns: Vec<Column>) -> FeatureSpec {
