@@ -13,6 +13,34 @@ pub enum CorpusError {
         /// What the tokenizer library said.
         why: String,
     },
+    /// A model folder has no tokenizer that can be used.
+    #[error(
+        "{path}: expected a Hugging Face tokenizer file, found {found}; hint: write one with \
+         AutoTokenizer.from_pretrained(...).save_pretrained(...), or give token ids instead of text",
+        path = path.display()
+    )]
+    NoTokenizer {
+        /// The file that should be there.
+        path: PathBuf,
+        /// What is there instead.
+        found: String,
+    },
+    /// A tokenizer gives ids that the model does not have.
+    #[error(
+        "{path}: expected ids below the model's vocab_size {vocab_size}, found more: token `{token}` has id {id}; hint: the \
+         tokenizer belongs to another model",
+        path = path.display()
+    )]
+    VocabularyTooLarge {
+        /// The tokenizer file.
+        path: PathBuf,
+        /// Rows of the model's embedding.
+        vocab_size: usize,
+        /// The first token that does not fit.
+        token: String,
+        /// Its id.
+        id: u32,
+    },
     /// Training the tokenizer failed.
     #[error("the tokenizer could not be trained: {0}")]
     TrainTokenizer(String),

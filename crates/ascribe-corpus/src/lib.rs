@@ -8,11 +8,13 @@ pub mod chunk;
 pub mod corpus;
 pub mod error;
 pub mod split;
+pub mod text_tokenizer;
 pub mod tokenizer;
 
 pub use corpus::{Corpus, CorpusConfig, CorpusManifest, DatasetPart};
 pub use error::CorpusError;
 pub use split::HeldOut;
+pub use text_tokenizer::{SpecialTokens, TextTokenizer};
 pub use tokenizer::BpeTokenizer;
 
 use ascribe_core::{ExampleId, RecordSpan};

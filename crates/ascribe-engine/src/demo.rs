@@ -8,6 +8,7 @@ use ascribe_core::{Digest, Progress};
 use crate::error::EngineError;
 use crate::files;
 use crate::home::Home;
+use crate::machine::peak_rss_mib;
 use crate::report::data::Timing;
 use crate::run_file::{RUN_FILE, RUN_FORMAT_VERSION, RunFile};
 use crate::summary::DemoSummary;
@@ -99,14 +100,6 @@ fn outputs(out: &Path) -> Result<std::collections::BTreeMap<String, Digest>, Eng
 /// True for files whose digests stand in the run file: all but itself.
 pub fn is_output(path: &str) -> bool {
     path != RUN_FILE
-}
-
-/// Peak resident memory of this process in MiB; 0 where the system does not tell.
-pub fn peak_rss_mib() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
-    let kib: f64 = line.and_then(|l| l.trim().trim_end_matches(" kB").trim().parse().ok()).unwrap_or(0.0);
-    kib / 1024.0
 }
 
 /// Stops the time of stations.

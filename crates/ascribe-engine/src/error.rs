@@ -46,6 +46,30 @@ pub enum EngineError {
         /// Found.
         found: String,
     },
+    /// A record of a data file cannot be used.
+    #[error("{path}, line {line}, field `{field}`: expected {expected}, found {found}", path = path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: u64,
+        /// The field, or `line` for the whole of it.
+        field: String,
+        /// Expected.
+        expected: String,
+        /// Found.
+        found: String,
+    },
+    /// A setting contradicts the model or another setting.
+    #[error("{setting}: expected {expected}, found {found}")]
+    Setting {
+        /// The setting, as it is called on the command line.
+        setting: &'static str,
+        /// Expected.
+        expected: String,
+        /// Found.
+        found: String,
+    },
     /// Reading or writing failed.
     #[error("{path}: {source}", path = path.display())]
     Io {

@@ -9,6 +9,8 @@ pub mod demo;
 pub mod error;
 pub mod files;
 pub mod home;
+pub mod lab;
+pub mod machine;
 pub mod nll;
 pub mod recipe;
 pub mod report;

@@ -6,4 +6,5 @@
 mod common;
 mod help;
 mod interrupt;
+mod lab;
 mod output;

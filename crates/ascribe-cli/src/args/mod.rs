@@ -1,5 +1,7 @@
 //! Arguments.
 
+pub mod lab;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -34,11 +36,14 @@ pub enum Format {
     Json,
 }
 
+/// Run folder of those who name none.
+pub const DEFAULT_RUN: &str = "out/demo";
+
 /// A run folder and the model it explains.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
     /// Run folder: every station reads and writes here.
-    #[arg(long, value_name = "DIR", default_value = "out/demo")]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_RUN)]
     pub out: PathBuf,
     /// Model folder under models/.
     #[arg(long, value_name = "NAME", default_value = ascribe_engine::DEFAULT_MODEL)]
@@ -64,8 +69,11 @@ pub enum Command {
     #[command(after_help = "Example:\n  ascribe corpus --out out/demo")]
     Corpus(RunArgs),
     /// Station 3: projected per-example gradients of every training example, into a resumable store.
-    #[command(after_help = "Example:\n  ascribe features --out out/demo")]
-    Features(RunArgs),
+    ///
+    /// With --data the same for the records of a JSONL file under any Hugging Face model folder.
+    #[command(after_help = "Example:\n  ascribe features --out out/demo\n  \
+        ascribe features --model path/to/model --data records.jsonl --out store --format json")]
+    Features(lab::FeaturesArgs),
     /// Station 4: curvature of the gradients.
     #[command(after_help = "Example:\n  ascribe fit --out out/demo")]
     Fit(RunArgs),
@@ -101,14 +109,7 @@ pub enum Command {
     Bank(BankCommand),
     /// Mean negative log-likelihood of a text under a Hugging Face model folder.
     #[command(after_help = "Example:\n  ascribe nll --model models/wren --text README.md --format json")]
-    Nll {
-        /// Model folder (config.json, model.safetensors, tokenizer.json).
-        #[arg(long, value_name = "DIR")]
-        model: PathBuf,
-        /// UTF-8 text.
-        #[arg(long, value_name = "FILE")]
-        text: PathBuf,
-    },
+    Nll(lab::NllArgs),
     /// Speed of the gradient stage beside the plain forward and backward of the same model.
     #[command(after_help = "Example:\n  ascribe speed --model wren --threads 1")]
     Speed {

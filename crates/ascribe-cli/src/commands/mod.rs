@@ -1,5 +1,7 @@
 //! Commands: each turns its arguments into calls of the engine and its result into output.
 
+mod lab;
+
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -27,8 +29,8 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     }
     watch_interrupts()?;
     let (bars, format) = (Bars::new(cli.quiet), cli.format);
-    if let Command::Nll { model, text } = &cli.command {
-        return nll(model, text, format);
+    if lab::run(&cli.command, format, &bars)? {
+        return Ok(ExitCode::SUCCESS);
     }
     let home = Home::find(cli.home.as_deref())?;
     match cli.command {
@@ -54,7 +56,6 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             let report = ascribe_engine::speed::run(&home, &model, examples)?;
             print(format, &report, |r| r.to_string())?;
         }
-        Command::Nll { .. } => {}
         station => run_station(&home, station, format, &bars)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -62,17 +63,17 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
 
 /// One station alone: it reads what the ones before it left in the run folder.
 fn run_station(home: &Home, command: Command, format: Format, bars: &Bars) -> Result<()> {
-    let (Command::Corpus(args)
-    | Command::Features(args)
-    | Command::Fit(args)
-    | Command::Score(args)
-    | Command::Index(args)
-    | Command::Eval(args)
-    | Command::Shares(args)
-    | Command::Pay(args)
-    | Command::Report(args)) = &command
-    else {
-        anyhow::bail!("not a station");
+    let args = match &command {
+        Command::Features(args) => &args.station(),
+        Command::Corpus(args)
+        | Command::Fit(args)
+        | Command::Score(args)
+        | Command::Index(args)
+        | Command::Eval(args)
+        | Command::Shares(args)
+        | Command::Pay(args)
+        | Command::Report(args) => args,
+        _ => anyhow::bail!("not a station"),
     };
     let context = open(home, args, bars)?;
     let mut stamps = Stamps::read(&context.out);
@@ -157,12 +158,6 @@ fn build_bank(home: &Home, model: &str, seeds: u64, shard: (u64, u64), bars: &dy
     let corpus = ascribe_corpus::Corpus::build(parts, &tokenizer, recipe.corpus.clone())?;
     let seeds: Vec<u64> = (recipe.seed..recipe.seed + seeds).collect();
     Ok(bank::build(&dir.join("bank"), &corpus, &recipe, &seeds, shard, bars)?)
-}
-
-fn nll(model: &Path, text: &Path, format: Format) -> Result<ExitCode> {
-    let report = ascribe_engine::nll::run(model, text)?;
-    print(format, &report, |r| format!("{:.4} nats per token over {} tokens", r.nll, r.tokens))?;
-    Ok(ExitCode::SUCCESS)
 }
 
 fn corpus_text(context: &Context) -> String {
