@@ -24,8 +24,6 @@ use crate::machine::{cpu_seconds, peak_rss_mib};
 pub const EXAMPLES_FILE: &str = "examples.jsonl";
 /// What was asked for.
 pub const LAB_FILE: &str = "lab.json";
-/// Version of [`LAB_FILE`].
-pub const LAB_FORMAT_VERSION: u32 = 1;
 
 /// Numbers of a shard in memory: 16 Mi numbers are 64 MiB in f32.
 const SHARD_NUMBERS: usize = 16 << 20;
@@ -89,8 +87,6 @@ pub struct FeaturesReport {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LabFile {
-    /// [`LAB_FORMAT_VERSION`].
-    pub format_version: u32,
     /// Version of Ascribe.
     pub ascribe_version: String,
     /// Name of the data file.
@@ -282,7 +278,6 @@ fn write_notes(
     }
     files::write_atomic(&request.out.join(EXAMPLES_FILE), lines.as_bytes())?;
     let lab = LabFile {
-        format_version: LAB_FORMAT_VERSION,
         ascribe_version: env!("CARGO_PKG_VERSION").into(),
         data: file_name(&request.data),
         data_sha256: data.file_sha256,
