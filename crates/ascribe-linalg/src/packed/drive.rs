@@ -74,10 +74,34 @@ pub(super) struct Result {
 /// `c ← keep·c + bias + a·b` over all panels.
 ///
 /// # Safety
+/// As [`blocks`]; tiles also read left rows up to the next multiple of 16.
+pub(super) unsafe fn product(
+    route: Route,
+    m: usize,
+    steps: usize,
+    a: Left,
+    panels: impl Iterator<Item = Panel> + Clone,
+    out: Result,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if route == Route::Amx {
+        // SAFETY: matrices are packed for this route only where the processor has it; the rest is passed on.
+        unsafe {
+            super::amx::configure();
+            blocks(route, m, steps, a, panels, out);
+            return super::amx::release();
+        }
+    }
+    // SAFETY: passed on.
+    unsafe { blocks(route, m, steps, a, panels, out) }
+}
+
+/// # Safety
 /// `a` must be readable for `m` rows of `steps`, every panel for `steps` steps of its existing columns (of whole lines for
 /// pairs), `c` writable and `bias` (unless null) readable wherever a panel's columns lie; `route` must be available, and
 /// the words of the kind that it reads.
-pub(super) unsafe fn product(
+#[inline(always)]
+unsafe fn blocks(
     route: Route,
     m: usize,
     steps: usize,
@@ -114,12 +138,16 @@ unsafe fn block(
     out: Result,
 ) {
     for panel in panels {
-        let tiles = rows.len().div_ceil(max_rows(route, panel.lines));
+        let tallest = max_rows(route, panel.lines);
+        let tiles = rows.len().div_ceil(tallest);
         let (base, longer) = (rows.len() / tiles.max(1), rows.len() % tiles.max(1));
         let mut row = rows.start;
         for index in 0..tiles {
-            // Tiles of nearly one height: a last tile of two rows would leave the pipes idle.
-            let mr = base + usize::from(index < longer);
+            let mr = match route.tiles() {
+                true => tallest.min(rows.end - row),
+                // Of nearly one height: a last tile of two rows would leave the pipes idle.
+                false => base + usize::from(index < longer),
+            };
             let existing = panel.columns - (panel.lines - 1) * LANES;
             // SAFETY: offsets stay within the operands as the caller promised.
             unsafe {
@@ -151,6 +179,10 @@ fn max_rows(route: Route, lines: usize) -> usize {
         Route::Avx512 | Route::Avx512Bf16 => super::avx512::MAX_ROWS[lines],
         #[cfg(target_arch = "x86_64")]
         Route::Avx2 => super::avx2::MAX_ROWS,
+        #[cfg(target_arch = "x86_64")]
+        Route::Amx => super::amx::MAX_ROWS,
+        #[cfg(all(test, target_arch = "x86_64"))]
+        Route::Emulated => super::amx::MAX_ROWS,
         #[cfg(not(target_arch = "x86_64"))]
         _ => 8,
     }
@@ -170,6 +202,10 @@ unsafe fn tile_of(route: Route, mr: usize, lines: usize, tile: &Tile) {
             Route::Avx512 => super::avx512::tile_f32(mr, lines, tile),
             #[cfg(target_arch = "x86_64")]
             Route::Avx512Bf16 => super::avx512::tile_bf16(mr, lines, tile),
+            #[cfg(target_arch = "x86_64")]
+            Route::Amx => super::amx::tile(mr, lines, tile),
+            #[cfg(all(test, target_arch = "x86_64"))]
+            Route::Emulated => super::amx::tile_with(super::amx::emulated::pick, mr, lines, tile),
             #[cfg(not(target_arch = "x86_64"))]
             _ => super::portable::tile(mr, lines, tile),
         }

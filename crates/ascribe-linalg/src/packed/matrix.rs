@@ -28,6 +28,11 @@ impl PackedMatrix {
 
     pub(super) fn on(route: Route, precision: Precision, b: ArrayView2<'_, f32>) -> Self {
         assert!(route.available(), "this processor has no {route:?}");
+        Self::on_unchecked(route, precision, b)
+    }
+
+    /// [`Self::on`] for the self-test that decides whether a route is available.
+    pub(super) fn on_unchecked(route: Route, precision: Precision, b: ArrayView2<'_, f32>) -> Self {
         let (k, n) = b.dim();
         let (steps, lines) = match route.pairs() {
             true => (pair_steps(k), pack_pairs(b)),
@@ -93,12 +98,16 @@ impl PackedMatrix {
             Words::Pairs(lines) if self.route.pairs() => lines.as_ptr().cast(),
             _ => panic!("rows were prepared for another precision than {:?}", self.precision),
         };
-        // Pairs behind k are zero on both sides; only the last half pair needs to be multiplied.
-        let steps = if self.route.pairs() { self.k.div_ceil(2) } else { self.k };
+        // Pairs behind k are zero on both sides; tiles multiply them, others only the last half pair.
+        let steps = match (self.route.tiles(), self.route.pairs()) {
+            (true, _) => self.steps,
+            (false, true) => self.k.div_ceil(2),
+            (false, false) => self.k,
+        };
         let out =
             Result { c: c.as_mut_ptr(), row: c_stride, keep, bias: bias.map_or(std::ptr::null(), <[f32]>::as_ptr) };
         // SAFETY: `Rows` checked that its slice holds `m` rows of `k` numbers (pairs are padded with zeros to whole
-        // lines); the panels hold `self.steps ≥ steps` steps; `c` and `bias` were checked above, and `c` is borrowed
+        // lines, and memory for pairs with rows to a multiple of 16); the panels hold `self.steps ≥ steps` steps; `c` and `bias` were checked above, and `c` is borrowed
         // mutably; the route was available when the matrix was packed.
         unsafe {
             product(self.route, a.m, steps, Left { words, row: a.stride, step: 1 }, self.panels(), out);

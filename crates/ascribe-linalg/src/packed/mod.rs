@@ -10,6 +10,8 @@
 //! Everything runs on the calling thread and allocates nothing. Here never lives: parallelism, and what a layer is.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;

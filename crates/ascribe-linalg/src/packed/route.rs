@@ -22,12 +22,32 @@ pub(super) enum Route {
     Avx512,
     /// `vdpbf16ps` over pairs of bf16.
     Avx512Bf16,
+    /// AMX tiles of bf16.
+    #[cfg(target_arch = "x86_64")]
+    Amx,
+    /// The loops of `Amx` over tiles in plain arithmetic.
+    #[cfg(all(test, target_arch = "x86_64"))]
+    Emulated,
 }
 
 impl Route {
     /// True if the operands are pairs of bf16, not single f32.
     pub const fn pairs(self) -> bool {
-        matches!(self, Self::Avx512Bf16)
+        match self {
+            Self::Avx512Bf16 => true,
+            _ => self.tiles(),
+        }
+    }
+
+    /// True if the kernels read whole tiles: 16 rows and 16 steps at a time.
+    pub const fn tiles(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => true,
+            #[cfg(all(test, target_arch = "x86_64"))]
+            Self::Emulated => true,
+            _ => false,
+        }
     }
 
     /// True if this processor can run the route.
@@ -40,6 +60,14 @@ impl Route {
             Self::Avx512 => is_x86_feature_detected!("avx512f"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Bf16 => is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16"),
+            // The instruction set has AMX's rounding of rows; the self-test runs once.
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => {
+                static WORKS: OnceLock<bool> = OnceLock::new();
+                Self::Avx512Bf16.available() && *WORKS.get_or_init(|| super::amx::available() && super::amx::works())
+            }
+            #[cfg(all(test, target_arch = "x86_64"))]
+            Self::Emulated => Self::Avx512Bf16.available(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -51,6 +79,10 @@ impl Route {
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512_bf16",
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => "amx_bf16",
+            #[cfg(all(test, target_arch = "x86_64"))]
+            Self::Emulated => "emulated",
         }
     }
 
@@ -61,7 +93,15 @@ impl Route {
         let first = |routes: &[Self]| routes.iter().copied().find(|r| r.available()).unwrap_or(Self::Portable);
         match precision {
             Precision::F32 => *F32.get_or_init(|| first(&[Self::Avx512, Self::Avx2])),
-            Precision::Bf16 => *BF16.get_or_init(|| first(&[Self::Avx512Bf16, Self::Avx512, Self::Avx2])),
+            Precision::Bf16 => *BF16.get_or_init(|| {
+                first(&[
+                    #[cfg(target_arch = "x86_64")]
+                    Self::Amx,
+                    Self::Avx512Bf16,
+                    Self::Avx512,
+                    Self::Avx2,
+                ])
+            }),
         }
     }
 }

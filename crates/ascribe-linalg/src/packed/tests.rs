@@ -11,6 +11,12 @@ use crate::rng::Stream;
 
 const F32_ROUTES: [Route; 3] = [Route::Portable, Route::Avx2, Route::Avx512];
 
+/// The routes with kernels of their own for bf16; the emulated one stands for AMX where there is none.
+#[cfg(target_arch = "x86_64")]
+const BF16_ROUTES: &[Route] = &[Route::Avx512Bf16, Route::Amx, Route::Emulated];
+#[cfg(not(target_arch = "x86_64"))]
+const BF16_ROUTES: &[Route] = &[];
+
 /// Shapes that touch every tile height, panel width and edge, and several blocks of k.
 const SHAPES: [[usize; 3]; 14] = [
     [1, 1, 1],
@@ -77,7 +83,7 @@ fn exact(precision: Precision, [m, k, n]: [usize; 3], keep: f32, bias: bool) -> 
 fn products_agree_with_f64_sums() {
     let mut routes: Vec<(Route, Precision)> = F32_ROUTES.map(|r| (r, Precision::F32)).to_vec();
     routes.extend(F32_ROUTES.map(|r| (r, Precision::Bf16)));
-    routes.push((Route::Avx512Bf16, Precision::Bf16));
+    routes.extend(BF16_ROUTES.iter().map(|&r| (r, Precision::Bf16)));
     for (route, precision) in routes.into_iter().filter(|(r, _)| r.available()) {
         for shape in SHAPES {
             for (keep, bias) in [(0.0, false), (1.0, true), (0.5, false), (0.0, true)] {
@@ -113,17 +119,23 @@ fn f32_kernels_give_the_bits_of_the_plain_loops() {
 fn a_row_does_not_feel_its_company() {
     let (m, k, n) = (67, 300, 112);
     let (a, b) = (noise("a", m * k), noise("b", k * n));
-    for precision in [Precision::F32, Precision::Bf16] {
-        let matrix = PackedMatrix::new(precision, ArrayView2::from_shape((k, n), &b).unwrap());
+    let mut routes: Vec<(Route, Precision)> = F32_ROUTES.map(|r| (r, Precision::F32)).to_vec();
+    routes.extend(BF16_ROUTES.iter().map(|&r| (r, Precision::Bf16)));
+    for (route, precision) in routes.into_iter().filter(|(r, _)| r.available()) {
+        let matrix = PackedMatrix::on(route, precision, ArrayView2::from_shape((k, n), &b).unwrap());
         let mut memory = RoundedRows::new();
+        let mut product = |a: &[f32], c: &mut [f32]| match precision {
+            Precision::F32 => matrix.multiply(&Rows::new(a.len() / k, k, k, a), 0.0, c, n),
+            Precision::Bf16 => matrix.multiply(&memory.round(route, a.len() / k, k, k, a), 0.0, c, n),
+        };
         let mut all = vec![f32::NAN; m * n];
-        matrix.multiply(&memory.prepare(precision, m, k, k, &a), 0.0, &mut all, n);
+        product(&a, &mut all);
         for split in [1, 2, 5, 12, 13, 40] {
             let mut parts = vec![f32::NAN; m * n];
             for (a, c) in a.chunks(split * k).zip(parts.chunks_mut(split * n)) {
-                matrix.multiply(&memory.prepare(precision, a.len() / k, k, k, a), 0.0, c, n);
+                product(a, c);
             }
-            assert_eq!(bits(&all), bits(&parts), "{precision:?} in parts of {split}");
+            assert_eq!(bits(&all), bits(&parts), "{route:?} in parts of {split}");
         }
     }
 }
