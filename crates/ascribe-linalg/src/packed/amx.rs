@@ -360,6 +360,7 @@ pub(super) mod emulated {
         }
     }
 
+    // SAFETY: to be called with a block whose pointers cover its whole tiles.
     unsafe fn multiply<const ROWS: usize, const COLUMNS: usize>(block: &Block) {
         let half = |word: u32, odd: bool| f32::from_bits(if odd { word & 0xffff_0000 } else { word << 16 });
         for i in 0..ROWS * LANES {
