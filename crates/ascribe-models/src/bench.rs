@@ -45,7 +45,7 @@ pub fn floor(decoder: &Decoder, sequences: &[Sequence<'_>], repeats: usize) -> R
     decoder.check(sequences)?;
     let tokens: usize = sequences.iter().map(|s| s.tokens.len()).sum();
     let forward = best_seconds(repeats, || {
-        decoder.pool().with(decoder, |ws| {
+        decoder.pool().with(|ws| {
             for &sequence in sequences {
                 std::hint::black_box(decoder.nll(sequence, ws));
             }
@@ -53,7 +53,7 @@ pub fn floor(decoder: &Decoder, sequences: &[Sequence<'_>], repeats: usize) -> R
     });
     let mut flat = vec![0.0f32; decoder.parameter_layout().len()];
     let backward = best_seconds(repeats, || {
-        decoder.pool().with(decoder, |ws| {
+        decoder.pool().with(|ws| {
             for &sequence in sequences {
                 std::hint::black_box(decoder.backward(sequence, ws, &mut FullGradient::new(decoder, &mut flat)));
             }

@@ -1,6 +1,8 @@
 //! Full gradients, flat in the order of `ParameterLayout`: exact dataset-level influence and training stand on them.
 
-use ascribe_linalg::elementwise::add_assign;
+use std::ops::Range;
+
+use ascribe_linalg::elementwise::{add_assign, sum_rows};
 use ndarray::Array2;
 use rayon::prelude::*;
 
@@ -29,20 +31,46 @@ impl<'a> FullGradient<'a> {
 
 impl Sink for FullGradient<'_> {
     fn linear(&mut self, module: Module, n: usize, rows: Rows<'_>) {
-        let range = self.decoder.range(module);
-        linear::backward_weight(self.decoder.fan(module), n, rows.x, rows.delta, &mut self.flat[range]);
+        let layout = self.decoder.linear_layout(module);
+        let (d_w, d_b) = weight_and_bias(self.flat, &layout.weight, layout.bias.as_ref());
+        let fan = self.decoder.fan(module);
+        linear::backward_weight(fan, layout.transposed, n, rows.x, rows.delta, d_w, d_b);
     }
 
     fn norm(&mut self, norm: Norm, _sequence: usize) -> NormGradient<'_> {
-        let range = self.decoder.norm_layout(norm).gain.clone();
-        NormGradient { gain: &mut self.flat[range], bias: &mut [] }
+        let layout = self.decoder.norm_layout(norm);
+        let (gain, bias) = weight_and_bias(self.flat, &layout.gain, layout.bias.as_ref());
+        NormGradient { gain, bias: bias.unwrap_or_default() }
     }
 
     fn embedding(&mut self, _sequence: usize, tokens: &[u32], d_x: &[f32]) {
         let d = self.decoder.config.hidden_size;
-        let rows = &mut self.flat[self.decoder.layout.embedding.clone()];
+        let layout = &self.decoder.layout;
+        let rows = &mut self.flat[layout.embedding.clone()];
         for (d_x, &token) in d_x.chunks_exact(d).zip(tokens) {
             add_assign(&mut rows[token as usize * d..(token as usize + 1) * d], d_x);
+        }
+        if let Some(positions) = &layout.positions {
+            add_assign(&mut self.flat[positions.clone()][..d_x.len()], d_x);
+        }
+        if let Some(types) = &layout.token_types {
+            // Every token is of the first type.
+            sum_rows(d_x, &mut self.flat[types.clone()][..d]);
+        }
+    }
+}
+
+/// Writable slices of a weight and of the bias behind it.
+fn weight_and_bias<'f>(
+    flat: &'f mut [f32],
+    weight: &Range<usize>,
+    bias: Option<&Range<usize>>,
+) -> (&'f mut [f32], Option<&'f mut [f32]>) {
+    match bias {
+        None => (&mut flat[weight.clone()], None),
+        Some(bias) => {
+            let (front, back) = flat[..bias.end].split_at_mut(bias.start);
+            (&mut front[weight.clone()], Some(back))
         }
     }
 }
@@ -76,7 +104,7 @@ impl Decoder {
 
     fn group_gradient(&self, group: &[Sequence<'_>]) -> Vec<f32> {
         let mut flat = vec![0.0f32; self.layout.len()];
-        self.pool().with(self, |ws| {
+        self.pool().with(|ws| {
             for &sequence in group {
                 self.backward(sequence, ws, &mut FullGradient::new(self, &mut flat));
             }
@@ -93,7 +121,7 @@ impl Decoder {
         let mut out = Array2::zeros((sequences.len(), self.layout.len()));
         let flat = out.as_slice_mut().expect("a fresh array is contiguous");
         flat.par_chunks_mut(self.layout.len()).zip(sequences).for_each(|(flat, &sequence)| {
-            self.pool().with(self, |ws| self.backward(sequence, ws, &mut FullGradient::new(self, flat)));
+            self.pool().with(|ws| self.backward(sequence, ws, &mut FullGradient::new(self, flat)));
         });
         Ok(out)
     }
@@ -107,7 +135,7 @@ impl Decoder {
         self.check(sequences)?;
         let norm = |flat: &mut Vec<f32>, &sequence: &Sequence<'_>| {
             flat.fill(0.0);
-            self.pool().with(self, |ws| self.backward(sequence, ws, &mut FullGradient::new(self, flat)));
+            self.pool().with(|ws| self.backward(sequence, ws, &mut FullGradient::new(self, flat)));
             ascribe_linalg::elementwise::sum_squares(flat).sqrt() as f32
         };
         Ok(sequences.par_iter().map_init(|| vec![0.0f32; self.layout.len()], norm).collect())

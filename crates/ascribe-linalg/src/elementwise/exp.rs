@@ -101,6 +101,28 @@ kernel! {
 }
 
 kernel! {
+    /// [`causal_softmax`] with a window: row `i` keeps the last `window` of the columns up to `first_row + i` (all columns if
+    /// it lies beyond them), the others become 0. A row that sees nothing becomes 0.
+    ///
+    /// # Panics
+    /// If `scores.len()` is not a multiple of `n_cols`.
+    pub fn banded_softmax / banded_softmax_at (scores: &mut [f32], n_cols: usize, first_row: usize, window: usize) {
+        for (i, row) in scores.chunks_exact_mut(n_cols).enumerate() {
+            let end = first_row + i + 1;
+            let (row, hidden) = row.split_at_mut(end.min(n_cols));
+            hidden.fill(0.0);
+            let (hidden, seen) = row.split_at_mut(end.saturating_sub(window).min(row.len()));
+            hidden.fill(0.0);
+            if !seen.is_empty() {
+                let max = row_max(seen);
+                let sum = exp_row(seen, max);
+                scale_row(seen, 1.0 / sum);
+            }
+        }
+    }
+}
+
+kernel! {
     /// Backward of a softmax: `dp ← scale · p ∘ (dp − Σ dp∘p)` per row of `n_cols`.
     ///
     /// # Panics
@@ -262,9 +284,11 @@ mod tests {
         twins(|l| {
             let mut p = scores.clone();
             causal_softmax_at(l, &mut p, 50, 10);
+            let mut banded = scores.clone();
+            banded_softmax_at(l, &mut banded, 50, 20, 7);
             let mut dp = noise(40 * 50, 0.5);
             softmax_backward_at(l, &p, &mut dp, 50, 0.3);
-            p.extend(dp);
+            p.extend(dp.into_iter().chain(banded));
             p
         });
     }
@@ -277,6 +301,24 @@ mod tests {
             assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-6);
             assert!(row[4 + i + 1..].iter().all(|&x| x == 0.0));
         }
+    }
+
+    #[test]
+    fn a_window_hides_the_far_past_and_a_wide_one_nothing() {
+        let scores = noise(5 * 9, 2.0);
+        let (mut p, mut wide, mut causal) = (scores.clone(), scores.clone(), scores.clone());
+        banded_softmax(&mut p, 9, 3, 2);
+        banded_softmax(&mut wide, 9, 3, usize::MAX);
+        causal_softmax(&mut causal, 9, 3);
+        assert_eq!(wide, causal);
+        for (i, row) in p.chunks(9).enumerate() {
+            assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+            assert!(row.iter().enumerate().all(|(j, &x)| (x != 0.0) == (2 + i..=3 + i).contains(&j)), "{i}: {row:?}");
+        }
+        // Beyond the last column every row sees all.
+        let mut all = scores.clone();
+        banded_softmax(&mut all, 9, 9, usize::MAX);
+        assert!(all.iter().all(|&x| x > 0.0));
     }
 
     #[test]

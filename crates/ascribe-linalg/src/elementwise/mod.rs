@@ -3,11 +3,19 @@
 //! Every kernel gives the same bits on every instruction set (see [`dispatch`]). Here lives arithmetic on slices; what a
 //! layer or a model is stands elsewhere.
 
+mod act;
 pub mod dispatch;
 mod exp;
+mod norm;
 mod vector;
 
-pub use exp::{
-    causal_softmax, cross_entropy, cross_entropy_backward, exp, silu_mul, silu_mul_backward, softmax_backward,
+pub use act::{
+    Act, activate, activate_backward, activate_mul, activate_mul_backward, normal_cdf, soft_cap, soft_cap_backward,
+    tanh,
 };
+pub use exp::{
+    banded_softmax, causal_softmax, cross_entropy, cross_entropy_backward, exp, silu_mul, silu_mul_backward,
+    softmax_backward,
+};
+pub use norm::{add, add_row, layer_norm, layer_norm_backward, sum_rows};
 pub use vector::{AdamStep, adam_update, add_assign, dot, rms_norm, rms_norm_backward, rotate, scale, sum_squares};

@@ -124,20 +124,21 @@ kernel! {
 }
 
 kernel! {
-    /// Rotary positions, half layout (`transformers`): for each of the first `n_heads` heads of every row (row length
-    /// `stride`, head width `2·half`), `(a, b) ← (a·cos − sign·b·sin, b·cos + sign·a·sin)`. `cos`, `sin` are `[n, half]`.
-    /// `sign = 1` rotates, `sign = −1` undoes it (and is its transpose, hence its backward).
+    /// Rotary positions, half layout (`transformers`): in every row (length `stride`) head `h < n_heads` begins at
+    /// `first + h·step`, and its first `2·half` numbers turn: `(a, b) ← (a·cos − sign·b·sin, b·cos + sign·a·sin)`. `cos`,
+    /// `sin` are `[n, half]`. `sign = 1` rotates, `sign = −1` is the transpose, hence the backward (and undoes a rotation).
     ///
     /// # Panics
     /// If lengths do not fit.
     pub fn rotate / rotate_at (
-        x: &mut [f32], stride: usize, n_heads: usize, half: usize, cos: &[f32], sin: &[f32], sign: f32,
+        x: &mut [f32], stride: usize, first: usize, step: usize, n_heads: usize, half: usize, cos: &[f32], sin: &[f32],
+        sign: f32,
     ) {
-        assert!(stride >= 2 * half * n_heads, "a row holds all of its heads");
+        assert!(n_heads == 0 || stride >= first + step * (n_heads - 1) + 2 * half, "a row holds all of its heads");
         let rows = x.chunks_exact_mut(stride).zip(cos.chunks_exact(half).zip(sin.chunks_exact(half)));
         for (row, (cos, sin)) in rows {
-            for head in row[..2 * half * n_heads].chunks_exact_mut(2 * half) {
-                let (a, b) = head.split_at_mut(half);
+            for h in 0..n_heads {
+                let (a, b) = row[first + h * step..][..2 * half].split_at_mut(half);
                 for i in 0..half {
                     let s = sign * sin[i];
                     let (x, y) = (a[i], b[i]);
@@ -217,7 +218,7 @@ mod tests {
         let (cos, sin) = (noise("cos", 3 * half), noise("sin", 3 * half));
         let mut turned = x.clone();
         if half > 0 {
-            rotate_at(l, &mut turned, d, 1, half, &cos, &sin, -1.0);
+            rotate_at(l, &mut turned, d, 0, 2 * half, 1, half, &cos, &sin, -1.0);
         }
         let (mut p, mut m, mut v) = (x.clone(), noise("m", 3 * d), vec![0.1; 3 * d]);
         adam_update_at(l, &STEP, &mut p, &d_out, &mut m, &mut v);
@@ -271,9 +272,9 @@ mod tests {
         let angle = noise("angle", 6);
         let (cos, sin): (Vec<f32>, Vec<f32>) = angle.iter().map(|a| (a.cos(), a.sin())).unzip();
         let mut y = x.clone();
-        rotate(&mut y, 12, 2, 3, &cos, &sin, 1.0);
+        rotate(&mut y, 12, 0, 6, 2, 3, &cos, &sin, 1.0);
         assert_ne!(x, y);
-        rotate(&mut y, 12, 2, 3, &cos, &sin, -1.0);
+        rotate(&mut y, 12, 0, 6, 2, 3, &cos, &sin, -1.0);
         assert!(x.iter().zip(&y).all(|(a, b)| (a - b).abs() < 1e-6));
     }
 

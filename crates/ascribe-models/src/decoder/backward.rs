@@ -3,10 +3,18 @@
 //! The pass never forms a weight gradient. At each linear layer it shows the [`Sink`] the input and the output gradient;
 //! the sink decides what becomes of them (the full product for training, a projection for features).
 
-use ascribe_linalg::elementwise::{rms_norm_backward, silu_mul_backward};
+use std::ops::Range;
 
+use ascribe_linalg::elementwise::{activate_backward, activate_mul_backward, add_assign, scale, soft_cap_backward};
+
+use super::forward::{Pass, head_chunks, put_columns, some, take_columns};
+use super::workspace::{LayerTape, Scratch, Span};
 use super::{Decoder, Objective, Sequence, Workspace};
-use crate::ops::{attention, linear};
+use crate::arch::{QkNorm, Topology};
+use crate::layout::NormLayout;
+use crate::ops::norm::NormTape;
+
+pub(crate) use crate::ops::norm::NormGradient;
 
 /// A linear layer, fused with its neighbours where they share the input.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,14 +63,6 @@ pub(crate) struct Rows<'a> {
     pub delta: &'a [f32],
 }
 
-/// Where the gradients of a norm's parameters are added.
-pub(crate) struct NormGradient<'a> {
-    /// `[width]`.
-    pub gain: &'a mut [f32],
-    /// `[width]`, or empty where the norm has no bias.
-    pub bias: &'a mut [f32],
-}
-
 /// What becomes of a pass's gradients. Every call adds: the head comes in several chunks of rows.
 pub(crate) trait Sink {
     /// `n` rows of a linear layer.
@@ -75,6 +75,11 @@ pub(crate) trait Sink {
     fn wants_input_gradient(&self) -> bool {
         true
     }
+    /// The last module that is asked for, if neither norms nor linear modules nor the embedding are wanted below it: the pass
+    /// ends once it was shown. A pass visits the head, then from the last layer to the first down, up, o and qkv.
+    fn ends_at(&self) -> Option<Module> {
+        if self.wants_input_gradient() { None } else { Some(Module::Qkv(0)) }
+    }
 }
 
 impl Decoder {
@@ -82,11 +87,9 @@ impl Decoder {
     ///
     /// The gradient that the sink sees is that of the *sum*. Nothing reaches the sink if nothing counts.
     pub(crate) fn backward(&self, sequence: Sequence<'_>, ws: &mut Workspace, sink: &mut impl Sink) -> f64 {
-        if sequence.predicting().is_empty() {
-            return 0.0;
-        }
-        self.forward(sequence.tokens, ws);
-        self.descend(&sequence.into(), ws, sink)
+        let mut loss = [0.0];
+        Pass::exact(self).backward(&[sequence.into()], ws, sink, &mut loss);
+        loss[0]
     }
 
     /// The way down for one objective after [`Decoder::forward`] over its tokens; returns its loss.
@@ -96,96 +99,305 @@ impl Decoder {
         if objective.predicting.is_empty() {
             return 0.0;
         }
-        let (tokens, t, d) = (objective.tokens, objective.tokens.len(), self.config.hidden_size);
-        let loss = self.head_backward(objective, ws, sink);
-        let gain = &self.parameters[self.norm_layout(Norm::Out).gain.clone()];
-        ws.d_x[..t * d].fill(0.0);
-        rms_norm_backward(
-            &ws.x_out[..t * d],
-            gain,
-            &ws.out_inv[..t],
-            &ws.d_in[..t * d],
-            &mut ws.d_x[..t * d],
-            sink.norm(Norm::Out, 0).gain,
-        );
-        for l in (0..self.config.num_hidden_layers).rev() {
-            self.feed_forward_backward(l, t, ws, sink);
-            self.attention_backward(l, t, ws, sink);
-        }
-        if sink.wants_input_gradient() {
-            sink.embedding(0, tokens, &ws.d_x[..t * d]);
-        }
-        loss
-    }
-
-    /// Leaves the gradient of the final hidden state in `ws.d_in`.
-    fn head_backward(&self, objective: &Objective<'_>, ws: &mut Workspace, sink: &mut impl Sink) -> f64 {
-        let fan = self.fan(Module::Head);
-        let (d, predicting) = (fan.input, objective.predicting.clone());
-        ws.d_in[..predicting.start * d].fill(0.0);
-        ws.d_in[predicting.end * d..objective.tokens.len() * d].fill(0.0);
-        let mut loss = 0.0;
-        for start in predicting.clone().step_by(super::forward::HEAD_ROWS) {
-            let end = (start + super::forward::HEAD_ROWS).min(predicting.end);
-            let n = end - start;
-            let hidden = &ws.hidden[start * d..end * d];
-            linear::forward(self.weight(Module::Head), fan, n, hidden, 0.0, &mut ws.logits);
-            let logits = &mut ws.logits[..n * fan.output];
-            objective.backward(start, fan.output, logits, &mut ws.nll[..n]);
-            loss += ws.nll[..n].iter().map(|&nats| f64::from(nats)).sum::<f64>();
-            sink.linear(Module::Head, n, Rows { sequence: 0, first: start, x: hidden, delta: logits });
-            linear::backward_input(self.weight(Module::Head), fan, n, logits, &mut ws.d_in[start * d..end * d]);
-        }
-        loss
-    }
-
-    fn feed_forward_backward(&self, l: usize, t: usize, ws: &mut Workspace, sink: &mut impl Sink) {
-        let (d, f) = (self.config.hidden_size, self.config.intermediate_size);
-        let tape = &ws.layers[l];
-        let (down, gate_up) = (Module::Down(l), Module::Up(l));
-        sink.linear(down, t, whole(&tape.act[..t * f], &ws.d_x[..t * d]));
-        linear::backward_input(self.weight(down), self.fan(down), t, &ws.d_x, &mut ws.d_act);
-        let d_gate_up = &mut ws.d_wide[..t * 2 * f];
-        silu_mul_backward(&tape.gate_up[..t * 2 * f], f, &ws.d_act[..t * f], d_gate_up);
-        sink.linear(gate_up, t, whole(&tape.mlp_in[..t * d], d_gate_up));
-        linear::backward_input(self.weight(gate_up), self.fan(gate_up), t, d_gate_up, &mut ws.d_in);
-        rms_norm_backward(
-            &tape.x_mid[..t * d],
-            &self.parameters[self.norm_layout(Norm::Mlp(l)).gain.clone()],
-            &tape.mlp_inv[..t],
-            &ws.d_in[..t * d],
-            &mut ws.d_x[..t * d],
-            sink.norm(Norm::Mlp(l), 0).gain,
-        );
-    }
-
-    fn attention_backward(&self, l: usize, t: usize, ws: &mut Workspace, sink: &mut impl Sink) {
-        let c = &self.config;
-        let (d, stride) = (c.hidden_size, c.qkv_width());
-        let tape = &ws.layers[l];
-        let (o, qkv) = (Module::O(l), Module::Qkv(l));
-        sink.linear(o, t, whole(&tape.mixed[..t * c.query_width()], &ws.d_x[..t * d]));
-        linear::backward_input(self.weight(o), self.fan(o), t, &ws.d_x, &mut ws.d_in);
-        let d_qkv = &mut ws.d_wide[..t * stride];
-        attention::backward(self.heads(), t, &tape.qkv, &tape.probabilities, &ws.d_in, d_qkv, &mut ws.d_scores);
-        self.rotary.apply(d_qkv, stride, c.num_attention_heads + c.num_key_value_heads, -1.0);
-        sink.linear(qkv, t, whole(&tape.attn_in[..t * d], d_qkv));
-        if l == 0 && !sink.wants_input_gradient() {
-            return;
-        }
-        linear::backward_input(self.weight(qkv), self.fan(qkv), t, d_qkv, &mut ws.d_in);
-        rms_norm_backward(
-            &tape.x_in[..t * d],
-            &self.parameters[self.norm_layout(Norm::Attn(l)).gain.clone()],
-            &tape.attn_inv[..t],
-            &ws.d_in[..t * d],
-            &mut ws.d_x[..t * d],
-            sink.norm(Norm::Attn(l), 0).gain,
-        );
+        let mut loss = [0.0];
+        Pass::exact(self).descend(std::slice::from_ref(objective), ws, sink, &mut loss);
+        loss[0]
     }
 }
 
-/// All rows of the pass's only sequence.
-fn whole<'a>(x: &'a [f32], delta: &'a [f32]) -> Rows<'a> {
-    Rows { sequence: 0, first: 0, x, delta }
+/// The gradient of a sublayer's output: the residual stream's own, or one that a norm or a copy has set apart.
+fn sublayer_gradient<'a>(topology: Topology, d_x: &'a [f32], side: &'a [f32]) -> &'a [f32] {
+    if topology == Topology::Pre { d_x } else { side }
+}
+
+impl Pass<'_> {
+    /// Forward and backward over a pack; `losses` receives the loss of each objective.
+    ///
+    /// Objectives of which nothing counts take no part.
+    pub fn backward(&self, objectives: &[Objective<'_>], ws: &mut Workspace, sink: &mut impl Sink, losses: &mut [f64]) {
+        let counted = objectives.iter().enumerate().filter(|(_, objective)| !objective.predicting.is_empty());
+        let pack = counted.map(|(index, objective)| (index, objective.tokens));
+        losses.fill(0.0);
+        if pack.clone().next().is_some() {
+            self.forward(pack, ws);
+            self.descend(objectives, ws, sink, losses);
+        }
+    }
+
+    /// The way down after [`Pass::forward`]: for every sequence of the pack the objective (and the place in `losses`) of its
+    /// index. The tape stays as it is.
+    pub fn descend(&self, objectives: &[Objective<'_>], ws: &mut Workspace, sink: &mut impl Sink, losses: &mut [f64]) {
+        let (n, d) = (ws.n(), self.model.config.hidden_size);
+        for at in 0..ws.spans.len() {
+            let span = ws.spans[at];
+            losses[span.sequence] = self.head_backward(span, &objectives[span.sequence], ws, sink);
+        }
+        if sink.ends_at() == Some(Module::Head) {
+            return;
+        }
+        ws.d_x[..n * d].fill(0.0);
+        let norm = some(&self.model.layout.norm);
+        let Workspace { spans, x_out, out_norm, d_x, scratch, .. } = ws;
+        let Scratch { d_in, gain, .. } = scratch;
+        self.norm_backward(Norm::Out, norm, spans, x_out, out_norm, d_in, d_x, gain, sink);
+        for l in (0..self.model.config.num_hidden_layers).rev() {
+            if !self.layer_backward(l, ws, sink) {
+                return;
+            }
+        }
+        if let Some(factor) = self.model.config.arch.embedding_scale {
+            scale(&mut ws.d_x[..n * d], factor as f32);
+        }
+        for span in &ws.spans {
+            sink.embedding(span.sequence, objectives[span.sequence].tokens, &ws.d_x[span.of(d)]);
+        }
+    }
+
+    /// Leaves the gradient of the final hidden state of one sequence in its rows of `d_in`.
+    fn head_backward(&self, span: Span, objective: &Objective<'_>, ws: &mut Workspace, sink: &mut impl Sink) -> f64 {
+        let fan = self.model.fan(Module::Head);
+        let (d, predicting) = (fan.input, objective.predicting.clone());
+        ws.scratch.d_in[span.start * d..(span.start + predicting.start) * d].fill(0.0);
+        ws.scratch.d_in[(span.start + predicting.end) * d..(span.start + span.len) * d].fill(0.0);
+        let mut loss = 0.0;
+        for chunk in head_chunks(predicting) {
+            let rows = span.start + chunk.start..span.start + chunk.end;
+            let n = rows.len();
+            self.logits(rows.clone(), ws);
+            let logits = &mut ws.logits[..n * fan.output];
+            let cap = self.model.config.arch.logit_softcap;
+            if cap.is_some() {
+                ws.capped[..logits.len()].copy_from_slice(logits);
+            }
+            objective.backward(chunk.start, fan.output, logits, &mut ws.nll[..n]);
+            loss += ws.nll[..n].iter().map(|&nats| f64::from(nats)).sum::<f64>();
+            if let Some(cap) = cap {
+                soft_cap_backward(&ws.capped[..logits.len()], cap as f32, logits);
+            }
+            let hidden = &ws.hidden[rows.start * d..rows.end * d];
+            let shown = Rows { sequence: span.sequence, first: chunk.start, x: hidden, delta: logits };
+            sink.linear(Module::Head, n, shown);
+            self.linear_backward(Module::Head, n, logits, &mut ws.scratch.d_in[rows.start * d..rows.end * d]);
+        }
+        loss
+    }
+
+    /// True if the pass goes on below.
+    fn layer_backward(&self, l: usize, ws: &mut Workspace, sink: &mut impl Sink) -> bool {
+        let (n, d) = (ws.n(), self.model.config.hidden_size);
+        let topology = self.model.config.arch.topology;
+        let Workspace { spans, layers, d_x, scratch, .. } = ws;
+        let (tape, d_x, layout) = (&layers[l], &mut d_x[..n * d], &self.model.layout.layers[l]);
+        let post = |which, norm, x, stats, d_x: &mut [f32], scratch: &mut Scratch, sink: &mut _| {
+            let side = &mut scratch.side[..n * d];
+            side.fill(0.0);
+            self.norm_backward(which, some(norm), spans, x, stats, d_x, side, &mut scratch.gain, sink);
+            if topology == Topology::Encoder {
+                d_x.copy_from_slice(side);
+            }
+        };
+        match topology {
+            Topology::Pre => {}
+            Topology::Parallel => scratch.side[..n * d].copy_from_slice(d_x),
+            Topology::Post | Topology::Sandwich | Topology::Encoder => {
+                post(Norm::MlpPost(l), &layout.mlp_post, &tape.mlp_out, &tape.mlp_post, d_x, scratch, sink);
+            }
+        }
+        if !self.feed_forward_backward(l, spans, tape, d_x, scratch, sink) {
+            return false;
+        }
+        if matches!(topology, Topology::Post | Topology::Sandwich | Topology::Encoder) {
+            post(Norm::AttnPost(l), &layout.attn_post, &tape.attn_out, &tape.attn_post, d_x, scratch, sink);
+        }
+        self.attention_backward(l, spans, tape, d_x, scratch, sink)
+    }
+
+    fn feed_forward_backward(
+        &self,
+        l: usize,
+        spans: &[Span],
+        tape: &LayerTape,
+        d_x: &mut [f32],
+        scratch: &mut Scratch,
+        sink: &mut impl Sink,
+    ) -> bool {
+        let c = &self.model.config;
+        let (d, f) = (c.hidden_size, c.intermediate_size);
+        let (n, wide) = (d_x.len() / d, self.model.fan(Module::Up(l)).output);
+        let layout = &self.model.layout.layers[l];
+        let entrance = if c.arch.topology == Topology::Parallel { &tape.x_in } else { &tape.x_mid };
+        let Scratch { side, d_in, d_act, d_wide, gain, .. } = scratch;
+        let delta = sublayer_gradient(c.arch.topology, d_x, side);
+        self.show(Module::Down(l), spans, &tape.act, delta, sink);
+        if sink.ends_at() == Some(Module::Down(l)) {
+            return false;
+        }
+        self.linear_backward(Module::Down(l), n, delta, d_act);
+        let (gate_up, d_wide, d_act) = (&tape.gate_up[..n * wide], &mut d_wide[..n * wide], &d_act[..n * f]);
+        if c.arch.gated {
+            activate_mul_backward(self.model.act(), gate_up, f, d_act, d_wide);
+        } else {
+            activate_backward(self.model.act(), gate_up, d_act, d_wide);
+        }
+        let input = if layout.mlp_norm.is_some() { &tape.mlp_in } else { entrance };
+        self.show(Module::Up(l), spans, input, d_wide, sink);
+        if sink.ends_at() == Some(Module::Up(l)) {
+            return false;
+        }
+        self.linear_backward(Module::Up(l), n, d_wide, d_in);
+        let d_in = &d_in[..n * d];
+        match &layout.mlp_norm {
+            Some(norm) => {
+                self.norm_backward(Norm::Mlp(l), norm, spans, entrance, &tape.mlp_norm, d_in, d_x, gain, sink)
+            }
+            None => add_assign(d_x, d_in),
+        }
+        true
+    }
+
+    fn attention_backward(
+        &self,
+        l: usize,
+        spans: &[Span],
+        tape: &LayerTape,
+        d_x: &mut [f32],
+        scratch: &mut Scratch,
+        sink: &mut impl Sink,
+    ) -> bool {
+        let c = &self.model.config;
+        let (d, q, stride) = (c.hidden_size, c.query_width(), c.qkv_width());
+        let n = d_x.len() / d;
+        let delta = sublayer_gradient(c.arch.topology, d_x, &scratch.side);
+        self.show(Module::O(l), spans, &tape.mixed, delta, sink);
+        if sink.ends_at() == Some(Module::O(l)) {
+            return false;
+        }
+        self.linear_backward(Module::O(l), n, delta, &mut scratch.d_in);
+        let attention = self.model.attention(l);
+        let mut rest = &tape.probabilities[..];
+        for span in spans {
+            let probabilities;
+            (probabilities, rest) = rest.split_at(attention.probabilities_len(span.len));
+            let (qkv, d_out) = (&tape.qkv[span.of(stride)], &scratch.d_in[span.of(q)]);
+            let d_qkv = &mut scratch.d_wide[span.of(stride)];
+            attention.backward(span.len, qkv, probabilities, d_out, d_qkv, &mut scratch.d_scores);
+            self.model.turn(l, d_qkv, -1.0);
+        }
+        self.head_norms_backward(l, spans, tape, scratch, sink);
+        let layout = &self.model.layout.layers[l];
+        let Scratch { d_in, d_wide, gain, .. } = scratch;
+        let input = if layout.attn_norm.is_some() { &tape.attn_in } else { &tape.x_in };
+        self.show(Module::Qkv(l), spans, input, d_wide, sink);
+        if sink.ends_at() == Some(Module::Qkv(l)) {
+            return false;
+        }
+        self.linear_backward(Module::Qkv(l), n, d_wide, d_in);
+        let d_in = &d_in[..n * d];
+        match &layout.attn_norm {
+            Some(norm) => {
+                self.norm_backward(Norm::Attn(l), norm, spans, &tape.x_in, &tape.attn_norm, d_in, d_x, gain, sink);
+            }
+            None => add_assign(d_x, d_in),
+        }
+        true
+    }
+
+    /// Turns the gradients of normed queries and keys in `d_wide` into those of the fused product.
+    fn head_norms_backward(
+        &self,
+        l: usize,
+        spans: &[Span],
+        tape: &LayerTape,
+        scratch: &mut Scratch,
+        sink: &mut impl Sink,
+    ) {
+        if self.model.config.arch.qk_norm == QkNorm::None {
+            return;
+        }
+        let n = spans.last().map_or(0, |span| span.start + span.len);
+        let (stride, layer) = (self.model.config.qkv_width(), &self.model.layout.layers[l]);
+        let [queries, keys] = self.model.normed_columns();
+        let halves = [
+            (Norm::Query(l), queries, &layer.q_norm, &tape.q_raw, &tape.q_norm),
+            (Norm::Key(l), keys, &layer.k_norm, &tape.k_raw, &tape.k_norm),
+        ];
+        for (which, columns, norm, raw, stats) in halves {
+            let len = n * columns.len();
+            let (d_normed, d_raw) = scratch.d_heads.split_at_mut(len);
+            let (d_wide, d_raw) = (&mut scratch.d_wide[..n * stride], &mut d_raw[..len]);
+            take_columns(d_wide, stride, &columns, d_normed);
+            d_raw.fill(0.0);
+            let width = columns.len();
+            self.rows_norm_backward(
+                which,
+                some(norm),
+                spans,
+                width,
+                raw,
+                stats,
+                d_normed,
+                d_raw,
+                &mut scratch.gain,
+                sink,
+            );
+            put_columns(d_raw, d_wide, stride, &columns);
+        }
+    }
+
+    /// Backward of a norm over the residual stream.
+    #[allow(clippy::too_many_arguments)] // tape, gradients and sink live in different places
+    fn norm_backward(
+        &self,
+        which: Norm,
+        norm: &NormLayout,
+        spans: &[Span],
+        x: &[f32],
+        stats: &NormTape,
+        d_out: &[f32],
+        d_x: &mut [f32],
+        scratch: &mut Vec<f32>,
+        sink: &mut impl Sink,
+    ) {
+        let d = self.model.config.hidden_size;
+        self.rows_norm_backward(which, norm, spans, d, x, stats, d_out, d_x, scratch, sink);
+    }
+
+    /// `d_x += normᵀ(d_out)`, sequence after sequence; a position has `width` numbers, one or more rows of the norm.
+    #[allow(clippy::too_many_arguments)] // tape, gradients and sink live in different places
+    fn rows_norm_backward(
+        &self,
+        which: Norm,
+        norm: &NormLayout,
+        spans: &[Span],
+        width: usize,
+        x: &[f32],
+        stats: &NormTape,
+        d_out: &[f32],
+        d_x: &mut [f32],
+        scratch: &mut Vec<f32>,
+        sink: &mut impl Sink,
+    ) {
+        let op = self.model.norm_op(norm);
+        let per_position = width / norm.gain.len();
+        for span in spans {
+            let numbers = span.of(width);
+            let rows: Range<usize> = span.start * per_position..(span.start + span.len) * per_position;
+            let into = sink.norm(which, span.sequence);
+            op.backward(&x[numbers.clone()], (stats, rows), &d_out[numbers.clone()], &mut d_x[numbers], into, scratch);
+        }
+    }
+
+    /// Shows a module's inputs and output gradients, sequence after sequence.
+    fn show(&self, module: Module, spans: &[Span], x: &[f32], delta: &[f32], sink: &mut impl Sink) {
+        let fan = self.model.fan(module);
+        for span in spans {
+            let (x, delta) = (&x[span.of(fan.input)], &delta[span.of(fan.output)]);
+            sink.linear(module, span.len, Rows { sequence: span.sequence, first: 0, x, delta });
+        }
+    }
+
+    /// `d_x ← d_y·W` for the `n` rows of a pass.
+    fn linear_backward(&self, module: Module, n: usize, d_y: &[f32], d_x: &mut [f32]) {
+        self.model.linear(module).backward_input(n, d_y, d_x);
+    }
 }

@@ -1,74 +1,245 @@
 //! The way up: tokens to hidden states to logits, leaving a tape.
+//!
+//! A pass takes a pack of sequences, their rows one below the other: linear layers and norms see all rows, attention each
+//! sequence by itself. Where norms and residual sums stand is the topology's ([`Topology`]); everything else of a family is
+//! read from the configuration inside the parts.
 
 use std::ops::Range;
 
-use ascribe_linalg::elementwise::{rms_norm, silu_mul};
+use ascribe_linalg::elementwise::{activate, activate_mul, add, add_assign, soft_cap};
 
-use super::{Decoder, Module, Norm, Workspace};
-use crate::ops::{attention, linear};
+use super::workspace::{LayerTape, Scratch, Span};
+use super::{Decoder, Module, Workspace};
+use crate::arch::{QkNorm, Topology};
+use crate::layout::NormLayout;
+use crate::ops::linear::Onto;
+use crate::ops::norm::NormTape;
 
 /// Rows of logits at a time: 64 rows of a 2,048-word vocabulary are half a MiB, which stays in the second cache.
 pub(crate) const HEAD_ROWS: usize = 64;
 
-impl Decoder {
-    /// Fills the workspace with the pass over `tokens` (checked by the caller), up to the final hidden state.
-    pub(crate) fn forward(&self, tokens: &[u32], ws: &mut Workspace) {
-        let (t, d) = (tokens.len(), self.config.hidden_size);
-        ws.ensure(self, t);
-        let embedding = &self.parameters[self.layout.embedding.clone()];
-        for (x, &token) in ws.layers[0].x_in.chunks_exact_mut(d).zip(tokens) {
-            x.copy_from_slice(&embedding[token as usize * d..(token as usize + 1) * d]);
-        }
-        for l in 0..self.config.num_hidden_layers {
-            self.layer_forward(l, t, ws);
-        }
-        let gain = &self.parameters[self.norm_layout(Norm::Out).gain.clone()];
-        let eps = self.config.rms_norm_eps as f32;
-        rms_norm(&ws.x_out[..t * d], gain, eps, &mut ws.hidden[..t * d], &mut ws.out_inv[..t]);
+/// A decoder on its way through a pack.
+#[derive(Clone, Copy)]
+pub(crate) struct Pass<'m> {
+    pub model: &'m Decoder,
+}
+
+impl<'m> Pass<'m> {
+    /// Products through `gemm`, each of the pack's own shape: a sequence's bits are its own only in a pack of one.
+    pub fn exact(model: &'m Decoder) -> Self {
+        Self { model }
     }
 
-    fn layer_forward(&self, l: usize, t: usize, ws: &mut Workspace) {
-        let c = &self.config;
-        let (d, f, eps) = (c.hidden_size, c.intermediate_size, c.rms_norm_eps as f32);
+    /// Fills the workspace with the pass over the pack `(index, tokens)` (checked by the caller), up to the final hidden
+    /// state.
+    pub fn forward<'s>(&self, pack: impl Iterator<Item = (usize, &'s [u32])> + Clone, ws: &mut Workspace) {
+        ws.ensure(self.model, pack.clone());
+        self.embed(pack, ws);
+        for l in 0..self.model.config.num_hidden_layers {
+            self.layer_forward(l, ws);
+        }
+        let len = ws.n() * self.model.config.hidden_size;
+        match &self.model.layout.norm {
+            Some(norm) => {
+                self.norm(norm, &ws.x_out[..len], &mut ws.hidden[..len], &mut ws.out_norm, &mut ws.scratch.gain);
+            }
+            None => ws.hidden[..len].copy_from_slice(&ws.x_out[..len]),
+        }
+    }
+
+    fn embed<'s>(&self, pack: impl Iterator<Item = (usize, &'s [u32])>, ws: &mut Workspace) {
+        let Decoder { config, layout, parameters, .. } = self.model;
+        let (d, n) = (config.hidden_size, ws.n());
+        let embedding = &parameters[layout.embedding.clone()];
+        let x = &mut ws.layers[0].x_in[..n * d];
+        for ((_, tokens), span) in pack.zip(&ws.spans) {
+            let rows = &mut x[span.of(d)];
+            for (x, &token) in rows.chunks_exact_mut(d).zip(tokens) {
+                x.copy_from_slice(&embedding[token as usize * d..(token as usize + 1) * d]);
+            }
+            if let Some(positions) = &layout.positions {
+                add_assign(rows, &parameters[positions.clone()][..span.len * d]);
+            }
+        }
+        if let Some(factor) = config.arch.embedding_scale {
+            ascribe_linalg::elementwise::scale(x, factor as f32);
+        }
+        if let Some(types) = &layout.token_types {
+            // Every token is of the first type.
+            let first = &parameters[types.clone()][..d];
+            x.chunks_exact_mut(d).for_each(|row| add_assign(row, first));
+        }
+        if let Some(norm) = &layout.embedding_norm {
+            let (summed, tape) = (&mut ws.x_out[..n * d], &mut ws.out_norm);
+            summed.copy_from_slice(x);
+            self.norm(norm, summed, x, tape, &mut ws.scratch.gain);
+        }
+    }
+
+    fn layer_forward(&self, l: usize, ws: &mut Workspace) {
+        let (d, n) = (self.model.config.hidden_size, ws.n());
         let (own, above) = ws.layers.split_at_mut(l + 1);
         let tape = &mut own[l];
         let x_next = above.first_mut().map_or(&mut ws.x_out, |next| &mut next.x_in);
-
-        let gain = &self.parameters[self.norm_layout(Norm::Attn(l)).gain.clone()];
-        rms_norm(&tape.x_in[..t * d], gain, eps, &mut tape.attn_in[..t * d], &mut tape.attn_inv[..t]);
-        let (qkv, stride) = (Module::Qkv(l), c.qkv_width());
-        linear::forward(self.weight(qkv), self.fan(qkv), t, &tape.attn_in, 0.0, &mut tape.qkv);
-        let turned = c.num_attention_heads + c.num_key_value_heads;
-        self.rotary.apply(&mut tape.qkv[..t * stride], stride, turned, 1.0);
-        attention::forward(self.heads(), t, &tape.qkv, &mut tape.probabilities, &mut tape.mixed);
-        tape.x_mid[..t * d].copy_from_slice(&tape.x_in[..t * d]);
-        let o = Module::O(l);
-        linear::forward(self.weight(o), self.fan(o), t, &tape.mixed, 1.0, &mut tape.x_mid);
-
-        let gain = &self.parameters[self.norm_layout(Norm::Mlp(l)).gain.clone()];
-        rms_norm(&tape.x_mid[..t * d], gain, eps, &mut tape.mlp_in[..t * d], &mut tape.mlp_inv[..t]);
-        let gate_up = Module::Up(l);
-        linear::forward(self.weight(gate_up), self.fan(gate_up), t, &tape.mlp_in, 0.0, &mut tape.gate_up);
-        silu_mul(&tape.gate_up[..t * 2 * f], f, &mut tape.act[..t * f]);
-        x_next[..t * d].copy_from_slice(&tape.x_mid[..t * d]);
-        let down = Module::Down(l);
-        linear::forward(self.weight(down), self.fan(down), t, &tape.act, 1.0, x_next);
+        let x_next = &mut x_next[..n * d];
+        self.attention_forward(l, &ws.spans, tape, &mut ws.scratch);
+        let layout = &self.model.layout.layers[l];
+        let (o, down) = (Module::O(l), Module::Down(l));
+        let (mixed, x_in) = (&tape.mixed[..], &tape.x_in[..n * d]);
+        match self.model.config.arch.topology {
+            Topology::Pre => {
+                self.linear(o, n, mixed, Onto::Residual(x_in), &mut tape.x_mid);
+                self.feed_forward(l, n, tape, &mut ws.scratch);
+                self.linear(down, n, &tape.act, Onto::Residual(&tape.x_mid), x_next);
+            }
+            Topology::Parallel => {
+                self.linear(o, n, mixed, Onto::Residual(x_in), x_next);
+                self.feed_forward(l, n, tape, &mut ws.scratch);
+                self.linear(down, n, &tape.act, Onto::Itself, x_next);
+            }
+            Topology::Post | Topology::Sandwich => {
+                let Scratch { side, gain, .. } = &mut ws.scratch;
+                let side = &mut side[..n * d];
+                self.linear(o, n, mixed, Onto::Fresh, &mut tape.attn_out);
+                self.norm(some(&layout.attn_post), &tape.attn_out[..n * d], side, &mut tape.attn_post, gain);
+                add(x_in, side, &mut tape.x_mid[..n * d]);
+                self.feed_forward(l, n, tape, &mut ws.scratch);
+                let Scratch { side, gain, .. } = &mut ws.scratch;
+                let side = &mut side[..n * d];
+                self.linear(down, n, &tape.act, Onto::Fresh, &mut tape.mlp_out);
+                self.norm(some(&layout.mlp_post), &tape.mlp_out[..n * d], side, &mut tape.mlp_post, gain);
+                add(&tape.x_mid[..n * d], side, x_next);
+            }
+            Topology::Encoder => {
+                let (attn_out, x_mid) = (&mut tape.attn_out[..n * d], &mut tape.x_mid[..n * d]);
+                self.linear(o, n, mixed, Onto::Residual(x_in), attn_out);
+                self.norm(some(&layout.attn_post), attn_out, x_mid, &mut tape.attn_post, &mut ws.scratch.gain);
+                self.feed_forward(l, n, tape, &mut ws.scratch);
+                let mlp_out = &mut tape.mlp_out[..n * d];
+                self.linear(down, n, &tape.act, Onto::Residual(&tape.x_mid), mlp_out);
+                self.norm(some(&layout.mlp_post), mlp_out, x_next, &mut tape.mlp_post, &mut ws.scratch.gain);
+            }
+        }
     }
 
-    /// Hands the logits of the positions `rows` to `take`, chunk after chunk, `[chunk, V]`.
-    pub(crate) fn head_forward(
-        &self,
-        rows: Range<usize>,
-        ws: &mut Workspace,
-        mut take: impl FnMut(Range<usize>, &mut [f32]),
-    ) {
-        let fan = self.fan(Module::Head);
-        for start in rows.clone().step_by(HEAD_ROWS) {
-            let chunk = start..(start + HEAD_ROWS).min(rows.end);
-            let hidden = &ws.hidden[start * fan.input..];
-            linear::forward(self.weight(Module::Head), fan, chunk.len(), hidden, 0.0, &mut ws.logits);
-            let logits = &mut ws.logits[..chunk.len() * fan.output];
-            take(chunk, logits);
+    /// From the layer's entrance to the input of the output projection, `tape.mixed`.
+    fn attention_forward(&self, l: usize, spans: &[Span], tape: &mut LayerTape, scratch: &mut Scratch) {
+        let c = &self.model.config;
+        let n = spans.last().map_or(0, |span| span.start + span.len);
+        let (len, stride) = (n * c.hidden_size, c.qkv_width());
+        let input = match &self.model.layout.layers[l].attn_norm {
+            Some(norm) => {
+                let out = &mut tape.attn_in[..len];
+                self.norm(norm, &tape.x_in[..len], out, &mut tape.attn_norm, &mut scratch.gain);
+                &*out
+            }
+            None => &tape.x_in[..len],
+        };
+        self.linear(Module::Qkv(l), n, input, Onto::Fresh, &mut tape.qkv);
+        self.head_norms(l, n, tape, scratch);
+        let attention = self.model.attention(l);
+        let mut rest = &mut tape.probabilities[..];
+        for span in spans {
+            let rows = &mut tape.qkv[span.of(stride)];
+            self.model.turn(l, rows, 1.0);
+            let probabilities;
+            (probabilities, rest) = rest.split_at_mut(attention.probabilities_len(span.len));
+            attention.forward(span.len, rows, probabilities, &mut tape.mixed[span.of(c.query_width())]);
         }
+    }
+
+    /// Norms of queries and keys, where the family has them.
+    fn head_norms(&self, l: usize, n: usize, tape: &mut LayerTape, scratch: &mut Scratch) {
+        if self.model.config.arch.qk_norm == QkNorm::None {
+            return;
+        }
+        let (stride, layer) = (self.model.config.qkv_width(), &self.model.layout.layers[l]);
+        let [queries, keys] = self.model.normed_columns();
+        let halves = [
+            (queries, &layer.q_norm, &mut tape.q_raw, &mut tape.q_norm),
+            (keys, &layer.k_norm, &mut tape.k_raw, &mut tape.k_norm),
+        ];
+        for (columns, norm, raw, stats) in halves {
+            let raw = &mut raw[..n * columns.len()];
+            let out = &mut scratch.d_heads[..n * columns.len()];
+            take_columns(&tape.qkv[..n * stride], stride, &columns, raw);
+            self.norm(some(norm), raw, out, stats, &mut scratch.gain);
+            put_columns(out, &mut tape.qkv[..n * stride], stride, &columns);
+        }
+    }
+
+    /// From the residual stream before the feed-forward to the input of the down projection, `tape.act`.
+    fn feed_forward(&self, l: usize, n: usize, tape: &mut LayerTape, scratch: &mut Scratch) {
+        let c = &self.model.config;
+        let (d, f) = (c.hidden_size, c.intermediate_size);
+        let entrance = if c.arch.topology == Topology::Parallel { &tape.x_in } else { &tape.x_mid };
+        let input = match &self.model.layout.layers[l].mlp_norm {
+            Some(norm) => {
+                let out = &mut tape.mlp_in[..n * d];
+                self.norm(norm, &entrance[..n * d], out, &mut tape.mlp_norm, &mut scratch.gain);
+                &*out
+            }
+            None => &entrance[..n * d],
+        };
+        self.linear(Module::Up(l), n, input, Onto::Fresh, &mut tape.gate_up);
+        let act = self.model.act();
+        if c.arch.gated {
+            activate_mul(act, &tape.gate_up[..n * 2 * f], f, &mut tape.act[..n * f]);
+        } else {
+            activate(act, &tape.gate_up[..n * f], &mut tape.act[..n * f]);
+        }
+    }
+
+    /// `y ← x·Wᵀ + b + onto` for the `n` rows of a pass.
+    pub fn linear(&self, module: Module, n: usize, x: &[f32], onto: Onto<'_>, y: &mut [f32]) {
+        self.model.linear(module).forward(n, x, onto, y);
+    }
+
+    /// `out ← norm(x)`.
+    fn norm(&self, norm: &NormLayout, x: &[f32], out: &mut [f32], tape: &mut NormTape, scratch: &mut Vec<f32>) {
+        self.model.norm_op(norm).forward(x, out, tape, scratch);
+    }
+
+    /// Logits of the rows `rows` of the pass (at most [`HEAD_ROWS`]), capped where the family caps them, into `ws.logits`.
+    pub fn logits(&self, rows: Range<usize>, ws: &mut Workspace) {
+        let fan = self.model.fan(Module::Head);
+        let hidden = &ws.hidden[rows.start * fan.input..rows.end * fan.input];
+        self.linear(Module::Head, rows.len(), hidden, Onto::Fresh, &mut ws.logits);
+        if let Some(cap) = self.model.config.arch.logit_softcap {
+            soft_cap(&mut ws.logits[..rows.len() * fan.output], cap as f32);
+        }
+    }
+
+    /// Hands the logits of the rows `rows` to `take`, chunk after chunk, `[chunk, V]`.
+    pub fn head_forward(&self, rows: Range<usize>, ws: &mut Workspace, mut take: impl FnMut(Range<usize>, &mut [f32])) {
+        for chunk in head_chunks(rows) {
+            self.logits(chunk.clone(), ws);
+            let len = chunk.len() * self.model.config.vocab_size;
+            take(chunk, &mut ws.logits[..len]);
+        }
+    }
+}
+
+/// Pieces of `rows` of at most [`HEAD_ROWS`].
+pub(super) fn head_chunks(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    rows.clone().step_by(HEAD_ROWS).map(move |start| start..(start + HEAD_ROWS).min(rows.end))
+}
+
+/// A norm that the topology says exists.
+pub(super) fn some(norm: &Option<NormLayout>) -> &NormLayout {
+    norm.as_ref().expect("a pass asks for the norms of its own topology")
+}
+
+/// Copies `columns` of rows of `stride` into a matrix of their own.
+pub(super) fn take_columns(rows: &[f32], stride: usize, columns: &Range<usize>, out: &mut [f32]) {
+    for (row, out) in rows.chunks_exact(stride).zip(out.chunks_exact_mut(columns.len())) {
+        out.copy_from_slice(&row[columns.clone()]);
+    }
+}
+
+/// The way back of [`take_columns`].
+pub(super) fn put_columns(part: &[f32], rows: &mut [f32], stride: usize, columns: &Range<usize>) {
+    for (row, part) in rows.chunks_exact_mut(stride).zip(part.chunks_exact(columns.len())) {
+        row[columns.clone()].copy_from_slice(part);
     }
 }

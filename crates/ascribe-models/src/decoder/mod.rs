@@ -13,21 +13,24 @@ use std::path::{Path, PathBuf};
 
 use ascribe_core::{Digest, RowType};
 use ascribe_linalg::Stream;
-use ascribe_linalg::elementwise::{add_assign, cross_entropy};
+use ascribe_linalg::elementwise::{Act, add_assign, cross_entropy};
 use ndarray::{Array2, ArrayViewMut1, Axis};
 use rayon::prelude::*;
 
 pub(crate) use backward::{Module, Norm, NormGradient, Rows, Sink};
+pub(crate) use forward::Pass;
 pub use loss::Loss;
 pub(crate) use loss::Objective;
 pub(crate) use workspace::{Pool, Workspace};
 
+use crate::arch::{Activation, NormKind, QkvOrder};
 use crate::config::{CONFIG_FILE, DecoderConfig};
 use crate::error::ModelError;
-use crate::layout::{NormLayout, ParameterLayout};
-use crate::ops::attention::Heads;
-use crate::ops::linear::Fan;
-use crate::ops::rope::Rotary;
+use crate::layout::{LinearLayout, NormLayout, ParameterLayout};
+use crate::ops::attention::{Attention, Heads};
+use crate::ops::linear::{Fan, Linear};
+use crate::ops::norm::NormOp;
+use crate::ops::rope::{Places, Rotary};
 use crate::weights::{self, Tensor};
 
 /// A sequence and the part of it whose prediction counts.
@@ -91,17 +94,22 @@ impl Decoder {
     }
 
     /// Fresh weights: normal with `initializer_range`, the two projections into the residual stream divided by `√(2L)`,
-    /// gains 1. Each tensor draws the stream `init/{name}` of `seed`.
+    /// norms that change nothing, biases 0. Each tensor draws the stream `init/{name}` of `seed`.
     ///
     /// # Errors
     /// [`ModelError::Config`] if the configuration contradicts itself.
     pub fn init(config: DecoderConfig, seed: u64) -> Result<Self, ModelError> {
         config.validate()?;
         let layout = ParameterLayout::new(&config);
-        let mut parameters = vec![1.0f32; layout.len()];
+        let mut parameters = vec![0.0f32; layout.len()];
+        let gain = if config.arch.norm == NormKind::RmsPlusOne { 0.0 } else { 1.0 };
+        for slot in layout.slots().iter().filter(|slot| !slot.is_matrix() && !slot.name.ends_with(".bias")) {
+            parameters[slot.range.clone()].fill(gain);
+        }
         let residual = 1.0 / (2.0 * config.num_hidden_layers as f64).sqrt();
         for slot in layout.slots().iter().filter(|slot| slot.is_matrix()) {
-            let into_residual = slot.name.ends_with("o_proj.weight") || slot.name.ends_with("down_proj.weight");
+            let into_residual =
+                layout.layers.iter().any(|layer| layer.o.weight == slot.range || layer.down.weight == slot.range);
             let std = config.initializer_range * if into_residual { residual } else { 1.0 };
             let mut stream = Stream::new(seed, &format!("init/{}", slot.name));
             parameters[slot.range.clone()].fill_with(|| (stream.normal() * std) as f32);
@@ -127,7 +135,7 @@ impl Decoder {
     }
 
     fn from_parts(config: DecoderConfig, layout: ParameterLayout, parameters: Vec<f32>) -> Self {
-        let rotary = Rotary::new(config.rope_theta, config.head_dim, config.max_position_embeddings);
+        let rotary = Rotary::of(&config);
         Self { config, layout, parameters, rotary, pool: Pool::default(), file_digest: None }
     }
 
@@ -219,15 +227,22 @@ impl Decoder {
         Fan { input, output }
     }
 
-    /// Place of a fused module in the flat vector.
-    pub(crate) fn range(&self, module: Module) -> std::ops::Range<usize> {
+    /// Places of a fused module's weight and bias.
+    pub(crate) fn linear_layout(&self, module: Module) -> &LinearLayout {
+        let layers = &self.layout.layers;
         match module {
-            Module::Qkv(l) => self.layout.layers[l].qkv.weight.clone(),
-            Module::O(l) => self.layout.layers[l].o.weight.clone(),
-            Module::Up(l) => self.layout.layers[l].up.weight.clone(),
-            Module::Down(l) => self.layout.layers[l].down.weight.clone(),
-            Module::Head => self.layout.head.weight.clone(),
+            Module::Qkv(l) => &layers[l].qkv,
+            Module::O(l) => &layers[l].o,
+            Module::Up(l) => &layers[l].up,
+            Module::Down(l) => &layers[l].down,
+            Module::Head => &self.layout.head,
         }
+    }
+
+    /// Place of a fused module's weight in the flat vector.
+    #[cfg(test)]
+    pub(crate) fn range(&self, module: Module) -> std::ops::Range<usize> {
+        self.linear_layout(module).weight.clone()
     }
 
     /// Places of a norm's parameters.
@@ -248,12 +263,88 @@ impl Decoder {
         found.as_ref().expect("a pass asks for the norms of its own topology")
     }
 
-    pub(crate) fn weight(&self, module: Module) -> &[f32] {
-        &self.parameters[self.range(module)]
+    /// Numbers of a linear module.
+    pub(crate) fn linear(&self, module: Module) -> Linear<'_> {
+        let layout = self.linear_layout(module);
+        Linear {
+            fan: self.fan(module),
+            weight: &self.parameters[layout.weight.clone()],
+            bias: layout.bias.clone().map(|bias| &self.parameters[bias]),
+            transposed: layout.transposed,
+        }
     }
 
-    /// Checks lengths and token ids of a call's sequences.
+    /// Numbers of a norm.
+    pub(crate) fn norm_op(&self, layout: &NormLayout) -> NormOp<'_> {
+        NormOp {
+            kind: self.config.arch.norm,
+            gain: &self.parameters[layout.gain.clone()],
+            bias: layout.bias.clone().map_or(&[], |bias| &self.parameters[bias]),
+            eps: self.config.rms_norm_eps as f32,
+        }
+    }
+
+    /// Attention of layer `l`.
+    pub(crate) fn attention(&self, l: usize) -> Attention {
+        let arch = &self.config.arch;
+        let plain = Attention::plain(self.heads());
+        Attention {
+            order: arch.qkv_order,
+            scale: arch.attention_scale.map_or(plain.scale, |scale| scale as f32),
+            soft_cap: arch.attention_softcap.map(|cap| cap as f32),
+            causal: !arch.is_encoder(),
+            window: arch.window(l),
+            ..plain
+        }
+    }
+
+    /// Turns (`sign = 1`) or turns back (`sign = −1`) queries and keys in the fused rows of one sequence.
+    pub(crate) fn turn(&self, l: usize, rows: &mut [f32], sign: f32) {
+        let Heads { queries, keys, width } = self.heads();
+        let (stride, local) = (self.config.qkv_width(), self.config.arch.window(l) != usize::MAX);
+        match self.config.arch.qkv_order {
+            // Queries and keys are neighbours.
+            QkvOrder::Blocked => {
+                let places = Places { first: 0, step: width, n_heads: queries + keys };
+                self.rotary.turn(local, rows, stride, places, sign);
+            }
+            QkvOrder::Interleaved => {
+                for first in [0, width] {
+                    let places = Places { first, step: 3 * width, n_heads: queries };
+                    self.rotary.turn(local, rows, stride, places, sign);
+                }
+            }
+        }
+    }
+
+    /// Columns of all queries and of all keys in a fused row, for families that norm them.
+    pub(crate) fn normed_columns(&self) -> [std::ops::Range<usize>; 2] {
+        let (q, k) = (self.config.query_width(), self.config.key_width());
+        [0..q, q..q + k]
+    }
+
+    /// The feed-forward's non-linearity.
+    pub(crate) fn act(&self) -> Act {
+        match self.config.arch.activation {
+            Activation::Silu => Act::Silu,
+            Activation::Gelu => Act::Gelu,
+            Activation::GeluTanh => Act::GeluTanh,
+            Activation::Relu => Act::Relu,
+        }
+    }
+
+    /// Checks lengths and token ids of a call's sequences, and that the model predicts at all.
     pub(crate) fn check(&self, sequences: &[Sequence<'_>]) -> Result<(), ModelError> {
+        if self.config.arch.is_encoder() {
+            let (expected, found) =
+                ("a decoder, which predicts tokens", format!("an encoder ({:?})", self.config.arch.family));
+            return Err(ModelError::Mismatch { what: "kind of model", expected: expected.into(), found });
+        }
+        self.check_tokens(sequences)
+    }
+
+    /// Checks lengths and token ids.
+    fn check_tokens(&self, sequences: &[Sequence<'_>]) -> Result<(), ModelError> {
         let (context, vocabulary) = (self.config.max_position_embeddings, self.config.vocab_size);
         for (sequence, Sequence { tokens, .. }) in sequences.iter().enumerate() {
             if tokens.is_empty() || tokens.len() > context {
@@ -273,7 +364,7 @@ impl Decoder {
     pub fn token_nll(&self, tokens: &[u32]) -> Result<Vec<f32>, ModelError> {
         let sequence = Sequence::whole(tokens);
         self.check(&[sequence])?;
-        Ok(self.pool.with(self, |ws| self.nll(sequence, ws)))
+        Ok(self.pool.with(|ws| self.nll(sequence, ws)))
     }
 
     /// Summed nats of each sequence's counted part (see [`Sequence`]), in order. Sequences run in parallel; tokens are
@@ -284,7 +375,7 @@ impl Decoder {
     pub fn losses(&self, sequences: &[Sequence<'_>]) -> Result<Vec<f64>, ModelError> {
         self.check(sequences)?;
         let loss = |&sequence: &Sequence<'_>| {
-            self.pool.with(self, |ws| self.nll(sequence, ws).into_iter().map(f64::from).sum::<f64>())
+            self.pool.with(|ws| self.nll(sequence, ws).into_iter().map(f64::from).sum::<f64>())
         };
         Ok(sequences.par_iter().map(loss).collect())
     }
@@ -297,9 +388,9 @@ impl Decoder {
         self.check(&[Sequence::whole(tokens)])?;
         let mut logits = Array2::zeros((tokens.len(), self.config.vocab_size));
         let out = logits.as_slice_mut().expect("a fresh array is contiguous");
-        self.pool.with(self, |ws| {
+        self.pool.with(|ws| {
             self.forward(tokens, ws);
-            self.head_forward(0..tokens.len(), ws, |rows, logits| {
+            Pass::exact(self).head_forward(0..tokens.len(), ws, |rows, logits| {
                 let width = self.config.vocab_size;
                 out[rows.start * width..rows.end * width].copy_from_slice(logits);
             });
@@ -307,16 +398,17 @@ impl Decoder {
         Ok(logits)
     }
 
-    /// Mean over positions of the final normed hidden state, `[n, d]`: the embedding of each sequence.
+    /// Mean over positions of the last hidden state (normed as the family norms it), `[n, d]`: the embedding of each
+    /// sequence. Encoders see every token at every position, and every token is of the first type.
     ///
     /// # Errors
     /// [`ModelError::Length`], [`ModelError::Token`].
     pub fn mean_hidden(&self, sequences: &[Sequence<'_>]) -> Result<Array2<f32>, ModelError> {
-        self.check(sequences)?;
+        self.check_tokens(sequences)?;
         let d = self.config.hidden_size;
         let mut out = Array2::zeros((sequences.len(), d));
         let mean = |(mut row, sequence): (ArrayViewMut1<'_, f32>, &Sequence<'_>)| {
-            self.pool.with(self, |ws| {
+            self.pool.with(|ws| {
                 self.forward(sequence.tokens, ws);
                 let out = row.as_slice_mut().expect("a row of a fresh array is contiguous");
                 ws.hidden(sequence.tokens.len(), d).chunks_exact(d).for_each(|hidden| add_assign(out, hidden));
@@ -325,6 +417,25 @@ impl Decoder {
         };
         out.axis_iter_mut(Axis(0)).into_par_iter().zip(sequences).for_each(mean);
         Ok(out)
+    }
+
+    /// Last hidden states `[T, d]` of one sequence, normed as the family norms them.
+    ///
+    /// # Errors
+    /// [`ModelError::Length`], [`ModelError::Token`].
+    pub fn hidden_states(&self, tokens: &[u32]) -> Result<Array2<f32>, ModelError> {
+        self.check_tokens(&[Sequence::whole(tokens)])?;
+        let d = self.config.hidden_size;
+        let hidden = self.pool.with(|ws| {
+            self.forward(tokens, ws);
+            ws.hidden(tokens.len(), d).to_vec()
+        });
+        Ok(Array2::from_shape_vec((tokens.len(), d), hidden).expect("as many numbers as the shape says"))
+    }
+
+    /// Forward pass over one sequence, in the exact route.
+    pub(crate) fn forward(&self, tokens: &[u32], ws: &mut Workspace) {
+        Pass::exact(self).forward(std::iter::once((0, tokens)), ws);
     }
 
     /// Forward pass and losses of the counted positions.
@@ -336,7 +447,7 @@ impl Decoder {
         }
         self.forward(sequence.tokens, ws);
         let first = predicting.start;
-        self.head_forward(predicting, ws, |rows, logits| {
+        Pass::exact(self).head_forward(predicting, ws, |rows, logits| {
             let targets = &sequence.tokens[rows.start + 1..=rows.end];
             cross_entropy(logits, self.config.vocab_size, targets, &mut nll[rows.start - first..rows.end - first]);
         });

@@ -1,106 +1,215 @@
-//! Memory of one pass over one sequence, kept and reused: nothing is allocated inside the passes.
+//! Memory of one pass over a pack of sequences, kept and reused: nothing of any size is allocated inside the passes.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use super::Decoder;
-use crate::ops::attention;
+use crate::arch::{NormKind, QkNorm, Topology};
+use crate::ops::norm::NormTape;
 
-/// What one layer leaves for the way back.
+/// The rows of one sequence within a pack.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Span {
+    /// Index of the sequence among those of the call.
+    pub sequence: usize,
+    /// Its first row.
+    pub start: usize,
+    /// Its length.
+    pub len: usize,
+}
+
+impl Span {
+    /// Its rows in a matrix of `width` columns.
+    pub fn of(&self, width: usize) -> Range<usize> {
+        self.start * width..(self.start + self.len) * width
+    }
+}
+
+/// What one layer leaves for the way back; what its topology does not have stays empty.
 #[derive(Debug, Default)]
 pub(crate) struct LayerTape {
-    /// Residual stream at the entrance, `[T, d]`.
+    /// Residual stream at the entrance, `[N, d]`.
     pub x_in: Vec<f32>,
-    /// Inverse root mean squares of its rows, `[T]`.
-    pub attn_inv: Vec<f32>,
-    /// Normed, `[T, d]`: input of q, k, v.
+    pub attn_norm: NormTape,
+    /// Normed, `[N, d]`: input of q, k, v.
     pub attn_in: Vec<f32>,
-    /// Turned queries and keys, and values, `[T, (H + 2·Hkv)·dh]`.
+    /// Queries before their norm, `[N, H·dh]`.
+    pub q_raw: Vec<f32>,
+    pub q_norm: NormTape,
+    /// Keys before their norm, `[N, Hkv·dh]`.
+    pub k_raw: Vec<f32>,
+    pub k_norm: NormTape,
+    /// Turned queries and keys, and values, `[N, (H + 2·Hkv)·dh]`.
     pub qkv: Vec<f32>,
-    /// Attention probabilities (layout of `ops::attention`).
+    /// Attention probabilities (layout of `ops::attention`), sequence after sequence.
     pub probabilities: Vec<f32>,
-    /// Input of the output projection, `[T, H·dh]`.
+    /// Input of the output projection, `[N, H·dh]`.
     pub mixed: Vec<f32>,
-    /// Residual stream between attention and feed-forward, `[T, d]`.
+    /// What the norm after attention saw, `[N, d]`.
+    pub attn_out: Vec<f32>,
+    pub attn_post: NormTape,
+    /// Residual stream between attention and feed-forward, `[N, d]`.
     pub x_mid: Vec<f32>,
-    /// Inverse root mean squares, `[T]`.
-    pub mlp_inv: Vec<f32>,
-    /// Normed, `[T, d]`: input of gate and up.
+    pub mlp_norm: NormTape,
+    /// Normed, `[N, d]`: input of gate and up.
     pub mlp_in: Vec<f32>,
-    /// Gates and ups, `[T, 2f]`.
+    /// Gates and ups, `[N, 2f]`, or ups alone, `[N, f]`.
     pub gate_up: Vec<f32>,
-    /// Input of the down projection, `[T, f]`.
+    /// Input of the down projection, `[N, f]`.
     pub act: Vec<f32>,
+    /// What the norm after the feed-forward saw, `[N, d]`.
+    pub mlp_out: Vec<f32>,
+    pub mlp_post: NormTape,
+}
+
+impl LayerTape {
+    fn new(decoder: &Decoder, rows: usize) -> Self {
+        let c = &decoder.config;
+        let (d, topology) = (c.hidden_size, c.arch.topology);
+        let room = |width: usize| vec![0.0f32; rows * width];
+        let room_if = |wanted: bool, width: usize| if wanted { room(width) } else { vec![] };
+        let has_pre = matches!(topology, Topology::Pre | Topology::Sandwich | Topology::Parallel);
+        let has_post = matches!(topology, Topology::Post | Topology::Sandwich | Topology::Encoder);
+        let has_qk = c.arch.qk_norm != QkNorm::None;
+        let gate_up = if c.arch.gated { 2 * c.intermediate_size } else { c.intermediate_size };
+        let norm = |wanted: bool, per_row: usize| NormTape::new(if wanted { rows * per_row } else { 0 });
+        let heads = |n: usize| if c.arch.qk_norm == QkNorm::PerHead { n } else { 1 };
+        Self {
+            x_in: room(d),
+            attn_norm: norm(has_pre, 1),
+            attn_in: room_if(has_pre, d),
+            q_raw: room_if(has_qk, c.query_width()),
+            q_norm: norm(has_qk, heads(c.num_attention_heads)),
+            k_raw: room_if(has_qk, c.key_width()),
+            k_norm: norm(has_qk, heads(c.num_key_value_heads)),
+            qkv: room(c.qkv_width()),
+            probabilities: vec![],
+            mixed: room(c.query_width()),
+            attn_out: room_if(has_post, d),
+            attn_post: norm(has_post, 1),
+            x_mid: room_if(topology != Topology::Parallel, d),
+            mlp_norm: norm(has_pre, 1),
+            mlp_in: room_if(has_pre, d),
+            gate_up: room(gate_up),
+            act: room(c.intermediate_size),
+            mlp_out: room_if(has_post, d),
+            mlp_post: norm(has_post, 1),
+        }
+    }
 }
 
 /// Tapes of all layers and scratch.
 #[derive(Debug, Default)]
 pub(crate) struct Workspace {
-    positions: usize,
+    rows: usize,
+    /// The sequences of the pass.
+    pub spans: Vec<Span>,
     pub layers: Vec<LayerTape>,
-    /// Residual stream after the last layer, `[T, d]`.
+    /// Residual stream after the last layer, `[N, d]`.
     pub x_out: Vec<f32>,
-    /// Inverse root mean squares, `[T]`.
-    pub out_inv: Vec<f32>,
-    /// Final normed hidden state, `[T, d]`.
+    pub out_norm: NormTape,
+    /// Final normed hidden state, `[N, d]`.
     pub hidden: Vec<f32>,
     /// Logits of one chunk of rows, `[HEAD_ROWS, V]`.
     pub logits: Vec<f32>,
+    /// Capped logits of one chunk, where logits are capped.
+    pub capped: Vec<f32>,
     /// Losses of one chunk.
     pub nll: Vec<f32>,
-    /// Gradient of the residual stream, `[T, d]`.
+    /// Gradient of the residual stream, `[N, d]`.
     pub d_x: Vec<f32>,
-    /// Gradient of a module's input, `[T, max(d, H·dh)]`.
+    /// Memory of the parts of a layer.
+    pub scratch: Scratch,
+}
+
+/// Memory of the parts of a layer, on either way.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    /// A sublayer's normed output on the way up, the gradient of its output on the way down, `[N, d]`.
+    pub side: Vec<f32>,
+    /// Gradient of a module's input, `[N, max(d, H·dh)]`.
     pub d_in: Vec<f32>,
-    /// Gradient of `act`, `[T, f]`.
+    /// Gradient of `act`, `[N, f]`.
     pub d_act: Vec<f32>,
-    /// Gradient of a fused output, `[T, max(2f, (H + 2·Hkv)·dh)]`.
+    /// Gradient of a fused output, `[N, max(2f, (H + 2·Hkv)·dh)]`.
     pub d_wide: Vec<f32>,
+    /// Gradients of queries or keys around their norm, twice `[N, H·dh]`.
+    pub d_heads: Vec<f32>,
     /// Attention's scratch.
     pub d_scores: Vec<f32>,
+    /// Gains of a norm as they multiply.
+    pub gain: Vec<f32>,
 }
 
 impl Workspace {
-    /// Makes room for `t` positions; grows, never shrinks.
-    pub fn ensure(&mut self, decoder: &Decoder, t: usize) {
-        if t <= self.positions && !self.layers.is_empty() {
-            return;
+    /// Makes room for a pass over the sequences `(index, tokens)` and sets its spans; grows, never shrinks.
+    pub fn ensure<'s>(&mut self, decoder: &Decoder, sequences: impl Iterator<Item = (usize, &'s [u32])>) {
+        self.spans.clear();
+        let mut rows = 0;
+        for (sequence, tokens) in sequences {
+            self.spans.push(Span { sequence, start: rows, len: tokens.len() });
+            rows += tokens.len();
         }
-        let c = &decoder.config;
-        let (d, f, q, qkv) = (c.hidden_size, c.intermediate_size, c.query_width(), c.qkv_width());
-        let room = |width: usize| vec![0.0f32; t * width];
-        let tape = |_| LayerTape {
-            x_in: room(d),
-            attn_inv: room(1),
-            attn_in: room(d),
-            qkv: room(qkv),
-            probabilities: vec![0.0; attention::probabilities_len(decoder.heads(), t)],
-            mixed: room(q),
-            x_mid: room(d),
-            mlp_inv: room(1),
-            mlp_in: room(d),
-            gate_up: room(2 * f),
-            act: room(f),
-        };
-        let head_rows = super::forward::HEAD_ROWS.min(t);
-        *self = Self {
-            positions: t,
-            layers: (0..c.num_hidden_layers).map(tape).collect(),
-            x_out: room(d),
-            out_inv: room(1),
-            hidden: room(d),
-            logits: vec![0.0; head_rows * c.vocab_size],
-            nll: vec![0.0; head_rows],
-            d_x: room(d),
-            d_in: room(d.max(q)),
-            d_act: room(f),
-            d_wide: room((2 * f).max(qkv)),
-            d_scores: vec![0.0; attention::scratch_len(t)],
-        };
+        if rows > self.rows || self.layers.is_empty() {
+            let spans = std::mem::take(&mut self.spans);
+            *self = Self::new(decoder, rows);
+            self.spans = spans;
+        }
+        let mut d_scores = 0;
+        for (l, tape) in self.layers.iter_mut().enumerate() {
+            let attention = decoder.attention(l);
+            let len = self.spans.iter().map(|span| attention.probabilities_len(span.len)).sum();
+            grow(&mut tape.probabilities, len);
+            d_scores = self.spans.iter().map(|span| attention.scratch_len(span.len)).max().unwrap_or(0).max(d_scores);
+        }
+        grow(&mut self.scratch.d_scores, d_scores);
     }
 
-    /// The final hidden states of the last pass over `t` tokens.
+    fn new(decoder: &Decoder, rows: usize) -> Self {
+        let c = &decoder.config;
+        let (d, f, q, qkv) = (c.hidden_size, c.intermediate_size, c.query_width(), c.qkv_width());
+        let room = |width: usize| vec![0.0f32; rows * width];
+        let has_qk = c.arch.qk_norm != QkNorm::None;
+        let head_rows = super::forward::HEAD_ROWS.min(rows);
+        let is_plain = c.arch.topology == Topology::Pre;
+        let wide = if c.arch.gated { 2 * f } else { f };
+        Self {
+            rows,
+            spans: vec![],
+            layers: (0..c.num_hidden_layers).map(|_| LayerTape::new(decoder, rows)).collect(),
+            x_out: room(d),
+            out_norm: NormTape::new(rows),
+            hidden: room(d),
+            logits: vec![0.0; if c.arch.is_encoder() { 0 } else { head_rows * c.vocab_size }],
+            capped: vec![0.0; if c.arch.logit_softcap.is_some() { head_rows * c.vocab_size } else { 0 }],
+            nll: vec![0.0; head_rows],
+            d_x: room(d),
+            scratch: Scratch {
+                side: if is_plain { vec![] } else { room(d) },
+                d_in: room(d.max(q)),
+                d_act: room(f),
+                d_wide: room(wide.max(qkv)),
+                d_heads: if has_qk { room(2 * q) } else { vec![] },
+                d_scores: vec![],
+                gain: Vec::with_capacity(if c.arch.norm == NormKind::RmsPlusOne { d.max(q) } else { 0 }),
+            },
+        }
+    }
+
+    /// Rows of the pass.
+    pub fn n(&self) -> usize {
+        self.spans.last().map_or(0, |span| span.start + span.len)
+    }
+
+    /// The final hidden states of the last pass over one sequence of `t` tokens.
     pub fn hidden(&self, t: usize, d: usize) -> &[f32] {
         &self.hidden[..t * d]
+    }
+}
+
+fn grow(memory: &mut Vec<f32>, len: usize) {
+    if memory.len() < len {
+        memory.resize(len, 0.0);
     }
 }
 
@@ -118,10 +227,9 @@ impl Clone for Pool {
 
 impl Pool {
     /// Lends a workspace to `work`; every parallel caller has its own.
-    pub fn with<R>(&self, decoder: &Decoder, work: impl FnOnce(&mut Workspace) -> R) -> R {
+    pub fn with<R>(&self, work: impl FnOnce(&mut Workspace) -> R) -> R {
         let lent = self.free.lock().map_or(None, |mut free| free.pop());
         let mut workspace = lent.unwrap_or_default();
-        workspace.ensure(decoder, 1);
         let result = work(&mut workspace);
         if let Ok(mut free) = self.free.lock() {
             free.push(workspace);

@@ -192,7 +192,7 @@ impl<'m> GradientStage<'m> {
             rest = after;
         }
         let work = |scratch: &mut Scratch, (example, rows): (&Example<'_>, &mut [f32])| {
-            self.decoder.pool().with(self.decoder, |ws| self.example(example, rows, ws, scratch))
+            self.decoder.pool().with(|ws| self.example(example, rows, ws, scratch))
         };
         let reports: Vec<Vec<RowReport>> = jobs.into_par_iter().map_init(Scratch::default, work).collect();
         let reports: Vec<RowReport> = reports.into_iter().flatten().collect();
@@ -227,7 +227,7 @@ impl<'m> GradientStage<'m> {
         }
         let mut rows = vec![0.0; expected.0 * expected.1];
         let objective = example.objectives(self.config.loss).next().expect("without spans there is one objective");
-        let loss = self.decoder.pool().with(self.decoder, |ws| {
+        let loss = self.decoder.pool().with(|ws| {
             if !objective.predicting.is_empty() {
                 self.decoder.forward(example.tokens, ws);
             }
@@ -293,7 +293,7 @@ impl<'m> GradientStage<'m> {
         let mut scratch = Scratch::default();
         for (id, &sequence) in sequences.iter().enumerate() {
             let example = Example::numbered(sequence, id as u64);
-            let report = self.decoder.pool().with(self.decoder, |ws| self.example(&example, row, ws, &mut scratch));
+            let report = self.decoder.pool().with(|ws| self.example(&example, row, ws, &mut scratch));
             std::hint::black_box(report);
         }
     }

@@ -99,7 +99,7 @@ pub(crate) struct Attention(pub Heads);
 
 impl Attention {
     fn probabilities(&self, n: usize) -> Vec<f32> {
-        vec![0.0; attention::probabilities_len(self.0, n)]
+        vec![0.0; attention::Attention::plain(self.0).probabilities_len(n)]
     }
 }
 
@@ -111,14 +111,14 @@ impl Unary for Attention {
     }
 
     fn forward(&self, n: usize, x: &[f32], out: &mut [f32]) {
-        attention::forward(self.0, n, x, &mut self.probabilities(n), out);
+        attention::Attention::plain(self.0).forward(n, x, &mut self.probabilities(n), out);
     }
 
     fn backward(&self, n: usize, x: &[f32], d_out: &[f32], d_x: &mut [f32]) {
         let (mut p, mut out) = (self.probabilities(n), vec![0.0; d_out.len()]);
-        attention::forward(self.0, n, x, &mut p, &mut out);
-        let mut scratch = vec![0.0; attention::scratch_len(n)];
-        attention::backward(self.0, n, x, &p, d_out, d_x, &mut scratch);
+        attention::Attention::plain(self.0).forward(n, x, &mut p, &mut out);
+        let mut scratch = vec![0.0; attention::Attention::plain(self.0).scratch_len(n)];
+        attention::Attention::plain(self.0).backward(n, x, &p, d_out, d_x, &mut scratch);
     }
 }
 

@@ -5,7 +5,11 @@
 
 pub(crate) mod attention;
 pub(crate) mod linear;
+pub(crate) mod norm;
 pub(crate) mod rope;
+
+#[cfg(test)]
+mod tests;
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 

@@ -120,7 +120,7 @@ impl Trainer {
         let decoder = &self.decoder;
         let group = |(flat, group): (&mut Vec<f32>, &[Sequence<'_>])| {
             flat.fill(0.0);
-            decoder.pool().with(decoder, |ws| {
+            decoder.pool().with(|ws| {
                 let mut sink = FullGradient::new(decoder, flat);
                 group.iter().map(|&sequence| decoder.backward(sequence, ws, &mut sink)).sum::<f64>()
             })
