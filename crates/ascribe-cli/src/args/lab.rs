@@ -5,13 +5,20 @@ use std::path::PathBuf;
 use ascribe_core::RowType;
 use ascribe_corpus::SpecialTokens;
 use ascribe_engine::lab::data::DataOptions;
-use ascribe_models::TapConfig;
+use ascribe_models::features::{Granularity, Projection};
+use ascribe_models::{Loss, TapConfig};
 use clap::{Args, ValueEnum};
 
 use super::{DEFAULT_RUN, RunArgs};
 
 /// Default projector seed.
 const SEED: u64 = 7;
+/// Columns kept of a side where a kind of projection does not ask for them.
+const SIDE: usize = 16;
+/// Places that a sparse projection adds a number to, if not said.
+const NNZ: usize = 1;
+/// Modules of layers have dots in their names, output layers have none.
+const ALL_LAYERS: &str = "*.*";
 
 /// The feature station of a run, or (with `--data`) the gradient rows of somebody's own records.
 #[derive(Clone, Debug, Args)]
@@ -89,18 +96,35 @@ pub fn special_tokens(none: bool) -> SpecialTokens {
 /// What is tapped and kept.
 #[derive(Clone, Debug, Args)]
 pub struct TapArgs {
-    /// Linear modules to tap, by name; `*` stands for any text. Can be given several times.
-    #[arg(long, value_name = "PATTERN", default_value = "*", requires = "data")]
+    /// Linear modules to tap, by Hugging Face name; `*` stands for any text. Can be given several times. The default is
+    /// every one of every layer; `*` takes the output layer too.
+    #[arg(long, value_name = "PATTERN", default_value = ALL_LAYERS, requires = "data")]
     pub taps: Vec<String>,
-    /// Columns kept of every module's input and output side.
-    #[arg(long, value_name = "INxOUT", default_value = "16x16", value_parser = parse_projection, requires = "data")]
-    pub projection: (usize, usize),
-    /// Tap the embedding and the output layer too.
+    /// Modules to leave out again, by the same patterns.
+    #[arg(long, value_name = "PATTERN", requires = "data")]
+    pub exclude: Vec<String>,
+    /// Tap the products as the passes compute them (`layers.0.attn.qkv`, `layers.0.mlp.gate_up`): fewer and faster.
+    #[arg(long, requires = "data")]
+    pub fused: bool,
+    /// What is kept of a module's gradient: INxOUT columns of its two sides, `full`, `factored:INxOUT:RANK`,
+    /// `sparse:DIM[:NNZ]` or `masked:INxOUT:DIM[:NNZ]`.
+    #[arg(long, value_name = "KIND", default_value = "16x16", value_parser = parse_projection, requires = "data")]
+    pub projection: Kept,
+    /// The scalar that is differentiated: `next-token`, `margin` or `sampled:SEED` (labels drawn from the model itself).
+    #[arg(long, value_name = "KIND", default_value = "next-token", value_parser = parse_loss, requires = "data")]
+    pub loss: Loss,
+    /// Tap the embedding too; a tied output layer is added in.
     #[arg(long, requires = "data")]
     pub embedding: bool,
     /// Keep the gradients of norms too, as they are.
     #[arg(long, requires = "data")]
     pub norms: bool,
+    /// Keep the gradients of the tapped modules' biases too, as they are.
+    #[arg(long, requires = "data")]
+    pub biases: bool,
+    /// Tap the table of learned positions too.
+    #[arg(long, requires = "data")]
+    pub positions: bool,
     /// Seed of the projectors.
     #[arg(long, value_name = "N", default_value_t = SEED, requires = "data")]
     pub seed: u64,
@@ -112,7 +136,7 @@ pub struct TapArgs {
 impl TapArgs {
     /// Taps of the engine.
     pub fn config(&self) -> TapConfig {
-        let (k_in, k_out) = self.projection;
+        let Kept { k_in, k_out, projection } = self.projection;
         TapConfig {
             seed: self.seed,
             k_in,
@@ -120,8 +144,22 @@ impl TapArgs {
             embedding: self.embedding,
             norms: self.norms,
             modules: self.taps.clone(),
+            exclude: self.exclude.clone(),
+            biases: self.biases,
+            positions: self.positions,
+            granularity: if self.fused { Granularity::Fused } else { Granularity::Module },
+            projection,
+            loss: self.loss,
         }
     }
+}
+
+/// A projection and the widths that it may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    k_in: usize,
+    k_out: usize,
+    projection: Projection,
 }
 
 /// Numbers at rest.
@@ -162,11 +200,78 @@ pub struct NllArgs {
     pub no_special_tokens: bool,
 }
 
-/// Reads `INxOUT` or one number for both.
-fn parse_projection(text: &str) -> Result<(usize, usize), String> {
+/// Reads `INxOUT`, or one number for both.
+fn sides(text: &str) -> Option<(usize, usize)> {
     let (k_in, k_out) = text.split_once('x').unwrap_or((text, text));
-    match (k_in.parse(), k_out.parse()) {
-        (Ok(k_in), Ok(k_out)) if k_in > 0 && k_out > 0 => Ok((k_in, k_out)),
-        _ => Err(format!("expected INxOUT with numbers from 1, such as 16x16, found {text:?}")),
+    Some((count(k_in)?, count(k_out)?))
+}
+
+fn count(text: &str) -> Option<usize> {
+    text.parse().ok().filter(|&n| n > 0)
+}
+
+/// Reads a kind of projection.
+fn parse_projection(text: &str) -> Result<Kept, String> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let nnz = |text: Option<&&str>| text.map_or(Some(NNZ), |text| count(text));
+    let kept = |projection| Kept { k_in: SIDE, k_out: SIDE, projection };
+    let parsed = match parts[..] {
+        ["full"] => Some(kept(Projection::Full)),
+        ["sparse", dim, ref rest @ ..] if rest.len() < 2 => {
+            count(dim).zip(nnz(rest.first())).map(|(dim, nnz)| kept(Projection::Sparse { dim, nnz }))
+        }
+        ["masked", keep, dim, ref rest @ ..] if rest.len() < 2 => sides(keep)
+            .zip(count(dim))
+            .zip(nnz(rest.first()))
+            .map(|(((keep_in, keep_out), dim), nnz)| kept(Projection::MaskedSparse { keep_in, keep_out, dim, nnz })),
+        ["factored", columns, rank] => sides(columns).zip(count(rank)).map(|((k_in, k_out), rank)| Kept {
+            k_in,
+            k_out,
+            projection: Projection::Factored { rank },
+        }),
+        [columns] => sides(columns).map(|(k_in, k_out)| Kept { k_in, k_out, projection: Projection::TwoSided }),
+        _ => None,
+    };
+    parsed.ok_or_else(|| {
+        format!(
+            "expected INxOUT (such as 16x16), full, factored:INxOUT:RANK, sparse:DIM[:NNZ] or masked:INxOUT:DIM[:NNZ] with \
+             numbers from 1, found {text:?}"
+        )
+    })
+}
+
+/// Reads a kind of loss.
+fn parse_loss(text: &str) -> Result<Loss, String> {
+    match text.split_once(':') {
+        None if text == "next-token" => Ok(Loss::NextToken),
+        None if text == "margin" => Ok(Loss::Margin),
+        Some(("sampled", seed)) => match seed.parse() {
+            Ok(seed) => Ok(Loss::Sampled { seed }),
+            Err(_) => Err(format!("expected sampled:SEED with a number, found {text:?}")),
+        },
+        _ => Err(format!("expected next-token, margin or sampled:SEED, found {text:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn projections_and_losses_are_read() {
+        let kept = |text| parse_projection(text).map(|k| (k.k_in, k.k_out, k.projection));
+        assert_eq!(kept("16x8"), Ok((16, 8, Projection::TwoSided)));
+        assert_eq!(kept("4"), Ok((4, 4, Projection::TwoSided)));
+        assert_eq!(kept("full"), Ok((SIDE, SIDE, Projection::Full)));
+        assert_eq!(kept("factored:32x16:2"), Ok((32, 16, Projection::Factored { rank: 2 })));
+        assert_eq!(kept("sparse:512"), Ok((SIDE, SIDE, Projection::Sparse { dim: 512, nnz: NNZ })));
+        let masked = Projection::MaskedSparse { keep_in: 8, keep_out: 4, dim: 64, nnz: 2 };
+        assert_eq!(kept("masked:8x4:64:2"), Ok((SIDE, SIDE, masked)));
+        for wrong in ["", "0x4", "16x", "sparse", "sparse:1:2:3", "full:1", "masked:8:0", "x"] {
+            assert!(kept(wrong).unwrap_err().contains("expected INxOUT"), "{wrong}");
+        }
+        assert_eq!(parse_loss("sampled:5"), Ok(Loss::Sampled { seed: 5 }));
+        assert_eq!(parse_loss("margin"), Ok(Loss::Margin));
+        assert!(parse_loss("sampled").is_err() && parse_loss("sampled:x").is_err());
     }
 }

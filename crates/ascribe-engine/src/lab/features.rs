@@ -6,10 +6,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 
-use ascribe_core::{Digest, ExampleId, FeatureSink as _, FeatureSpec, Progress, ProjectorSpec, RowType};
+use ascribe_core::{Digest, ExampleId, FeatureSink as _, Progress, RowType};
 use ascribe_corpus::SpecialTokens;
-use ascribe_linalg::project::TWO_SIDED_VERSION;
-use ascribe_models::{GradientStage, Sequence, TapConfig};
+use ascribe_models::features::Example;
+use ascribe_models::{GradientStage, TapConfig};
 use ascribe_store::{FeatureWriter, StoreError};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
@@ -144,7 +144,7 @@ pub fn run(request: &FeaturesRequest, progress: &dyn Progress) -> Result<Feature
     let data = LabData::read(&request.data, &options, vocab_size, &tokenizer, progress)?;
     let (clock, cpu) = (std::time::Instant::now(), cpu_seconds());
     let stage = GradientStage::new(&model.decoder, request.taps.clone())?;
-    let spec = spec(&stage, &model, &data, &request.taps);
+    let spec = stage.spec("final", data.digest());
     let spec_sha256 = spec.hash();
     let rows_per_shard = (SHARD_NUMBERS / spec.dim).clamp(1, SHARD_ROWS_MAX) as u32;
     let n_rows = data.windows.len() as u64;
@@ -169,21 +169,6 @@ pub fn run(request: &FeaturesRequest, progress: &dyn Progress) -> Result<Feature
         spec_sha256,
         store: request.out.clone(),
     })
-}
-
-fn spec(stage: &GradientStage<'_>, model: &LabModel, data: &LabData, taps: &TapConfig) -> FeatureSpec {
-    let TapConfig { seed, k_in, k_out, .. } = *taps;
-    FeatureSpec {
-        model: model.decoder.weights_digest(),
-        checkpoint: "final".into(),
-        quantity: "gradient".into(),
-        loss: "next_token_nll_sum".into(),
-        normalizer: "none".into(),
-        projector: ProjectorSpec::TwoSided { seed, k_in, k_out, version: TWO_SIDED_VERSION },
-        dim: stage.dim(),
-        columns: stage.columns().to_vec(),
-        corpus: data.digest(),
-    }
 }
 
 /// Makes what the store lacks. One thread writes while the others go on with the next rows.
@@ -242,9 +227,11 @@ fn make_rows(
                 fits
             })
             .collect();
-        let sequences: Vec<Sequence<'_>> = windows.iter().map(|window| data.sequence(window)).collect();
-        let mut rows = Array2::zeros((sequences.len(), stage.dim()));
-        stage.rows(&sequences, rows.view_mut(), None)?;
+        // Labels that are drawn belong to the example, whatever else is computed with it.
+        let examples: Vec<Example<'_>> =
+            windows.iter().map(|window| Example::numbered(data.sequence(window), window.id.to_u64())).collect();
+        let mut rows = Array2::zeros((examples.len(), stage.dim()));
+        stage.rows_of(&examples, rows.view_mut())?;
         at += windows.len();
         if !take(windows.iter().map(|window| window.id).collect(), rows) {
             break;
