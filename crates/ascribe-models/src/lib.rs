@@ -48,6 +48,6 @@ pub use arch::{Activation, Arch, Family, NormKind, Positions, QkNorm, QkvOrder, 
 pub use config::DecoderConfig;
 pub use decoder::{Decoder, Loss, Sequence};
 pub use error::ModelError;
-pub use features::{Example, GradientStage, Granularity, Normalizer, Projection, RowReport, TapConfig};
+pub use features::{Example, GhostProducts, GradientStage, Granularity, Normalizer, Projection, RowReport, TapConfig};
 pub use layout::{ParameterLayout, ParameterSlot};
 pub use train::{StepReport, TrainRecipe, Trainer};

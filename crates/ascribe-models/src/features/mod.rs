@@ -8,6 +8,7 @@ mod block;
 mod config;
 mod example;
 mod factored;
+mod ghost;
 mod normalizer;
 mod plan;
 mod sink;
@@ -18,6 +19,7 @@ use rayon::prelude::*;
 
 pub use config::{Granularity, Projection, TapConfig};
 pub use example::{Example, RowReport};
+pub use ghost::GhostProducts;
 pub use normalizer::Normalizer;
 
 use crate::decoder::{Decoder, Objective, Sequence, Workspace};

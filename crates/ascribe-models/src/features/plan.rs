@@ -85,7 +85,12 @@ impl Plan {
 
     /// What is tracked at a product. The tied output layer stands in [`Plan::embedding`].
     pub fn site(&self, module: Module) -> Option<&Site> {
-        self.sites[site_index(module, self.sites.len())].as_ref()
+        self.sites[self.place(module)].as_ref()
+    }
+
+    /// Index of a product in [`Plan::sites`].
+    pub fn place(&self, module: Module) -> usize {
+        site_index(module, self.sites.len())
     }
 
     pub fn norm(&self, norm: Norm) -> Option<&NormTap> {
