@@ -157,7 +157,7 @@ impl<'m> GhostProducts<'m> {
         example::check(self.decoder, examples)?;
         let work = |example: &Example<'_>| {
             let objectives: Vec<Objective<'_>> = example.objectives(self.config.loss).collect();
-            self.decoder.pool().with(self.decoder, |ws| {
+            self.decoder.pool().with(|ws| {
                 if objectives.iter().any(|objective| !objective.predicting.is_empty()) {
                     self.decoder.forward(example.tokens, ws);
                 }
@@ -421,15 +421,19 @@ impl Sink for TapeSink<'_, '_> {
     fn wants_input_gradient(&self) -> bool {
         self.ghost.plan.wants_input_gradient()
     }
+
+    fn ends_at(&self) -> Option<Module> {
+        self.ghost.plan.ends_at()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decoder::tests::{tiny_config, tokens};
-    use crate::{DecoderConfig, GradientStage, Granularity, Loss};
+    use crate::decoder::tests::{families, scattered, tiny_config, tokens};
+    use crate::{GradientStage, Granularity, Loss};
 
-    fn config(granularity: Granularity) -> TapConfig {
+    fn everything(granularity: Granularity) -> TapConfig {
         TapConfig { granularity, biases: true, positions: true, ..TapConfig::all(1, 1) }
     }
 
@@ -467,12 +471,12 @@ mod tests {
     /// The second route: rows of whole gradients.
     #[test]
     fn products_are_those_of_whole_gradients() {
-        let untied = DecoderConfig { tie_word_embeddings: false, ..tiny_config() };
-        for decoder in [tiny_config(), untied].map(|config| Decoder::init(config, 4).unwrap()) {
+        for (_, config) in families() {
+            let decoder = scattered(config, 4);
             for granularity in [Granularity::Fused, Granularity::Module] {
-                check(&decoder, &config(granularity));
+                check(&decoder, &everything(granularity));
             }
-            check(&decoder, &TapConfig { loss: Loss::Margin, ..TapConfig::modules(1, 1, &["*.0.*", "lm_head"]) });
+            check(&decoder, &TapConfig { loss: Loss::Margin, ..TapConfig::modules(1, 1, &["*.0.*"]) });
         }
     }
 
@@ -490,7 +494,7 @@ mod tests {
     fn norms_together_are_the_norm_of_the_gradient() {
         let decoder = Decoder::init(tiny_config(), 4).unwrap();
         let text = tokens(2, 50);
-        let norms = GhostProducts::new(&decoder, config(Granularity::Module)).unwrap();
+        let norms = GhostProducts::new(&decoder, everything(Granularity::Module)).unwrap();
         let norms = norms.norms(&[Example::whole(&text)]).unwrap();
         let whole = norms.iter().map(|x| x * x).sum::<f64>().sqrt();
         let exact = f64::from(decoder.gradient_norms(&[crate::Sequence::whole(&text)]).unwrap()[0]);

@@ -130,6 +130,12 @@ impl Plan {
     pub fn wants_input_gradient(&self) -> bool {
         self.embedding.is_some() || self.positions.is_some() || self.norms.iter().any(Option::is_some)
     }
+
+    /// The last tracked product on the way down, if nothing else is tracked below it.
+    pub fn ends_at(&self) -> Option<Module> {
+        let lowest = self.sites.iter().position(Option::is_some).filter(|_| !self.wants_input_gradient());
+        lowest.map(|place| module_at(place, self.sites.len()))
+    }
 }
 
 struct Builder<'a> {

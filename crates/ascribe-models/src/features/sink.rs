@@ -88,4 +88,8 @@ impl Sink for RowSink<'_, '_> {
     fn wants_input_gradient(&self) -> bool {
         self.stage.plan.wants_input_gradient()
     }
+
+    fn ends_at(&self) -> Option<Module> {
+        self.stage.plan.ends_at()
+    }
 }

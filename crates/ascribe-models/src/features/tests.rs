@@ -6,16 +6,16 @@ use ndarray::{Array2, Axis, s};
 
 use super::*;
 use crate::config::DecoderConfig;
-use crate::decoder::tests::{tiny_config, tokens};
+use crate::decoder::tests::{encoder_config, families, scattered, tiny_config, tokens};
 use crate::decoder::{Loss, Module, Norm};
 
 fn untied() -> DecoderConfig {
     DecoderConfig { tie_word_embeddings: false, num_key_value_heads: 2, ..tiny_config() }
 }
 
-/// One tiny model per way in which modules differ.
+/// A tiny model of every family, with norms and biases that are not what they are set to.
 fn models() -> Vec<Decoder> {
-    [tiny_config(), untied()].into_iter().map(|config| Decoder::init(config, 4).unwrap()).collect()
+    families().into_iter().map(|(_, config)| scattered(config, 4)).collect()
 }
 
 fn texts() -> Vec<Vec<u32>> {
@@ -494,6 +494,8 @@ fn patterns_choose_modules_and_blocks_stay_what_they_are() {
         "{message}"
     );
     refused(TapConfig { modules: vec![], ..only.clone() });
+    let encoder = Decoder::init(encoder_config(), 1).unwrap();
+    assert!(GradientStage::new(&encoder, TapConfig::all(5, 4)).unwrap_err().to_string().contains("an encoder"));
     refused(TapConfig { k_in: 0, ..only });
 }
 
