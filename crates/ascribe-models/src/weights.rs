@@ -85,7 +85,7 @@ pub(crate) fn refuse_extra(file: &SafeTensors<'_>, path: &Path, layout: &Paramet
     Ok(())
 }
 
-fn decode(dtype: Dtype, data: &[u8], out: &mut [f32]) -> Result<(), String> {
+pub(crate) fn decode(dtype: Dtype, data: &[u8], out: &mut [f32]) -> Result<(), String> {
     let width = match dtype {
         Dtype::F32 => 4,
         Dtype::BF16 | Dtype::F16 => 2,

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)] // clippy exempts test functions, not what they call
 
 mod gguf;
+mod lora;
 mod taps;
 
 use std::collections::BTreeMap;
