@@ -7,6 +7,7 @@ use std::ops::Range;
 use ascribe_linalg::{Sjlt, Threads, gemm};
 use ndarray::{Array2, ArrayView2, Axis, s};
 
+use super::adapter::AdapterTap;
 use crate::ops::{matrix, matrix_mut};
 
 /// Memory of one worker; every buffer grows to what was asked for once.
@@ -24,6 +25,8 @@ pub(super) struct Scratch {
     pub norm: Vec<f32>,
     /// Rows before they are factored.
     pub dense: Vec<f32>,
+    /// The narrow factors of an adapter's gradients.
+    pub narrow: [Vec<f32>; 2],
 }
 
 /// The first `len` numbers of a buffer, which grows if it must.
@@ -265,6 +268,7 @@ pub(super) struct Site {
     pub biases: Vec<Bias>,
     /// The input projections of all blocks side by side: the input is read once.
     pub joined: Option<Array2<f32>>,
+    pub adapters: Vec<AdapterTap>,
 }
 
 /// Where contributions go: into one row, or the contribution of each position into a row of its own.
@@ -328,6 +332,9 @@ impl Site {
     pub fn add(&self, n: usize, x: &[f32], delta: &[f32], scratch: &mut Scratch, target: &mut Target<'_>) {
         let x = matrix(x, n, x.len() / n);
         let delta = matrix(delta, n, delta.len() / n);
+        for adapter in &self.adapters {
+            adapter.add(x, delta, scratch, target);
+        }
         let Scratch { x: px, delta: pd, small, half, .. } = scratch;
         if let Some(joined) = &self.joined {
             let out = room(px, n * joined.ncols());

@@ -4,6 +4,7 @@
 //! `ĝ = P_outᵀ·G·P_in` (arXiv:2405.13954), computed as `(Δ·P_out)ᵀ·(X·P_in)`: the weight gradient is never formed.
 //! [`Projection`] lists the others, [`Example`] what a row may be about. What rows are good for lives elsewhere.
 
+mod adapter;
 mod block;
 mod config;
 mod example;
@@ -24,6 +25,7 @@ pub use normalizer::Normalizer;
 
 use crate::decoder::{Decoder, Objective, Sequence, Workspace};
 use crate::error::ModelError;
+use crate::lora::AdaptedDecoder;
 use block::Scratch;
 use factored::Factoring;
 use plan::{Plan, mismatch};
@@ -60,6 +62,20 @@ impl<'m> GradientStage<'m> {
     /// What [`GradientStage::new`] refuses.
     pub fn normalized(decoder: &'m Decoder, config: TapConfig, normalizer: &Normalizer) -> Result<Self, ModelError> {
         Self::build(decoder, config, Some(normalizer))
+    }
+
+    /// Rows over the weights of an adapter: everything that [`TapConfig`] can ask for, of modules named
+    /// `{module}.lora_A` and `{module}.lora_B`, whose gradients are `[r, in]` and `[out, r]`. The model runs merged. Cost
+    /// beside the pass: `4·T·r·(in + out)` per adapted module, and the projections.
+    ///
+    /// # Errors
+    /// [`ModelError::Mismatch`] if a width is 0, a pattern matches nothing, or embedding, norms, biases or positions are
+    /// asked for.
+    pub fn of_adapter(adapted: &'m AdaptedDecoder, config: TapConfig) -> Result<Self, ModelError> {
+        let plan = Plan::adapter(adapted, &config)?;
+        let factoring = Factoring::new(&plan, config.projection);
+        let decoder = adapted.decoder();
+        Ok(Self { decoder, config, plan, factoring, elementwise: vec![], normalizer: "none".into() })
     }
 
     fn build(decoder: &'m Decoder, config: TapConfig, normalizer: Option<&Normalizer>) -> Result<Self, ModelError> {

@@ -6,12 +6,14 @@ use std::ops::Range;
 use ascribe_core::Column;
 use ascribe_linalg::{Sjlt, TwoSided, sparse};
 
+use super::adapter::AdapterTap;
 use super::block::{Bias, Block, Side, Site};
 use super::config::{Granularity, Projection, TapConfig};
 use super::normalizer::Normalizer;
 use crate::decoder::{Decoder, Module, Norm};
 use crate::error::ModelError;
 use crate::layout::LinearLayout;
+use crate::lora::{AdaptedDecoder, Part};
 
 /// Norms per layer, in the order of [`norms_of`].
 const NORMS: usize = 6;
@@ -83,6 +85,52 @@ impl Plan {
         Ok(plan)
     }
 
+    /// Taps on an adapter's weights: a module's `A` is named `{module}.lora_A`, its `B` `{module}.lora_B`.
+    ///
+    /// # Errors
+    /// [`ModelError::Mismatch`] for widths of 0, a pattern that matches nothing, parameters that an adapter does not have.
+    pub fn adapter(adapted: &AdaptedDecoder, config: &TapConfig) -> Result<Self, ModelError> {
+        check_widths(config)?;
+        let TapConfig { embedding, norms, biases, positions, .. } = *config;
+        if embedding || norms || biases || positions {
+            let expected = "modules alone: an adapter has no embedding, norms, biases or positions".to_string();
+            return Err(mismatch("taps of an adapter", expected, format!("{config:?}")));
+        }
+        let (decoder, parameters) = (adapted.decoder(), adapted.adapter().parameters());
+        let parts = adapted.adapter().parts();
+        let halves = |part: &Part| {
+            [("lora_A", 0..part.rank), ("lora_B", part.columns.clone())].map(|(half, columns)| {
+                let name = format!("{}.{half}", part.name);
+                Candidate { module: part.module, parameter: name.clone(), name, columns }
+            })
+        };
+        let chosen = choose(&parts.iter().flat_map(halves).collect::<Vec<_>>(), config)?;
+        let n_sites = 4 * decoder.config.num_hidden_layers + 1;
+        let mut builder = Builder { plan: Self::default(), decoder, config, normalizer: None };
+        builder.plan.sites.resize_with(n_sites, || None);
+        builder.plan.norms.resize(NORMS * decoder.config.num_hidden_layers + 1, None);
+        for part in parts {
+            let mut blocks = halves(part).into_iter().zip([part.fan.input, part.rank]).map(|(half, fan_in)| {
+                let wanted = chosen.contains(&half.name);
+                wanted.then(|| {
+                    let block = builder.block(&half.name, half.parameter, half.columns, fan_in);
+                    builder.finish(half.name, block, false)
+                })
+            });
+            let [on_a, on_b] = [blocks.next().flatten().transpose()?, blocks.next().flatten().transpose()?];
+            drop(blocks);
+            if on_a.is_some() || on_b.is_some() {
+                let (a, b) = (part.a(parameters).to_owned(), part.b(parameters).to_owned());
+                let tap = AdapterTap { scale: part.scale, a, b, columns: part.columns.clone(), on_a, on_b };
+                builder.plan.sites[site_index(part.module, n_sites)].get_or_insert_default().adapters.push(tap);
+            }
+        }
+        if builder.plan.dim == 0 {
+            return Err(mismatch("taps", "at least one tracked module".into(), "none".into()));
+        }
+        Ok(builder.plan)
+    }
+
     /// What is tracked at a product. The tied output layer stands in [`Plan::embedding`].
     pub fn site(&self, module: Module) -> Option<&Site> {
         self.sites[self.place(module)].as_ref()
@@ -99,8 +147,9 @@ impl Plan {
 
     /// All projected blocks.
     pub fn blocks(&self) -> impl Iterator<Item = &Block> {
-        let sites = self.sites.iter().flatten().flat_map(|site| &site.blocks);
-        sites.chain(&self.embedding).chain(&self.positions)
+        let sites = || self.sites.iter().flatten();
+        let adapters = sites().flat_map(|site| &site.adapters).flat_map(AdapterTap::blocks);
+        sites().flat_map(|site| &site.blocks).chain(adapters).chain(&self.embedding).chain(&self.positions)
     }
 
     /// Columns that nothing projects (norms, biases), and the places of their parameters.

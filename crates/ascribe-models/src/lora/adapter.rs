@@ -221,6 +221,11 @@ impl Adapter {
         self.parts.iter().flat_map(slots).collect()
     }
 
+    /// The adapted modules, in order.
+    pub(crate) fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
     /// All weights, flat.
     pub fn parameters(&self) -> &[f32] {
         &self.parameters

@@ -160,11 +160,11 @@ impl AdaptedDecoder {
 
     fn add_gradient(&self, sequence: Sequence<'_>, flat: &mut [f32]) {
         let mut sink = AdapterGradient { adapted: self, flat, scratch: Scratch::default() };
-        self.decoder.pool().with(&self.decoder, |ws| self.decoder.backward(sequence, ws, &mut sink));
+        self.decoder.pool().with(|ws| self.decoder.backward(sequence, ws, &mut sink));
     }
 
     /// The adapted modules of a product.
-    pub(crate) fn parts(&self, module: Module) -> impl Iterator<Item = &Part> {
+    fn parts(&self, module: Module) -> impl Iterator<Item = &Part> {
         self.at[index(module, self.decoder.config().num_hidden_layers)].iter().map(|&i| &self.adapter.parts[i])
     }
 }
@@ -189,30 +189,28 @@ impl Part {
     pub fn b<'a>(&self, parameters: &'a [f32]) -> ArrayView2<'a, f32> {
         matrix(&parameters[self.b.clone()], self.fan.output, self.rank)
     }
+}
 
-    /// The two narrow factors, both `[n, r]`: `s·x·Aᵀ`, which is the input of `B`, and `s·δ·B`, which is the output gradient
-    /// of `A`; `x` `[n, in]`, `delta` `[n, out]` (this module's columns).
-    pub fn narrow<'s>(
-        &self,
-        parameters: &[f32],
-        x: ArrayView2<'_, f32>,
-        delta: ArrayView2<'_, f32>,
-        scratch: &'s mut Scratch,
-    ) -> (ArrayView2<'s, f32>, ArrayView2<'s, f32>) {
-        let n = x.nrows();
-        let len = n * self.rank;
-        let Scratch { x: px, delta: pd, .. } = scratch;
-        px.resize(px.len().max(len), 0.0);
-        pd.resize(pd.len().max(len), 0.0);
-        gemm(self.scale, x, self.a(parameters).t(), 0.0, matrix_mut(px, n, self.rank), Threads::One);
-        gemm(self.scale, delta, self.b(parameters), 0.0, matrix_mut(pd, n, self.rank), Threads::One);
-        (matrix(px, n, self.rank), matrix(pd, n, self.rank))
-    }
+/// The two narrow factors of a module's adapter gradients, both `[n, r]`: `s·x·Aᵀ`, which is the input of `B`, and `s·δ·B`,
+/// which is the output gradient of `A`. `x` `[n, in]`, `delta` `[n, out]` (the module's columns), `a` `[r, in]`, `b` `[out, r]`.
+pub(crate) fn narrow<'s>(
+    scale: f32,
+    [a, b]: [ArrayView2<'_, f32>; 2],
+    x: ArrayView2<'_, f32>,
+    delta: ArrayView2<'_, f32>,
+    [px, pd]: [&'s mut Vec<f32>; 2],
+) -> [ArrayView2<'s, f32>; 2] {
+    let (n, rank) = (x.nrows(), a.nrows());
+    px.resize(px.len().max(n * rank), 0.0);
+    pd.resize(pd.len().max(n * rank), 0.0);
+    gemm(scale, x, a.t(), 0.0, matrix_mut(px, n, rank), Threads::One);
+    gemm(scale, delta, b, 0.0, matrix_mut(pd, n, rank), Threads::One);
+    [matrix(px, n, rank), matrix(pd, n, rank)]
 }
 
 /// Memory of one worker.
 #[derive(Debug, Default)]
-pub(crate) struct Scratch {
+struct Scratch {
     x: Vec<f32>,
     delta: Vec<f32>,
     norm: Vec<f32>,
@@ -231,7 +229,8 @@ impl Sink for AdapterGradient<'_> {
         for part in self.adapted.parts(module) {
             let x = matrix(x, n, part.fan.input);
             let delta = matrix(delta, n, delta.len() / n).slice_move(s![.., part.columns.clone()]);
-            let (px, pd) = part.narrow(numbers, x, delta, &mut self.scratch);
+            let Scratch { x: px, delta: pd, .. } = &mut self.scratch;
+            let [px, pd] = narrow(part.scale, [part.a(numbers), part.b(numbers)], x, delta, [px, pd]);
             let (rank, o) = (part.rank, part.fan.output);
             gemm(1.0, pd.t(), x, 1.0, matrix_mut(&mut self.flat[part.a.clone()], rank, part.fan.input), Threads::One);
             gemm(1.0, delta.t(), px, 1.0, matrix_mut(&mut self.flat[part.b.clone()], o, rank), Threads::One);
@@ -251,5 +250,10 @@ impl Sink for AdapterGradient<'_> {
 
     fn wants_input_gradient(&self) -> bool {
         false
+    }
+
+    fn ends_at(&self) -> Option<Module> {
+        // The first part of the layout is the last that a pass comes to.
+        self.adapted.adapter.parts.first().map(|part| part.module)
     }
 }

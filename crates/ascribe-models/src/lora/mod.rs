@@ -7,6 +7,8 @@ mod adapter;
 mod config;
 mod merged;
 
+pub(crate) use adapter::Part;
 pub use adapter::{ADAPTER_WEIGHTS_FILE, Adapter, AdapterSlot};
 pub use config::{ADAPTER_CONFIG_FILE, LoraConfig, Targets};
 pub use merged::AdaptedDecoder;
+pub(crate) use merged::narrow;

@@ -78,4 +78,17 @@ proptest! {
     }
 }
 
-const MODELS: [&str; 2] = ["llama", "quantised"];
+const MODELS: [&str; 12] = [
+    "llama",
+    "llama3",
+    "yarn",
+    "qwen2",
+    "qwen3",
+    "olmo2",
+    "gemma2",
+    "gemma3",
+    "gpt2",
+    "gptneox",
+    "gptneox-sequential",
+    "quantised",
+];

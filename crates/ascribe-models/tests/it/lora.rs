@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use ascribe_core::RowType;
+use ascribe_linalg::TwoSided;
+use ascribe_models::features::Projection;
 use ascribe_models::lora::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, AdaptedDecoder, Adapter, LoraConfig, Targets};
-use ascribe_models::{Decoder, DecoderConfig, Sequence};
+use ascribe_models::{Decoder, DecoderConfig, GradientStage, Sequence, TapConfig};
 use safetensors::SafeTensors;
 
 use super::{f32s, fixture, worst};
 
-const CASES: [&str; 3] = ["llama", "llama-all", "llama-regex"];
+const CASES: [&str; 4] = ["llama", "llama-all", "llama-regex", "gpt2"];
 
 fn adapted(name: &str) -> AdaptedDecoder {
     let dir = fixture("lora").join(name);
@@ -207,4 +209,42 @@ fn a_merged_model_is_saved_like_any_other() {
     decoder.save(&dir.path().join("model.safetensors"), RowType::F32, &BTreeMap::new()).unwrap();
     let again = Decoder::load(dir.path(), "model.safetensors").unwrap();
     assert_eq!(again.parameters(), decoder.parameters());
+}
+
+/// Rows over adapter weights against the full gradient: as it is, and put through the same projection.
+#[test]
+fn rows_over_adapter_weights_are_projections_of_the_gradient() {
+    for name in CASES {
+        let adapted = adapted(name);
+        let texts: Vec<Vec<u32>> = (0..5).map(|i| (0..(9 + 3 * i)).map(|t| (5 * i + t * t) % 29).collect()).collect();
+        let sequences: Vec<Sequence<'_>> = texts.iter().map(|tokens| Sequence { tokens, loss_from: 2 }).collect();
+        let full = adapted.gradients(&sequences).unwrap();
+
+        let config = TapConfig { projection: Projection::Full, ..TapConfig::modules(7, 4, &["*"]) };
+        let stage = GradientStage::of_adapter(&adapted, config).unwrap();
+        let mut rows = ndarray::Array2::zeros((5, stage.dim()));
+        stage.rows(&sequences, rows.view_mut(), None).unwrap();
+        assert_eq!(stage.dim(), full.ncols());
+        assert!(worst(rows.as_slice().unwrap(), full.as_slice().unwrap()) < 1e-5, "{name}");
+
+        let stage = GradientStage::of_adapter(&adapted, TapConfig::modules(7, 4, &["*"])).unwrap();
+        let mut rows = ndarray::Array2::zeros((5, stage.dim()));
+        stage.rows(&sequences, rows.view_mut(), None).unwrap();
+        for (slot, column) in adapted.adapter().slots().iter().zip(stage.columns()) {
+            assert_eq!(slot.name, format!("{}.weight", column.name));
+            let [o, i] = slot.shape;
+            let p = TwoSided::new(7, &column.name, i, o, 4, 4);
+            for (row, full) in rows.rows().into_iter().zip(full.rows()) {
+                let g = full.slice(ndarray::s![slot.range.clone()]);
+                let exact = p.p_out.t().dot(&g.to_shape((o, i)).unwrap()).dot(&p.p_in);
+                let got = row.slice(ndarray::s![column.start..column.start + column.len]).to_vec();
+                assert!(worst(&got, &exact.iter().copied().collect::<Vec<_>>()) < 2e-5, "{name} {}", slot.name);
+            }
+        }
+    }
+    let adapted = adapted("llama");
+    let message = GradientStage::of_adapter(&adapted, TapConfig::all(1, 4)).unwrap_err().to_string();
+    assert!(message.contains("taps of an adapter"), "{message}");
+    let half = GradientStage::of_adapter(&adapted, TapConfig::modules(1, 4, &["*.q_proj.lora_B"])).unwrap();
+    assert_eq!(half.columns().len(), 2);
 }
