@@ -61,7 +61,7 @@ impl Sink for FullGradient<'_> {
 }
 
 /// Writable slices of a weight and of the bias behind it.
-fn weight_and_bias<'f>(
+pub(crate) fn weight_and_bias<'f>(
     flat: &'f mut [f32],
     weight: &Range<usize>,
     bias: Option<&Range<usize>>,

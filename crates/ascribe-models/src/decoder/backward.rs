@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use ascribe_linalg::elementwise::{activate_backward, activate_mul_backward, add_assign, scale, soft_cap_backward};
 
-use super::forward::{Pass, head_chunks, put_columns, some, take_columns};
+use super::forward::{Pass, head_pieces, put_columns, some, take_columns};
 use super::workspace::{LayerTape, Scratch, Span};
 use super::{Decoder, Objective, Sequence, Workspace};
 use crate::arch::{QkNorm, Topology};
@@ -128,10 +128,7 @@ impl Pass<'_> {
     /// index. The tape stays as it is.
     pub fn descend(&self, objectives: &[Objective<'_>], ws: &mut Workspace, sink: &mut impl Sink, losses: &mut [f64]) {
         let (n, d) = (ws.n(), self.model.config.hidden_size);
-        for at in 0..ws.spans.len() {
-            let span = ws.spans[at];
-            losses[span.sequence] = self.head_backward(span, &objectives[span.sequence], ws, sink);
-        }
+        self.head_backward(objectives, ws, sink, losses);
         if sink.ends_at() == Some(Module::Head) {
             return;
         }
@@ -153,33 +150,88 @@ impl Pass<'_> {
         }
     }
 
-    /// Leaves the gradient of the final hidden state of one sequence in its rows of `d_in`.
-    fn head_backward(&self, span: Span, objective: &Objective<'_>, ws: &mut Workspace, sink: &mut impl Sink) -> f64 {
-        let fan = self.model.fan(Module::Head);
-        let (d, predicting) = (fan.input, objective.predicting.clone());
-        ws.scratch.d_in[span.start * d..(span.start + predicting.start) * d].fill(0.0);
-        ws.scratch.d_in[(span.start + predicting.end) * d..(span.start + span.len) * d].fill(0.0);
-        let mut loss = 0.0;
-        for chunk in head_chunks(predicting) {
-            let rows = span.start + chunk.start..span.start + chunk.end;
-            let n = rows.len();
-            self.logits(rows.clone(), ws);
-            let logits = &mut ws.logits[..n * fan.output];
-            let cap = self.model.config.arch.logit_softcap;
-            if cap.is_some() {
-                ws.capped[..logits.len()].copy_from_slice(logits);
+    /// Leaves the gradients of the final hidden states in `d_in`. Only counted rows meet the output layer, as many at a time
+    /// as its chunks hold, whichever sequences they belong to.
+    fn head_backward(
+        &self,
+        objectives: &[Objective<'_>],
+        ws: &mut Workspace,
+        sink: &mut impl Sink,
+        losses: &mut [f64],
+    ) {
+        let (n, d) = (ws.n(), self.model.config.hidden_size);
+        ws.scratch.d_in[..n * d].fill(0.0);
+        let mut chunk: Vec<(Span, Range<usize>)> = vec![];
+        let mut taken = 0;
+        for at in 0..ws.spans.len() {
+            let span = ws.spans[at];
+            losses[span.sequence] = 0.0;
+            // What a sink is shown at once belongs to the sequence, not to the pack.
+            for piece in head_pieces(objectives[span.sequence].predicting.clone()) {
+                if taken + piece.len() > self.head_rows() {
+                    self.head_chunk(&chunk, taken, objectives, ws, sink, losses);
+                    chunk.clear();
+                    taken = 0;
+                }
+                taken += piece.len();
+                chunk.push((span, piece));
             }
-            objective.backward(chunk.start, fan.output, logits, &mut ws.nll[..n]);
-            loss += ws.nll[..n].iter().map(|&nats| f64::from(nats)).sum::<f64>();
-            if let Some(cap) = cap {
-                soft_cap_backward(&ws.capped[..logits.len()], cap as f32, logits);
-            }
-            let hidden = &ws.hidden[rows.start * d..rows.end * d];
-            let shown = Rows { sequence: span.sequence, first: chunk.start, x: hidden, delta: logits };
-            sink.linear(Module::Head, n, shown);
-            self.linear_backward(Module::Head, n, logits, &mut ws.scratch.d_in[rows.start * d..rows.end * d]);
         }
-        loss
+        if taken > 0 {
+            self.head_chunk(&chunk, taken, objectives, ws, sink, losses);
+        }
+    }
+
+    /// [`Pass::head_backward`] of one chunk of `n` positions.
+    fn head_chunk(
+        &self,
+        chunk: &[(Span, Range<usize>)],
+        n: usize,
+        objectives: &[Objective<'_>],
+        ws: &mut Workspace,
+        sink: &mut impl Sink,
+        losses: &mut [f64],
+    ) {
+        let (d, v) = (self.model.config.hidden_size, self.model.config.vocab_size);
+        let in_pass = |(span, positions): &(Span, Range<usize>)| {
+            (span.start + positions.start) * d..(span.start + positions.end) * d
+        };
+        let mut first = 0;
+        for piece in chunk {
+            let len = piece.1.len() * d;
+            ws.head[first..first + len].copy_from_slice(&ws.hidden[in_pass(piece)]);
+            first += len;
+        }
+        self.logits(n, ws);
+        let cap = self.model.config.arch.logit_softcap;
+        if cap.is_some() {
+            ws.capped[..n * v].copy_from_slice(&ws.logits[..n * v]);
+        }
+        let mut first = 0;
+        for (span, positions) in chunk {
+            let rows = first..first + positions.len();
+            first = rows.end;
+            let (logits, nll) = (&mut ws.logits[rows.start * v..rows.end * v], &mut ws.nll[rows.clone()]);
+            objectives[span.sequence].backward(positions.start, v, logits, nll);
+            losses[span.sequence] += nll.iter().map(|&nats| f64::from(nats)).sum::<f64>();
+            if let Some(cap) = cap {
+                soft_cap_backward(&ws.capped[rows.start * v..rows.end * v], cap as f32, logits);
+            }
+            let x = &ws.head[rows.start * d..rows.end * d];
+            let shown = Rows { sequence: span.sequence, first: positions.start, x, delta: logits };
+            sink.linear(Module::Head, rows.len(), shown);
+        }
+        if sink.ends_at() == Some(Module::Head) {
+            return;
+        }
+        let Workspace { head, logits, scratch, .. } = ws;
+        self.linear_backward(Module::Head, n, logits, head, &mut scratch.rounded);
+        let mut first = 0;
+        for piece in chunk {
+            let len = piece.1.len() * d;
+            scratch.d_in[in_pass(piece)].copy_from_slice(&head[first..first + len]);
+            first += len;
+        }
     }
 
     /// True if the pass goes on below.
@@ -226,13 +278,13 @@ impl Pass<'_> {
         let (n, wide) = (d_x.len() / d, self.model.fan(Module::Up(l)).output);
         let layout = &self.model.layout.layers[l];
         let entrance = if c.arch.topology == Topology::Parallel { &tape.x_in } else { &tape.x_mid };
-        let Scratch { side, d_in, d_act, d_wide, gain, .. } = scratch;
+        let Scratch { side, d_in, d_act, d_wide, gain, rounded, .. } = scratch;
         let delta = sublayer_gradient(c.arch.topology, d_x, side);
         self.show(Module::Down(l), spans, &tape.act, delta, sink);
         if sink.ends_at() == Some(Module::Down(l)) {
             return false;
         }
-        self.linear_backward(Module::Down(l), n, delta, d_act);
+        self.linear_backward(Module::Down(l), n, delta, d_act, rounded);
         let (gate_up, d_wide, d_act) = (&tape.gate_up[..n * wide], &mut d_wide[..n * wide], &d_act[..n * f]);
         if c.arch.gated {
             activate_mul_backward(self.model.act(), gate_up, f, d_act, d_wide);
@@ -244,7 +296,7 @@ impl Pass<'_> {
         if sink.ends_at() == Some(Module::Up(l)) {
             return false;
         }
-        self.linear_backward(Module::Up(l), n, d_wide, d_in);
+        self.linear_backward(Module::Up(l), n, d_wide, d_in, rounded);
         let d_in = &d_in[..n * d];
         match &layout.mlp_norm {
             Some(norm) => {
@@ -272,7 +324,7 @@ impl Pass<'_> {
         if sink.ends_at() == Some(Module::O(l)) {
             return false;
         }
-        self.linear_backward(Module::O(l), n, delta, &mut scratch.d_in);
+        self.linear_backward(Module::O(l), n, delta, &mut scratch.d_in, &mut scratch.rounded);
         let attention = self.model.attention(l);
         let mut rest = &tape.probabilities[..];
         for span in spans {
@@ -285,13 +337,13 @@ impl Pass<'_> {
         }
         self.head_norms_backward(l, spans, tape, scratch, sink);
         let layout = &self.model.layout.layers[l];
-        let Scratch { d_in, d_wide, gain, .. } = scratch;
+        let Scratch { d_in, d_wide, gain, rounded, .. } = scratch;
         let input = if layout.attn_norm.is_some() { &tape.attn_in } else { &tape.x_in };
         self.show(Module::Qkv(l), spans, input, d_wide, sink);
         if sink.ends_at() == Some(Module::Qkv(l)) {
             return false;
         }
-        self.linear_backward(Module::Qkv(l), n, d_wide, d_in);
+        self.linear_backward(Module::Qkv(l), n, d_wide, d_in, rounded);
         let d_in = &d_in[..n * d];
         match &layout.attn_norm {
             Some(norm) => {
@@ -394,10 +446,5 @@ impl Pass<'_> {
             let (x, delta) = (&x[span.of(fan.input)], &delta[span.of(fan.output)]);
             sink.linear(module, span.len, Rows { sequence: span.sequence, first: 0, x, delta });
         }
-    }
-
-    /// `d_x ← d_y·W` for the `n` rows of a pass.
-    fn linear_backward(&self, module: Module, n: usize, d_y: &[f32], d_x: &mut [f32]) {
-        self.model.linear(module).backward_input(n, d_y, d_x);
     }
 }

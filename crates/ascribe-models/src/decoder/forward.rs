@@ -7,7 +7,9 @@
 use std::ops::Range;
 
 use ascribe_linalg::elementwise::{activate, activate_mul, add, add_assign, soft_cap};
+use ascribe_linalg::packed::RoundedRows;
 
+use super::products::{PackedWeights, Products};
 use super::workspace::{LayerTape, Scratch, Span};
 use super::{Decoder, Module, Workspace};
 use crate::arch::{QkNorm, Topology};
@@ -15,25 +17,41 @@ use crate::layout::NormLayout;
 use crate::ops::linear::Onto;
 use crate::ops::norm::NormTape;
 
-/// Rows of logits at a time: 64 rows of a 2,048-word vocabulary are half a MiB, which stays in the second cache.
-pub(crate) const HEAD_ROWS: usize = 64;
+/// Rows of logits at a time in the exact route, and what a sink is shown at once in both, part of the definition of the
+/// results: 64 rows of a 2,048-word vocabulary are half a MiB, which stays in the second cache.
+const HEAD_ROWS: usize = 64;
+
+/// Rows of logits at a time in the packed route, where they change no bit.
+const PACKED_HEAD_ROWS: usize = 128;
 
 /// A decoder on its way through a pack.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Pass<'m> {
     pub model: &'m Decoder,
+    products: Products<'m>,
 }
 
 impl<'m> Pass<'m> {
-    /// Products through `gemm`, each of the pack's own shape: a sequence's bits are its own only in a pack of one.
+    /// Products with the weights as they lie, each of the pack's own shape: a sequence's bits are its own only in a pack of
+    /// one.
     pub fn exact(model: &'m Decoder) -> Self {
-        Self { model }
+        Self { model, products: Products::Exact }
+    }
+
+    /// Products with packed weights: a sequence's bits are its own in any pack.
+    pub fn packed(model: &'m Decoder, weights: &'m PackedWeights) -> Self {
+        Self { model, products: Products::Packed(weights) }
+    }
+
+    /// Rows of logits at a time.
+    pub(super) fn head_rows(&self) -> usize {
+        if matches!(self.products, Products::Exact) { HEAD_ROWS } else { PACKED_HEAD_ROWS }
     }
 
     /// Fills the workspace with the pass over the pack `(index, tokens)` (checked by the caller), up to the final hidden
     /// state.
     pub fn forward<'s>(&self, pack: impl Iterator<Item = (usize, &'s [u32])> + Clone, ws: &mut Workspace) {
-        ws.ensure(self.model, pack.clone());
+        ws.ensure(self.model, pack.clone(), self.head_rows());
         self.embed(pack, ws);
         for l in 0..self.model.config.num_hidden_layers {
             self.layer_forward(l, ws);
@@ -88,35 +106,35 @@ impl<'m> Pass<'m> {
         let (mixed, x_in) = (&tape.mixed[..], &tape.x_in[..n * d]);
         match self.model.config.arch.topology {
             Topology::Pre => {
-                self.linear(o, n, mixed, Onto::Residual(x_in), &mut tape.x_mid);
+                self.linear(o, n, mixed, Onto::Residual(x_in), &mut tape.x_mid, &mut ws.scratch.rounded);
                 self.feed_forward(l, n, tape, &mut ws.scratch);
-                self.linear(down, n, &tape.act, Onto::Residual(&tape.x_mid), x_next);
+                self.linear(down, n, &tape.act, Onto::Residual(&tape.x_mid), x_next, &mut ws.scratch.rounded);
             }
             Topology::Parallel => {
-                self.linear(o, n, mixed, Onto::Residual(x_in), x_next);
+                self.linear(o, n, mixed, Onto::Residual(x_in), x_next, &mut ws.scratch.rounded);
                 self.feed_forward(l, n, tape, &mut ws.scratch);
-                self.linear(down, n, &tape.act, Onto::Itself, x_next);
+                self.linear(down, n, &tape.act, Onto::Itself, x_next, &mut ws.scratch.rounded);
             }
             Topology::Post | Topology::Sandwich => {
-                let Scratch { side, gain, .. } = &mut ws.scratch;
+                let Scratch { side, gain, rounded, .. } = &mut ws.scratch;
                 let side = &mut side[..n * d];
-                self.linear(o, n, mixed, Onto::Fresh, &mut tape.attn_out);
+                self.linear(o, n, mixed, Onto::Fresh, &mut tape.attn_out, rounded);
                 self.norm(some(&layout.attn_post), &tape.attn_out[..n * d], side, &mut tape.attn_post, gain);
                 add(x_in, side, &mut tape.x_mid[..n * d]);
                 self.feed_forward(l, n, tape, &mut ws.scratch);
-                let Scratch { side, gain, .. } = &mut ws.scratch;
+                let Scratch { side, gain, rounded, .. } = &mut ws.scratch;
                 let side = &mut side[..n * d];
-                self.linear(down, n, &tape.act, Onto::Fresh, &mut tape.mlp_out);
+                self.linear(down, n, &tape.act, Onto::Fresh, &mut tape.mlp_out, rounded);
                 self.norm(some(&layout.mlp_post), &tape.mlp_out[..n * d], side, &mut tape.mlp_post, gain);
                 add(&tape.x_mid[..n * d], side, x_next);
             }
             Topology::Encoder => {
                 let (attn_out, x_mid) = (&mut tape.attn_out[..n * d], &mut tape.x_mid[..n * d]);
-                self.linear(o, n, mixed, Onto::Residual(x_in), attn_out);
+                self.linear(o, n, mixed, Onto::Residual(x_in), attn_out, &mut ws.scratch.rounded);
                 self.norm(some(&layout.attn_post), attn_out, x_mid, &mut tape.attn_post, &mut ws.scratch.gain);
                 self.feed_forward(l, n, tape, &mut ws.scratch);
                 let mlp_out = &mut tape.mlp_out[..n * d];
-                self.linear(down, n, &tape.act, Onto::Residual(&tape.x_mid), mlp_out);
+                self.linear(down, n, &tape.act, Onto::Residual(&tape.x_mid), mlp_out, &mut ws.scratch.rounded);
                 self.norm(some(&layout.mlp_post), mlp_out, x_next, &mut tape.mlp_post, &mut ws.scratch.gain);
             }
         }
@@ -135,7 +153,7 @@ impl<'m> Pass<'m> {
             }
             None => &tape.x_in[..len],
         };
-        self.linear(Module::Qkv(l), n, input, Onto::Fresh, &mut tape.qkv);
+        self.linear(Module::Qkv(l), n, input, Onto::Fresh, &mut tape.qkv, &mut scratch.rounded);
         self.head_norms(l, n, tape, scratch);
         let attention = self.model.attention(l);
         let mut rest = &mut tape.probabilities[..];
@@ -181,7 +199,7 @@ impl<'m> Pass<'m> {
             }
             None => &entrance[..n * d],
         };
-        self.linear(Module::Up(l), n, input, Onto::Fresh, &mut tape.gate_up);
+        self.linear(Module::Up(l), n, input, Onto::Fresh, &mut tape.gate_up, &mut scratch.rounded);
         let act = self.model.act();
         if c.arch.gated {
             activate_mul(act, &tape.gate_up[..n * 2 * f], f, &mut tape.act[..n * f]);
@@ -191,8 +209,20 @@ impl<'m> Pass<'m> {
     }
 
     /// `y ← x·Wᵀ + b + onto` for the `n` rows of a pass.
-    pub fn linear(&self, module: Module, n: usize, x: &[f32], onto: Onto<'_>, y: &mut [f32]) {
-        self.model.linear(module).forward(n, x, onto, y);
+    fn linear(&self, module: Module, n: usize, x: &[f32], onto: Onto<'_>, y: &mut [f32], rounded: &mut RoundedRows) {
+        self.products.forward(self.model, module, n, x, onto, y, rounded);
+    }
+
+    /// `d_x ← d_y·W` for the `n` rows of a pass.
+    pub(super) fn linear_backward(
+        &self,
+        module: Module,
+        n: usize,
+        d_y: &[f32],
+        d_x: &mut [f32],
+        rounded: &mut RoundedRows,
+    ) {
+        self.products.backward_input(self.model, module, n, d_y, d_x, rounded);
     }
 
     /// `out ← norm(x)`.
@@ -200,29 +230,31 @@ impl<'m> Pass<'m> {
         self.model.norm_op(norm).forward(x, out, tape, scratch);
     }
 
-    /// Logits of the rows `rows` of the pass (at most [`HEAD_ROWS`]), capped where the family caps them, into `ws.logits`.
-    pub fn logits(&self, rows: Range<usize>, ws: &mut Workspace) {
-        let fan = self.model.fan(Module::Head);
-        let hidden = &ws.hidden[rows.start * fan.input..rows.end * fan.input];
-        self.linear(Module::Head, rows.len(), hidden, Onto::Fresh, &mut ws.logits);
+    /// Logits of the `n` rows in `ws.head`, capped where the family caps them, into `ws.logits`.
+    pub(super) fn logits(&self, n: usize, ws: &mut Workspace) {
+        let Workspace { head, logits, scratch, .. } = ws;
+        self.linear(Module::Head, n, head, Onto::Fresh, logits, &mut scratch.rounded);
         if let Some(cap) = self.model.config.arch.logit_softcap {
-            soft_cap(&mut ws.logits[..rows.len() * fan.output], cap as f32);
+            soft_cap(&mut logits[..n * self.model.config.vocab_size], cap as f32);
         }
     }
 
     /// Hands the logits of the rows `rows` to `take`, chunk after chunk, `[chunk, V]`.
     pub fn head_forward(&self, rows: Range<usize>, ws: &mut Workspace, mut take: impl FnMut(Range<usize>, &mut [f32])) {
-        for chunk in head_chunks(rows) {
-            self.logits(chunk.clone(), ws);
+        let (d, step) = (self.model.config.hidden_size, self.head_rows());
+        for start in rows.clone().step_by(step) {
+            let chunk = start..(start + step).min(rows.end);
+            ws.head[..chunk.len() * d].copy_from_slice(&ws.hidden[chunk.start * d..chunk.end * d]);
+            self.logits(chunk.len(), ws);
             let len = chunk.len() * self.model.config.vocab_size;
             take(chunk, &mut ws.logits[..len]);
         }
     }
 }
 
-/// Pieces of `rows` of at most [`HEAD_ROWS`].
-pub(super) fn head_chunks(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    rows.clone().step_by(HEAD_ROWS).map(move |start| start..(start + HEAD_ROWS).min(rows.end))
+/// Pieces of at most [`HEAD_ROWS`] of the positions that predict.
+pub(super) fn head_pieces(positions: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    positions.clone().step_by(HEAD_ROWS).map(move |start| start..(start + HEAD_ROWS).min(positions.end))
 }
 
 /// A norm that the topology says exists.

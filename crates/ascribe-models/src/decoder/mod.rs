@@ -6,6 +6,7 @@
 mod backward;
 mod forward;
 mod loss;
+mod products;
 mod workspace;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ pub(crate) use backward::{Module, Norm, NormGradient, Rows, Sink};
 pub(crate) use forward::Pass;
 pub use loss::Loss;
 pub(crate) use loss::Objective;
+pub(crate) use products::PackedWeights;
 pub(crate) use workspace::{Pool, Workspace};
 
 use crate::arch::{Activation, NormKind, QkvOrder};

@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
+use ascribe_linalg::packed::RoundedRows;
+
 use super::Decoder;
 use crate::arch::{NormKind, QkNorm, Topology};
 use crate::ops::norm::NormTape;
@@ -110,7 +112,9 @@ pub(crate) struct Workspace {
     pub out_norm: NormTape,
     /// Final normed hidden state, `[N, d]`.
     pub hidden: Vec<f32>,
-    /// Logits of one chunk of rows, `[HEAD_ROWS, V]`.
+    /// Hidden states of the rows of one chunk of logits, on the way down their gradients, `[chunk, d]`.
+    pub head: Vec<f32>,
+    /// Logits of one chunk, `[chunk, V]`.
     pub logits: Vec<f32>,
     /// Capped logits of one chunk, where logits are capped.
     pub capped: Vec<f32>,
@@ -139,11 +143,19 @@ pub(crate) struct Scratch {
     pub d_scores: Vec<f32>,
     /// Gains of a norm as they multiply.
     pub gain: Vec<f32>,
+    /// Rows of a product rounded to bf16.
+    pub rounded: RoundedRows,
 }
 
 impl Workspace {
-    /// Makes room for a pass over the sequences `(index, tokens)` and sets its spans; grows, never shrinks.
-    pub fn ensure<'s>(&mut self, decoder: &Decoder, sequences: impl Iterator<Item = (usize, &'s [u32])>) {
+    /// Makes room for a pass over the sequences `(index, tokens)`, `head_rows` rows of logits at a time, and sets its spans;
+    /// grows, never shrinks.
+    pub fn ensure<'s>(
+        &mut self,
+        decoder: &Decoder,
+        sequences: impl Iterator<Item = (usize, &'s [u32])>,
+        head_rows: usize,
+    ) {
         self.spans.clear();
         let mut rows = 0;
         for (sequence, tokens) in sequences {
@@ -163,6 +175,13 @@ impl Workspace {
             d_scores = self.spans.iter().map(|span| attention.scratch_len(span.len)).max().unwrap_or(0).max(d_scores);
         }
         grow(&mut self.scratch.d_scores, d_scores);
+        let (c, chunk) = (&decoder.config, head_rows.min(rows));
+        if !c.arch.is_encoder() {
+            grow(&mut self.head, chunk * c.hidden_size);
+            grow(&mut self.logits, chunk * c.vocab_size);
+            grow(&mut self.capped, if c.arch.logit_softcap.is_some() { chunk * c.vocab_size } else { 0 });
+            grow(&mut self.nll, chunk);
+        }
     }
 
     fn new(decoder: &Decoder, rows: usize) -> Self {
@@ -170,7 +189,6 @@ impl Workspace {
         let (d, f, q, qkv) = (c.hidden_size, c.intermediate_size, c.query_width(), c.qkv_width());
         let room = |width: usize| vec![0.0f32; rows * width];
         let has_qk = c.arch.qk_norm != QkNorm::None;
-        let head_rows = super::forward::HEAD_ROWS.min(rows);
         let is_plain = c.arch.topology == Topology::Pre;
         let wide = if c.arch.gated { 2 * f } else { f };
         Self {
@@ -180,9 +198,6 @@ impl Workspace {
             x_out: room(d),
             out_norm: NormTape::new(rows),
             hidden: room(d),
-            logits: vec![0.0; if c.arch.is_encoder() { 0 } else { head_rows * c.vocab_size }],
-            capped: vec![0.0; if c.arch.logit_softcap.is_some() { head_rows * c.vocab_size } else { 0 }],
-            nll: vec![0.0; head_rows],
             d_x: room(d),
             scratch: Scratch {
                 side: if is_plain { vec![] } else { room(d) },
@@ -192,7 +207,9 @@ impl Workspace {
                 d_heads: if has_qk { room(2 * q) } else { vec![] },
                 d_scores: vec![],
                 gain: Vec::with_capacity(if c.arch.norm == NormKind::RmsPlusOne { d.max(q) } else { 0 }),
+                rounded: RoundedRows::new(),
             },
+            ..Self::default()
         }
     }
 
