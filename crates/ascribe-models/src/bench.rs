@@ -2,7 +2,11 @@
 
 use std::time::Instant;
 
-use crate::decoder::{Decoder, Sequence};
+use ascribe_linalg::packed::Precision;
+
+use crate::decoder::{
+    Decoder, Module, Norm, NormGradient, Objective, PackedWeights, Pass, Rows, Sequence, Sink, packs,
+};
 use crate::error::ModelError;
 use crate::features::GradientStage;
 use crate::gradient::FullGradient;
@@ -110,11 +114,67 @@ pub fn gradient_stage(
     Ok(Rate { tokens_per_cpu_second: tokens as f64 / seconds, flop_per_token: 2.0 * flop + stage.flop_per_token() })
 }
 
+/// Speed of the packed route over `sequences` in packs of at most `pack_rows` rows, with nothing tapped: forward alone, and
+/// forward with the backward pass of the activations down to the first layer's queries, keys and values.
+///
+/// # Errors
+/// [`ModelError::Length`], [`ModelError::Token`].
+pub fn packed(
+    decoder: &Decoder,
+    precision: Precision,
+    sequences: &[Sequence<'_>],
+    pack_rows: usize,
+    repeats: usize,
+) -> Result<(Rate, Rate), ModelError> {
+    decoder.check(sequences)?;
+    let weights = PackedWeights::new(decoder, precision);
+    let pass = Pass::packed(decoder, &weights);
+    let objectives: Vec<Objective<'_>> = sequences.iter().map(|&sequence| sequence.into()).collect();
+    let packs = packs(sequences.iter().map(|s| s.tokens.len()), pack_rows);
+    let tokens: usize = sequences.iter().map(|s| s.tokens.len()).sum();
+    let mut losses = vec![0.0; sequences.len()];
+    let (forward, both) = decoder.pool().with(|ws| {
+        let forward = best_seconds(repeats, || {
+            for pack in &packs {
+                pass.forward(objectives[pack.clone()].iter().map(|o| o.tokens).enumerate(), ws);
+            }
+        });
+        let both = best_seconds(repeats, || {
+            for pack in &packs {
+                pass.backward(&objectives[pack.clone()], ws, &mut Nothing, &mut losses[pack.clone()]);
+            }
+        });
+        (forward, both)
+    });
+    let flop = forward_flop(decoder, tokens as f64 / sequences.len().max(1) as f64);
+    let rate = |seconds: f64, flop: f64| Rate { tokens_per_cpu_second: tokens as f64 / seconds, flop_per_token: flop };
+    let head = 2.0 * (decoder.config().hidden_size * decoder.config().vocab_size) as f64;
+    Ok((rate(forward, flop - head), rate(both, 2.0 * flop)))
+}
+
+/// A sink that asks for nothing.
+struct Nothing;
+
+impl Sink for Nothing {
+    fn linear(&mut self, _module: Module, _n: usize, _rows: Rows<'_>) {}
+
+    fn norm(&mut self, _norm: Norm, _sequence: usize) -> NormGradient<'_> {
+        NormGradient { gain: &mut [], bias: &mut [] }
+    }
+
+    fn embedding(&mut self, _sequence: usize, _tokens: &[u32], _d_x: &[f32]) {}
+
+    fn wants_input_gradient(&self) -> bool {
+        false
+    }
+}
+
 /// Operations per token of a forward pass at sequence length `t`: two per weight of a product, and causal attention.
 fn forward_flop(decoder: &Decoder, t: f64) -> f64 {
     let c = decoder.config();
-    let (d, f) = (c.hidden_size as f64, c.intermediate_size as f64);
-    let linear = d * c.qkv_width() as f64 + d * c.query_width() as f64 + 3.0 * d * f;
+    let modules = [Module::Qkv(0), Module::O(0), Module::Up(0), Module::Down(0)];
+    let weights = |module| (decoder.fan(module).input * decoder.fan(module).output) as f64;
+    let linear: f64 = modules.map(weights).iter().sum();
     let attention = c.query_width() as f64 * (t + 1.0);
-    2.0 * (c.num_hidden_layers as f64 * (linear + attention) + d * c.vocab_size as f64)
+    2.0 * (c.num_hidden_layers as f64 * (linear + attention) + weights(Module::Head))
 }

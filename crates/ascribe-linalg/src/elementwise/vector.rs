@@ -88,7 +88,8 @@ kernel! {
 }
 
 kernel! {
-    /// Backward of [`rms_norm`]: `d_x += inv·(a − x̂·mean(a∘x̂))` with `a = d_out∘gain`, `x̂ = x·inv`; `d_gain += Σ d_out∘x̂`.
+    /// Backward of [`rms_norm`]: `d_x += inv·(a − x̂·mean(a∘x̂))` with `a = d_out∘gain`, `x̂ = x·inv`; `d_gain += Σ d_out∘x̂`,
+    /// unless it is empty.
     ///
     /// # Panics
     /// If lengths do not fit.
@@ -97,7 +98,7 @@ kernel! {
     ) {
         let d = gain.len();
         assert!(x.len() == d * inv.len() && d_out.len() == x.len() && d_x.len() == x.len(), "rows of a norm");
-        assert_eq!(d_gain.len(), d, "a gradient for every gain");
+        assert!(d_gain.is_empty() || d_gain.len() == d, "a gradient for every gain, or for none");
         let rows = x.chunks_exact(d).zip(d_out.chunks_exact(d)).zip(d_x.chunks_exact_mut(d)).zip(inv);
         for (((x, d_out), d_x), &inv) in rows {
             let mut lanes = [0.0f32; LANES];
@@ -113,11 +114,11 @@ kernel! {
                 *lane += o * g * x;
             }
             let mean = sum_lanes(lanes) * inv / d as f32;
-            let row = x.iter().zip(d_out).zip(gain).zip(d_x).zip(d_gain.iter_mut());
-            for ((((&x, &o), &g), d_x), d_gain) in row {
-                let normed = x * inv;
-                *d_gain += o * normed;
-                *d_x += inv * (o * g - normed * mean);
+            for ((d_gain, &x), &o) in d_gain.iter_mut().zip(x).zip(d_out) {
+                *d_gain += o * (x * inv);
+            }
+            for (((&x, &o), &g), d_x) in x.iter().zip(d_out).zip(gain).zip(d_x) {
+                *d_x += inv * (o * g - x * inv * mean);
             }
         }
     }

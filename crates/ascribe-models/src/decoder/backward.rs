@@ -8,6 +8,7 @@ use std::ops::Range;
 use ascribe_linalg::elementwise::{activate_backward, activate_mul_backward, add_assign, scale, soft_cap_backward};
 
 use super::forward::{Pass, head_pieces, put_columns, some, take_columns};
+use super::products::Products;
 use super::workspace::{LayerTape, Scratch, Span};
 use super::{Decoder, Objective, Sequence, Workspace};
 use crate::arch::{QkNorm, Topology};
@@ -332,7 +333,14 @@ impl Pass<'_> {
             (probabilities, rest) = rest.split_at(attention.probabilities_len(span.len));
             let (qkv, d_out) = (&tape.qkv[span.of(stride)], &scratch.d_in[span.of(q)]);
             let d_qkv = &mut scratch.d_wide[span.of(stride)];
-            attention.backward(span.len, qkv, probabilities, d_out, d_qkv, &mut scratch.d_scores);
+            match self.products {
+                Products::Exact => {
+                    attention.backward(span.len, qkv, probabilities, d_out, d_qkv, &mut scratch.d_scores);
+                }
+                Products::Packed(_) => {
+                    attention.backward_direct(span.len, qkv, probabilities, d_out, d_qkv, &mut scratch.attention);
+                }
+            }
             self.model.turn(l, d_qkv, -1.0);
         }
         self.head_norms_backward(l, spans, tape, scratch, sink);

@@ -28,7 +28,7 @@ const PACKED_HEAD_ROWS: usize = 128;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pass<'m> {
     pub model: &'m Decoder,
-    products: Products<'m>,
+    pub(super) products: Products<'m>,
 }
 
 impl<'m> Pass<'m> {
@@ -162,7 +162,13 @@ impl<'m> Pass<'m> {
             self.model.turn(l, rows, 1.0);
             let probabilities;
             (probabilities, rest) = rest.split_at_mut(attention.probabilities_len(span.len));
-            attention.forward(span.len, rows, probabilities, &mut tape.mixed[span.of(c.query_width())]);
+            let mixed = &mut tape.mixed[span.of(c.query_width())];
+            match self.products {
+                Products::Exact => attention.forward(span.len, rows, probabilities, mixed),
+                Products::Packed(_) => {
+                    attention.forward_direct(span.len, rows, probabilities, mixed, &mut scratch.attention);
+                }
+            }
         }
     }
 
@@ -255,6 +261,23 @@ impl<'m> Pass<'m> {
 /// Pieces of at most [`HEAD_ROWS`] of the positions that predict.
 pub(super) fn head_pieces(positions: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     positions.clone().step_by(HEAD_ROWS).map(move |start| start..(start + HEAD_ROWS).min(positions.end))
+}
+
+/// Neighbouring sequences of the lengths `lens` in packs of at most `rows` rows (a longer sequence is a pack of its own).
+pub(crate) fn packs(lens: impl Iterator<Item = usize>, rows: usize) -> Vec<Range<usize>> {
+    let mut packs: Vec<Range<usize>> = vec![];
+    let mut room = 0;
+    for (index, len) in lens.enumerate() {
+        match packs.last_mut() {
+            Some(pack) if len <= room => pack.end = index + 1,
+            _ => {
+                packs.push(index..index + 1);
+                room = rows;
+            }
+        }
+        room = room.saturating_sub(len);
+    }
+    packs
 }
 
 /// A norm that the topology says exists.

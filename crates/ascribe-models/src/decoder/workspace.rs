@@ -8,6 +8,7 @@ use ascribe_linalg::packed::RoundedRows;
 use super::Decoder;
 use crate::arch::{NormKind, QkNorm, Topology};
 use crate::ops::norm::NormTape;
+use crate::ops::short::Buffers;
 
 /// The rows of one sequence within a pack.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -143,6 +144,8 @@ pub(crate) struct Scratch {
     pub d_scores: Vec<f32>,
     /// Gains of a norm as they multiply.
     pub gain: Vec<f32>,
+    /// The same in the packed route.
+    pub attention: Buffers,
     /// Rows of a product rounded to bf16.
     pub rounded: RoundedRows,
 }
@@ -207,7 +210,7 @@ impl Workspace {
                 d_heads: if has_qk { room(2 * q) } else { vec![] },
                 d_scores: vec![],
                 gain: Vec::with_capacity(if c.arch.norm == NormKind::RmsPlusOne { d.max(q) } else { 0 }),
-                rounded: RoundedRows::new(),
+                ..Scratch::default()
             },
             ..Self::default()
         }

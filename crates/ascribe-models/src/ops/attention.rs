@@ -60,7 +60,7 @@ impl Attention {
     }
 
     /// Columns of the query, key and value of query head `h` in a row of `qkv`.
-    fn columns(&self, h: usize) -> [Range<usize>; 3] {
+    pub(super) fn columns(&self, h: usize) -> [Range<usize>; 3] {
         let Heads { queries, keys, width: w } = self.heads;
         let [query, key, value] = match self.order {
             QkvOrder::Blocked => {
@@ -73,7 +73,7 @@ impl Attention {
     }
 
     /// Keys that some query of `block` sees.
-    fn keys(&self, block: &Range<usize>, t: usize) -> Range<usize> {
+    pub(super) fn keys(&self, block: &Range<usize>, t: usize) -> Range<usize> {
         if self.causal { (block.start + 1).saturating_sub(self.window)..block.end } else { 0..t }
     }
 
@@ -167,7 +167,7 @@ impl Attention {
     }
 }
 
-fn blocks(t: usize) -> impl Iterator<Item = Range<usize>> {
+pub(super) fn blocks(t: usize) -> impl Iterator<Item = Range<usize>> {
     (0..t).step_by(BLOCK).map(move |start| start..(start + BLOCK).min(t))
 }
 
@@ -213,6 +213,7 @@ pub(super) mod tests {
         }
         let (mut d_qkv, mut scratch) = (vec![f32::NAN; qkv.len()], vec![f32::NAN; spec.scratch_len(t)]);
         spec.backward(t, &qkv, &p, &d_out, &mut d_qkv, &mut scratch);
+        direct(&spec, t, &qkv, &d_out, &out, &d_qkv);
         let loss =
             |qkv: &[f64]| -> f64 { reference(&spec, t, qkv).iter().zip(&d_out).map(|(a, &b)| a * f64::from(b)).sum() };
         // Every number of a short sequence, a sample of a long one.
@@ -225,6 +226,23 @@ pub(super) mod tests {
             let quotient = (moved(1e-5) - moved(-1e-5)) / 2e-5;
             assert!((quotient - f64::from(d_qkv[i])).abs() < 2e-5, "{spec:?} {i}: {quotient} {}", d_qkv[i]);
         }
+    }
+
+    /// The packed route's products against those of this file; its bits do not depend on what its buffers held.
+    fn direct(spec: &Attention, t: usize, qkv: &[f32], d_out: &[f32], out: &[f32], d_qkv: &[f32]) {
+        let mut own = crate::ops::short::Buffers::default();
+        let mut run = |dirt: f32| {
+            let (mut p, mut got) = (vec![dirt; spec.probabilities_len(t)], vec![dirt; out.len()]);
+            spec.forward_direct(t, qkv, &mut p, &mut got, &mut own);
+            let mut d_got = vec![dirt; qkv.len()];
+            spec.backward_direct(t, qkv, &p, d_out, &mut d_got, &mut own);
+            (got, d_got)
+        };
+        let (got, d_got) = run(f32::NAN);
+        for (a, b) in got.iter().zip(out).chain(d_got.iter().zip(d_qkv)) {
+            assert!((a - b).abs() < 3e-6 * (1.0 + b.abs()), "{spec:?} {t}: {a} {b}");
+        }
+        assert_eq!(run(7.0), (got, d_got));
     }
 
     #[test]

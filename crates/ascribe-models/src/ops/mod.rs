@@ -7,6 +7,7 @@ pub(crate) mod attention;
 pub(crate) mod linear;
 pub(crate) mod norm;
 pub(crate) mod rope;
+pub(crate) mod short;
 
 #[cfg(test)]
 mod tests;

@@ -35,7 +35,7 @@ impl NormTape {
 
 /// Where the gradients of a norm's parameters are added.
 pub(crate) struct NormGradient<'a> {
-    /// `[width]`; empty where nobody asks for it (not with RMS norms, whose kernel always adds it).
+    /// `[width]`; empty where nobody asks for it.
     pub gain: &'a mut [f32],
     /// `[width]`, or empty where the norm has no bias or nobody asks for it.
     pub bias: &'a mut [f32],
