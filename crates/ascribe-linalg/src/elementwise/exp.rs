@@ -27,9 +27,29 @@ pub fn exp(x: f32) -> f32 {
     e * f32::from_bits((exponent << 23) as u32)
 }
 
+/// The last numbers of a row as a whole chunk: up to 15 exponentials one by one would cost more than the row before them.
+#[inline(always)]
+fn padded(rest: &[f32]) -> [f32; LANES] {
+    let mut last = [f32::NEG_INFINITY; LANES];
+    last[..rest.len()].copy_from_slice(rest);
+    last
+}
+
+/// `exp(rest − max)` as a chunk, added to the lanes; lanes behind the rest get nothing.
+#[inline(always)]
+fn exp_last(rest: &[f32], max: f32, lanes: &mut [f32; LANES]) -> [f32; LANES] {
+    let mut last = padded(rest);
+    for i in 0..LANES {
+        let e = exp(last[i] - max);
+        last[i] = if i < rest.len() { e } else { 0.0 };
+        lanes[i] += last[i];
+    }
+    last
+}
+
 /// The largest of a row (lanes, then the rest).
 #[inline(always)]
-fn row_max(row: &[f32]) -> f32 {
+pub(super) fn row_max(row: &[f32]) -> f32 {
     let (chunks, rest) = row.as_chunks::<LANES>();
     let mut lanes = [f32::NEG_INFINITY; LANES];
     for chunk in chunks {
@@ -37,15 +57,18 @@ fn row_max(row: &[f32]) -> f32 {
             lanes[i] = if chunk[i] > lanes[i] { chunk[i] } else { lanes[i] };
         }
     }
-    for (lane, &x) in lanes.iter_mut().zip(rest) {
-        *lane = if x > *lane { x } else { *lane };
+    if !rest.is_empty() {
+        let last = padded(rest);
+        for i in 0..LANES {
+            lanes[i] = if last[i] > lanes[i] { last[i] } else { lanes[i] };
+        }
     }
     max_lanes(lanes)
 }
 
 /// `row ← exp(row − max)`; returns the sum of the new row.
 #[inline(always)]
-fn exp_row(row: &mut [f32], max: f32) -> f32 {
+pub(super) fn exp_row(row: &mut [f32], max: f32) -> f32 {
     let (chunks, rest) = row.as_chunks_mut::<LANES>();
     let mut lanes = [0.0f32; LANES];
     for chunk in chunks {
@@ -54,9 +77,9 @@ fn exp_row(row: &mut [f32], max: f32) -> f32 {
             lanes[i] += chunk[i];
         }
     }
-    for (lane, x) in lanes.iter_mut().zip(rest) {
-        *x = exp(*x - max);
-        *lane += *x;
+    if !rest.is_empty() {
+        let last = exp_last(rest, max, &mut lanes);
+        rest.copy_from_slice(&last[..rest.len()]);
     }
     sum_lanes(lanes)
 }
@@ -71,14 +94,14 @@ fn exp_sum(row: &[f32], max: f32) -> f32 {
             lanes[i] += exp(chunk[i] - max);
         }
     }
-    for (lane, x) in lanes.iter_mut().zip(rest) {
-        *lane += exp(*x - max);
+    if !rest.is_empty() {
+        exp_last(rest, max, &mut lanes);
     }
     sum_lanes(lanes)
 }
 
 #[inline(always)]
-fn scale_row(row: &mut [f32], factor: f32) {
+pub(super) fn scale_row(row: &mut [f32], factor: f32) {
     for x in row {
         *x *= factor;
     }

@@ -6,6 +6,7 @@
 mod act;
 pub mod dispatch;
 mod exp;
+mod masked;
 mod norm;
 mod vector;
 
@@ -17,5 +18,6 @@ pub use exp::{
     banded_softmax, causal_softmax, cross_entropy, cross_entropy_backward, exp, silu_mul, silu_mul_backward,
     softmax_backward,
 };
+pub use masked::{masked_softmax, masked_softmax_backward};
 pub use norm::{add, add_row, layer_norm, layer_norm_backward, sum_rows};
 pub use vector::{AdamStep, adam_update, add_assign, dot, rms_norm, rms_norm_backward, rotate, scale, sum_squares};

@@ -24,8 +24,10 @@ mod route;
 mod rows;
 #[cfg(test)]
 mod tests;
+mod transpose;
 
 pub use direct::{Operand, multiply_direct};
 pub use matrix::PackedMatrix;
 pub use route::{Precision, isa};
 pub use rows::{RoundedRows, Rows};
+pub use transpose::transpose_scaled;
