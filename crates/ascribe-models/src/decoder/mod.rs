@@ -346,7 +346,7 @@ impl Decoder {
     }
 
     /// Checks lengths and token ids.
-    fn check_tokens(&self, sequences: &[Sequence<'_>]) -> Result<(), ModelError> {
+    pub(crate) fn check_tokens(&self, sequences: &[Sequence<'_>]) -> Result<(), ModelError> {
         let (context, vocabulary) = (self.config.max_position_embeddings, self.config.vocab_size);
         for (sequence, Sequence { tokens, .. }) in sequences.iter().enumerate() {
             if tokens.is_empty() || tokens.len() > context {

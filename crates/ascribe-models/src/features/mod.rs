@@ -7,6 +7,7 @@
 mod adapter;
 mod block;
 mod config;
+mod device;
 mod example;
 mod factored;
 mod ghost;

@@ -110,7 +110,8 @@ fn gemmas() -> Vec<(&'static str, DecoderConfig)> {
         logit_softcap: None,
         ..gemma2.clone()
     };
-    vec![("gemma 2", with(gemma2)), ("gemma 3", with(gemma3))]
+    // Heads of 8: normed heads of 4 numbers are sometimes so short that f32 loses the fifth digit of a gradient.
+    vec![("gemma 2", with(gemma2)), ("gemma 3", DecoderConfig { head_dim: 8, ..with(gemma3) })]
 }
 
 /// A model with no parameter at a special value: gains around 1 (around 0 where 1 is added), biases around 0.

@@ -1,11 +1,14 @@
 //! Decoders and encoders as candle graphs: the independent second route of the hand-written passes, for every family.
 //!
-//! Three routes through the same weights: candle's composed operators in f32 and f64, and, for a plain Llama, our kernels
-//! as candle operators. Logits, hidden states, losses and full gradients must agree; speed is not the purpose of
-//! [`GraphDecoder`].
+//! [`GraphDecoder`]: three routes through the same weights: candle's composed operators in f32 and f64, and, for a plain Llama, our kernels
+//! as candle operators. Logits, hidden states, losses and full gradients must agree; speed is not its purpose.
+//!
+//! [`GraphStage`]: projected gradient rows from batches on a device, with ways back of our own.
 
 mod fused;
 mod net;
+mod rates;
+mod stage;
 mod tables;
 
 use candle_core::DType;
@@ -14,6 +17,9 @@ use ndarray::Array2;
 use crate::decoder::{Decoder, Sequence};
 use crate::error::ModelError;
 use net::Net;
+pub use rates::{DeviceRate, device_rate, product_rate};
+pub(crate) use stage::{BlockPlan, SitePlan, TapPlan};
+pub use stage::{GraphStage, Numbers, Place, Placement, RowBlock};
 
 /// Which operators a graph is made of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,7 +69,7 @@ impl<'m> GraphDecoder<'m> {
     /// # Errors
     /// What the decoder refuses, and [`ModelError::Graph`].
     pub fn hidden(&self, tokens: &[u32]) -> Result<Array2<f32>, ModelError> {
-        self.decoder.check(&[Sequence::whole(tokens)])?;
+        self.decoder.check_tokens(&[Sequence::whole(tokens)])?;
         array(&self.net.hidden(tokens)?)
     }
 
