@@ -27,6 +27,37 @@ impl Digest {
     }
 }
 
+/// A digest in the making, of bytes that come in pieces.
+///
+/// ```
+/// use ascribe_core::{Digest, DigestStream};
+///
+/// let mut stream = DigestStream::default();
+/// stream.update(b"in ");
+/// stream.update(b"pieces");
+/// assert_eq!(stream.finish(), Digest::of(b"in pieces"));
+/// ```
+#[derive(Clone, Default)]
+pub struct DigestStream(Sha256);
+
+impl DigestStream {
+    /// Appends `bytes`.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The digest of everything that was appended.
+    pub fn finish(self) -> Digest {
+        Digest(self.0.finalize().into())
+    }
+}
+
+impl fmt::Debug for DigestStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("DigestStream")
+    }
+}
+
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&hex::encode(self.0))

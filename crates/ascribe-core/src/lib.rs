@@ -12,7 +12,7 @@ pub mod scores;
 pub mod shares;
 pub mod spec;
 
-pub use digest::Digest;
+pub use digest::{Digest, DigestStream};
 pub use features::{FeatureReader, FeatureSink, Features};
 pub use ids::{DatasetId, ExampleId, QueryId, RecordId, RecordSpan};
 pub use progress::{NoProgress, Progress};

@@ -31,6 +31,24 @@ pub enum Family {
     Bert,
 }
 
+impl Family {
+    /// The `model_type` of Hugging Face.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Mistral => "mistral",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+            Self::Olmo2 => "olmo2",
+            Self::Gpt2 => "gpt2",
+            Self::GptNeox => "gpt_neox",
+            Self::Gemma2 => "gemma2",
+            Self::Gemma3 => "gemma3_text",
+            Self::Bert => "bert",
+        }
+    }
+}
+
 /// How rows are normed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -46,6 +46,18 @@ pub enum ModelError {
         /// The tensor.
         tensor: String,
     },
+    /// The configuration asks for a tensor that the file does not hold, and the names there are those of another family.
+    #[error("{path}: tensor `{tensor}` is missing; the configuration says {expected}, the names in the file look like {found}", path = path.display())]
+    ForeignTensors {
+        /// The file.
+        path: PathBuf,
+        /// The first tensor that is missing.
+        tensor: String,
+        /// The family of the configuration.
+        expected: &'static str,
+        /// What has such names.
+        found: &'static str,
+    },
     /// The file holds a tensor that the configuration does not know: it describes another model.
     #[error("{path}: tensor `{tensor}` does not belong to this configuration", path = path.display())]
     ExtraTensor {

@@ -2,7 +2,8 @@
 
 For each model folder (Hugging Face layout) and one text of each registered dataset: the tokenizer gives the same ids, the
 weights load without a missing or unexpected tensor, and logits and losses agree. Both sides compute in f32; sums of a few
-hundred products differ in the last bits, hence the tolerances. The last line is `N passed, M failed`.
+hundred products differ in the last bits, hence the tolerances. With `--families` the same is asked about random models of
+every family (families.py). The last line is `N passed, M failed`.
 """
 
 import argparse
@@ -16,6 +17,8 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import families
 
 LOGITS_RTOL = 1e-4  # of the largest logit
 MEAN_NLL_ATOL = 1e-5  # nats per token
@@ -113,12 +116,22 @@ def check_model(tally: Tally, folder: Path, arguments: argparse.Namespace) -> No
         compare(tally, f"{folder.name} on {name}", facts, mean_nll, ids, model)
 
 
+def check_families(tally: Tally, arguments: argparse.Namespace) -> None:
+    file = arguments.families / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(file))
+    # Short texts of two datasets: long enough for every window, short enough for a quick answer.
+    chosen = dict(list(texts(arguments.datasets, tokenizer, 90).items())[:2])
+    families.check(tally, compare, run, lambda text: encode(tokenizer, text), chosen, (arguments.logits, arguments.ascribe),
+                   file, tokenizer.get_vocab_size())
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--ascribe", required=True, help="the built command")
     parser.add_argument("--logits", required=True, help="the built example `logits` of ascribe-tests")
     parser.add_argument("--datasets", type=Path, required=True)
     parser.add_argument("--any-size", action="store_true", help="do not hold the folders to the shipped model's limits")
+    parser.add_argument("--families", type=Path, help="a folder whose tokenizer random models of every family get")
     parser.add_argument("models", type=Path, nargs="+")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -126,6 +139,8 @@ def main() -> int:
     tally = Tally()
     for folder in arguments.models:
         check_model(tally, folder, arguments)
+    if arguments.families:
+        check_families(tally, arguments)
     print(f"{tally.passed} passed, {tally.failed} failed")
     return 1 if tally.failed or not tally.passed else 0
 

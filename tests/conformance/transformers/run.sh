@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Does PyTorch's `transformers` see the same model that Ascribe sees?
 #
-#   tests/conformance/transformers/run.sh [model folder ...]     (default: every folder of models/ with weights)
+#   tests/conformance/transformers/run.sh [model folder ...]
+#
+# Without arguments: every folder of models/ with weights, and random models of every family.
 #
 # Needs cargo, python3 with pip, readelf, nm and a C compiler; x86-64 Linux. Keeps a virtual environment of about 1.6 GB
 # under ~/.cache (ASCRIBE_VENV names another place). CARGO names another cargo.
@@ -21,6 +23,7 @@ broken() {
 }
 
 models=()
+families=()
 for model in "$@"; do
   models+=("$(realpath -- "$model")")
 done
@@ -28,6 +31,7 @@ if [ ${#models[@]} -eq 0 ]; then
   for weights in "$root"/models/*/model.safetensors; do
     [ -e "$weights" ] && models+=("$(dirname "$weights")")
   done
+  [ ${#models[@]} -gt 0 ] && families=(--families "${models[0]}")
 fi
 [ ${#models[@]} -gt 0 ] || broken "no folder of models/ has weights"
 
@@ -58,4 +62,4 @@ cd "$root"
 built=${CARGO_TARGET_DIR:-$root/target}/release
 export HF_HUB_OFFLINE=1
 "$venv/bin/python" "$here/check.py" --ascribe "$built/ascribe" --logits "$built/examples/logits" \
-  --datasets "$root/datasets" ${ASCRIBE_ANY_SIZE:+--any-size} "${models[@]}"
+  --datasets "$root/datasets" ${ASCRIBE_ANY_SIZE:+--any-size} ${families[@]+"${families[@]}"} "${models[@]}"

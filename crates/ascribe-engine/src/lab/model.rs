@@ -30,7 +30,7 @@ impl LabModel {
                 found: if dir.exists() { "a file".into() } else { "nothing".into() },
             });
         }
-        Ok(Self { dir: dir.into(), decoder: Decoder::load(dir, "model.safetensors")? })
+        Ok(Self { dir: dir.into(), decoder: Decoder::open(dir)? })
     }
 
     /// Loads the folder's tokenizer and checks that the model has all its ids.

@@ -76,7 +76,29 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Opens `config.json` and `weights_file` (safetensors, f32, bf16 or f16) of the folder `dir`.
+    /// Opens the model folder `dir`: `config.json` with `model.safetensors`, or with the shards that
+    /// `model.safetensors.index.json` names, or else the only `.gguf` file there. `dir` may also be a `.gguf` file.
+    ///
+    /// # Errors
+    /// No weights in any of these forms; else as [`Decoder::load`].
+    pub fn open(dir: &Path) -> Result<Self, ModelError> {
+        let path = match dir.extension() {
+            Some(extension) if extension == "gguf" && dir.is_file() => dir.to_path_buf(),
+            _ => match weights::find(dir)? {
+                weights::Source::Safetensors(file) => return Self::load(dir, file),
+                weights::Source::Gguf(file) => dir.join(file),
+            },
+        };
+        let (config, parameters) = crate::gguf::open(&path)?;
+        let mut decoder = Self::from_parameters(config, parameters)?;
+        decoder.file_digest = Some(weights::digest_of_file(&path)?);
+        Ok(decoder)
+    }
+
+    /// Opens `config.json` and `weights_file` (safetensors, f32, bf16 or f16; or the `.json` index of several) of the
+    /// folder `dir`.
+    ///
+    /// Memory: the weights in f32 and a megabyte; files are read once, front to back.
     ///
     /// # Errors
     /// A missing or foreign file, an unsupported configuration, a missing, extra, misshapen or non-finite tensor: each
@@ -84,14 +106,9 @@ impl Decoder {
     pub fn load(dir: &Path, weights_file: &str) -> Result<Self, ModelError> {
         let config = DecoderConfig::from_file(dir)?;
         let layout = ParameterLayout::new(&config);
-        let path = dir.join(weights_file);
-        // A tied model's file may hold its embedding twice.
-        let bytes = weights::read_capped(&path, layout.len() + config.vocab_size * config.hidden_size)?;
-        let file = weights::open(&bytes, &path)?;
-        let parameters = weights::fill(&file, &path, &layout, "")?;
-        weights::refuse_extra(&file, &path, &layout)?;
+        let (parameters, digest) = weights::load(dir, weights_file, &config, &layout)?;
         let mut decoder = Self::from_parts(config, layout, parameters);
-        decoder.file_digest = Some(Digest::of(&bytes));
+        decoder.file_digest = Some(digest);
         Ok(decoder)
     }
 
@@ -177,7 +194,8 @@ impl Decoder {
         weights::write_atomically(&dir.join(CONFIG_FILE), text.as_bytes())
     }
 
-    /// What the weights are: SHA-256 of the file they were loaded from, or, for weights that were never a file, of their
+    /// What the weights are: SHA-256 of the file they were loaded from (of shards, the SHA-256 of their SHA-256s in the
+    /// order of their names), or, for weights that were never a file, of their
     /// f32 little-endian bytes in the order of [`ParameterLayout`].
     pub fn weights_digest(&self) -> Digest {
         self.file_digest.unwrap_or_else(|| {

@@ -1,5 +1,12 @@
 //! Reading and writing of tensors in safetensors files. Files are hostile: sizes are capped before anything is read,
 //! every tensor is checked against the configuration, numbers must be finite.
+//!
+//! Weights of models, which come from anywhere, are read by `load`; files of our own (optimizer moments, training states)
+//! by [`fill`].
+
+mod load;
+mod names;
+mod shard;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
@@ -12,6 +19,8 @@ use serde_json::json;
 
 use crate::error::ModelError;
 use crate::layout::{ParameterLayout, ParameterSlot};
+
+pub(crate) use load::{Source, digest_of_file, find, load};
 
 /// What a file may hold beside the numbers: header, names, metadata.
 const MAX_OVERHEAD_BYTES: u64 = 16 << 20;
@@ -67,18 +76,13 @@ pub(crate) fn fill(
     Ok(flat)
 }
 
-/// Refuses tensors that no slot asks for. A tied model's file may repeat its embedding as `lm_head.weight` and keep the
-/// rotary tables of old versions; everything else means that the file belongs to another configuration.
+/// Refuses tensors that no slot asks for: the file belongs to another configuration.
 pub(crate) fn refuse_extra(file: &SafeTensors<'_>, path: &Path, layout: &ParameterLayout) -> Result<(), ModelError> {
     let known: BTreeSet<&str> = layout.slots().iter().map(|slot| slot.name.as_str()).collect();
     let mut names: Vec<&str> = file.names();
     names.sort_unstable();
     for name in names {
-        let copy_of_embedding = || {
-            let embedding = file.tensor(&layout.slots()[0].name).map(|tensor| tensor.data().to_vec());
-            name == "lm_head.weight" && file.tensor(name).map(|tensor| tensor.data().to_vec()).ok() == embedding.ok()
-        };
-        if !known.contains(name) && !name.ends_with("rotary_emb.inv_freq") && !copy_of_embedding() {
+        if !known.contains(name) {
             return Err(ModelError::ExtraTensor { path: path.into(), tensor: name.into() });
         }
     }
