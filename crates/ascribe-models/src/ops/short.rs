@@ -7,8 +7,8 @@
 
 use std::ops::Range;
 
-use ascribe_linalg::elementwise::{banded_softmax, soft_cap, soft_cap_backward, softmax_backward};
-use ascribe_linalg::packed::{Operand, multiply_direct};
+use ascribe_linalg::elementwise::{masked_softmax, masked_softmax_backward, soft_cap, soft_cap_backward};
+use ascribe_linalg::packed::{Operand, multiply_direct, transpose_scaled};
 
 use super::attention::{Attention, blocks};
 
@@ -44,17 +44,8 @@ fn strips(causal: bool, rows: usize, first: usize, columns: usize) -> impl Itera
 
 /// `out ← factor · columnsᵀ`: `columns` of `t` rows of `stride` numbers become `[width, t]`.
 fn transpose(rows: &[f32], stride: usize, columns: Range<usize>, t: usize, factor: f32, out: &mut Vec<f32>) {
-    out.resize(columns.len() * t, 0.0);
-    // Sixteen rows at a time: each line of the result is written once.
-    for first in (0..t).step_by(16) {
-        let last = (first + 16).min(t);
-        for (c, column) in columns.clone().enumerate() {
-            let line = &mut out[c * t + first..c * t + last];
-            for (out, row) in line.iter_mut().zip(first..last) {
-                *out = factor * rows[row * stride + column];
-            }
-        }
-    }
+    out.resize((columns.len() * t).max(out.len()), 0.0);
+    transpose_scaled([t, columns.len()], factor, (&rows[columns.start..], stride), (out, t));
 }
 
 impl Attention {
@@ -74,17 +65,14 @@ impl Attention {
                 (p, rest) = rest.split_at_mut(block.len() * n);
                 for Strip { rows, columns } in strips(self.causal, block.len(), block.start - keys.start, n) {
                     let m = rows.len();
-                    let p = &mut p[rows.start * n..];
+                    let p = &mut p[rows.start * n..(rows.end - 1) * n + columns];
                     let q = Operand::rows(&qkv[(block.start + rows.start) * stride + query.start..], stride);
                     multiply_direct([m, w, columns], q, (&own.turned[keys.start..], t), 0.0, (&mut *p, n));
-                    for (i, row) in p.chunks_mut(n).take(m).enumerate() {
-                        let row = &mut row[..columns];
-                        if let Some(cap) = self.soft_cap {
-                            soft_cap(row, cap);
-                        }
-                        let last = if self.causal { first + rows.start + i } else { columns };
-                        banded_softmax(row, columns, last, self.window);
+                    if let Some(cap) = self.soft_cap {
+                        p.chunks_mut(n).for_each(|row| soft_cap(&mut row[..columns], cap));
                     }
+                    let last = if self.causal { first + rows.start } else { columns };
+                    masked_softmax(p, n, columns, last, self.window);
                     let v = (&qkv[keys.start * stride + value.start..], stride);
                     let out = &mut out[(block.start + rows.start) * width + h * w..];
                     multiply_direct([m, columns, w], Operand::rows(p, n), v, 0.0, (out, width));
@@ -145,20 +133,17 @@ impl Attention {
         for Strip { rows, columns } in strips(self.causal, block.len(), block.start - keys.start, n) {
             let m = rows.len();
             let d_o = Operand::rows(&d_out[(block.start + rows.start) * width + h * w..], width);
-            let d_s = &mut d_scores[rows.start * n..];
+            let part = rows.start * n..(rows.end - 1) * n + columns;
+            let d_s = &mut d_scores[part.clone()];
             multiply_direct([m, w, columns], d_o, (&turned[keys.start..], t), 0.0, (&mut *d_s, n));
-            if self.soft_cap.is_some() {
+            masked_softmax_backward(&p[part], d_s, n, columns, self.scale);
+            if let Some(cap) = self.soft_cap {
                 capped.resize((m * columns).max(capped.len()), 0.0);
                 let q = Operand::rows(&qkv[(block.start + rows.start) * stride + query.start..], stride);
                 multiply_direct([m, w, columns], q, (&other[keys.start..], t), 0.0, (&mut *capped, columns));
-            }
-            for i in 0..m {
-                let d_s = &mut d_s[i * n..i * n + columns];
-                softmax_backward(&p[(rows.start + i) * n..][..columns], d_s, columns, self.scale);
-                if let Some(cap) = self.soft_cap {
-                    let scores = &mut capped[i * columns..(i + 1) * columns];
+                for (scores, d_s) in capped.chunks_exact_mut(columns).zip(d_s.chunks_mut(n)) {
                     soft_cap(scores, cap);
-                    soft_cap_backward(scores, cap, d_s);
+                    soft_cap_backward(scores, cap, &mut d_s[..columns]);
                 }
             }
         }
