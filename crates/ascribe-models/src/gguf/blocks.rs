@@ -22,10 +22,13 @@ pub(crate) enum Kind {
     Q4K,
     Q5K,
     Q6K,
+    Iq4Nl,
+    Iq4Xs,
 }
 
 /// What is read, for refusals.
-pub(crate) const SUPPORTED: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K or Q6_K";
+pub(crate) const SUPPORTED: &str =
+    "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL or IQ4_XS";
 
 impl Kind {
     /// The type of ggml's number `id`.
@@ -43,6 +46,8 @@ impl Kind {
             12 => Self::Q4K,
             13 => Self::Q5K,
             14 => Self::Q6K,
+            20 => Self::Iq4Nl,
+            23 => Self::Iq4Xs,
             30 => Self::Bf16,
             _ => return None,
         })
@@ -52,8 +57,8 @@ impl Kind {
     pub fn block_len(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 1,
-            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
-            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K => 256,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::Iq4Nl => 32,
+            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K | Self::Iq4Xs => 256,
         }
     }
 
@@ -62,7 +67,7 @@ impl Kind {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
-            Self::Q4_0 => 18,
+            Self::Q4_0 | Self::Iq4Nl => 18,
             Self::Q4_1 => 20,
             Self::Q5_0 => 22,
             Self::Q5_1 => 24,
@@ -72,6 +77,7 @@ impl Kind {
             Self::Q4K => 144,
             Self::Q5K => 176,
             Self::Q6K => 210,
+            Self::Iq4Xs => 136,
         }
     }
 
@@ -101,6 +107,8 @@ impl Kind {
             Self::Q4K => q4_k,
             Self::Q5K => q5_k,
             Self::Q6K => q6_k,
+            Self::Iq4Nl => iq4_nl,
+            Self::Iq4Xs => iq4_xs,
         };
         for (bytes, out) in bytes.chunks_exact(width).zip(out.chunks_exact_mut(len)) {
             block(bytes, out);
@@ -226,6 +234,26 @@ fn q6_k(b: &[u8], out: &mut [f32]) {
     }
 }
 
+/// The sixteen values of ggml's non-linear four bits.
+const LEVELS: [f32; 16] = [-127., -104., -83., -65., -49., -35., -22., -10., 1., 13., 25., 38., 53., 69., 89., 113.];
+
+fn iq4_nl(b: &[u8], out: &mut [f32]) {
+    let d = half_at(b, 0);
+    for (j, out) in out.iter_mut().enumerate() {
+        *out = d * LEVELS[usize::from(nibble(&b[2..], j))];
+    }
+}
+
+fn iq4_xs(b: &[u8], out: &mut [f32]) {
+    let (d, high, low, qs) = (half_at(b, 0), u16::from_le_bytes([b[2], b[3]]), &b[4..8], &b[8..136]);
+    for (j, out) in out.iter_mut().enumerate() {
+        let run = j / 32;
+        let bits = (low[run / 2] >> (4 * (run % 2))) & 15 | (((high >> (2 * run)) & 3) as u8) << 4;
+        let scale = d * (f32::from(bits) - 32.0);
+        *out = scale * LEVELS[usize::from(nibble(&qs[16 * run..], j % 32))];
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,7 +276,7 @@ mod tests {
 
     #[test]
     fn unknown_types_have_no_kind() {
-        assert!((0..64).filter(|&id| Kind::from_id(id).is_some()).count() == 13);
+        assert!((0..64).filter(|&id| Kind::from_id(id).is_some()).count() == 15);
         assert!(Kind::from_id(4).is_none() && Kind::from_id(u32::MAX).is_none());
     }
 }

@@ -13,7 +13,7 @@ use std::io::{BufReader, Read, Seek};
 use std::ops::Range;
 use std::path::Path;
 
-use container::Container;
+use container::{Container, Value};
 
 use crate::arch::{Family, NormKind, QkvOrder};
 use crate::config::DecoderConfig;
@@ -29,7 +29,7 @@ const ROPE_DIVISORS: &str = "rope_freqs.weight";
 /// [`ParameterLayout`], decoded to f32.
 ///
 /// Architectures `llama` (Llama, Mistral, SmolLM2), `qwen2`, `qwen3`, `gemma2`, `gemma3`, `gpt2`, `gptneox` and `olmo2`;
-/// numbers in F32, F16, BF16, `Q4_0`, `Q4_1`, `Q5_0`, `Q5_1`, `Q8_0` and `Q2_K` to `Q6_K`. What llama.cpp's converter does to tensors is undone:
+/// numbers in F32, F16, BF16, `Q4_0`, `Q4_1`, `Q5_0`, `Q5_1`, `Q8_0`, `Q2_K` to `Q6_K`, `IQ4_NL` and `IQ4_XS`. What llama.cpp's converter does to tensors is undone:
 /// rows of queries and keys that turn in neighbouring pairs stand in halves again (`llama`), fused products in the order of
 /// heads (`gptneox`), Conv1D weights `[in, out]` (`gpt2`), gains without their one (Gemma; exact to the last bit of an f32).
 /// An output layer that repeats the embedding bit for bit is tied to it. Memory: the f32 weights, one tensor of them
@@ -96,6 +96,16 @@ pub fn read(reader: impl Read + Seek, path: &Path) -> Result<(DecoderConfig, Vec
 
 fn configure<R: Read + Seek>(file: &mut Container<R>, path: &Path) -> Result<DecoderConfig, ModelError> {
     model::family(&file.metadata, path)?;
+    if let Some(parts) =
+        file.metadata.get("split.count").filter(|&n| ![Value::Integer(0), Value::Integer(1)].contains(n))
+    {
+        return Err(ModelError::Config {
+            path: path.into(),
+            field: "split.count",
+            expected: "a file that is whole (llama-gguf-split --merge joins the parts)".into(),
+            found: format!("{parts:?}"),
+        });
+    }
     let missing = || ModelError::MissingTensor { path: path.into(), tensor: EMBEDDING.into() };
     let embedding = file.tensors.get(EMBEDDING).cloned().ok_or_else(missing)?;
     let [vocab_size, _] = embedding.shape[..] else {
