@@ -43,6 +43,7 @@ mod layout;
 pub mod lora;
 mod ops;
 pub mod train;
+pub mod vision;
 mod weights;
 
 pub use arch::{Activation, Arch, Family, NormKind, Positions, QkNorm, QkvOrder, RopeScaling, Topology};

@@ -58,22 +58,34 @@ pub(crate) fn fill(
     let mut flat = vec![0.0f32; layout.len()];
     for slot in layout.slots() {
         let name = format!("{prefix}{}", slot.name);
-        let tensor =
-            file.tensor(&name).map_err(|_| ModelError::MissingTensor { path: path.into(), tensor: name.clone() })?;
-        if tensor.shape() != slot.shape {
-            let (expected, found) = (format!("shape {:?}", slot.shape), format!("shape {:?}", tensor.shape()));
-            return Err(ModelError::Tensor { path: path.into(), tensor: name, expected, found });
-        }
-        let out = &mut flat[slot.range.clone()];
-        decode(tensor.dtype(), tensor.data(), out).map_err(|found| ModelError::Tensor {
-            path: path.into(),
-            tensor: name.clone(),
-            expected: "F32, BF16 or F16".into(),
-            found,
-        })?;
-        check_finite(out, path, &name)?;
+        read_tensor(file, path, &name, &slot.shape, &mut flat[slot.range.clone()])?;
     }
     Ok(flat)
+}
+
+/// Fills `out` from the tensor `name` of `shape`.
+///
+/// # Errors
+/// As [`fill`].
+pub(crate) fn read_tensor(
+    file: &SafeTensors<'_>,
+    path: &Path,
+    name: &str,
+    shape: &[usize],
+    out: &mut [f32],
+) -> Result<(), ModelError> {
+    let tensor = file.tensor(name).map_err(|_| ModelError::MissingTensor { path: path.into(), tensor: name.into() })?;
+    if tensor.shape() != shape {
+        let (expected, found) = (format!("shape {shape:?}"), format!("shape {:?}", tensor.shape()));
+        return Err(ModelError::Tensor { path: path.into(), tensor: name.into(), expected, found });
+    }
+    decode(tensor.dtype(), tensor.data(), out).map_err(|found| ModelError::Tensor {
+        path: path.into(),
+        tensor: name.into(),
+        expected: "F32, BF16 or F16".into(),
+        found,
+    })?;
+    check_finite(out, path, name)
 }
 
 /// Refuses tensors that no slot asks for: the file belongs to another configuration.
@@ -119,6 +131,7 @@ pub(crate) fn check_finite(numbers: &[f32], path: &Path, tensor: &str) -> Result
 }
 
 /// A tensor to write: its name, shape and numbers.
+#[derive(Clone)]
 pub(crate) struct Tensor<'a> {
     pub name: String,
     pub shape: &'a [usize],
