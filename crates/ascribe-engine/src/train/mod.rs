@@ -2,6 +2,7 @@
 
 pub mod order;
 pub mod run;
+pub mod vision;
 
 use std::path::Path;
 

@@ -29,6 +29,7 @@ use crate::error::ModelError;
 use crate::lora::AdaptedDecoder;
 use block::Scratch;
 use factored::Factoring;
+pub(crate) use plan::matches;
 use plan::{Plan, mismatch};
 use sink::RowSink;
 

@@ -480,7 +480,7 @@ fn fused_norm_name(norm: Norm) -> String {
 }
 
 /// True if `name` is of the form `pattern`, where `*` stands for any text.
-fn matches(pattern: &str, name: &str) -> bool {
+pub(crate) fn matches(pattern: &str, name: &str) -> bool {
     let mut parts = pattern.split('*');
     let Some(mut rest) = parts.next().and_then(|head| name.strip_prefix(head)) else { return false };
     let mut parts: Vec<&str> = parts.collect();

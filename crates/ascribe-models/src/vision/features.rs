@@ -19,6 +19,7 @@ use super::loss::Objective;
 use super::network::{Node, Op};
 use super::pass::{Rows, Sink};
 use crate::error::ModelError;
+use crate::features::matches;
 use crate::ops::{matrix, matrix_mut};
 
 /// What is tapped in a classifier, and how much of it is kept.
@@ -278,14 +279,4 @@ fn fan(node: &Node) -> Option<(usize, usize, bool)> {
 
 fn positions(node: &Node) -> usize {
     if let Op::Conv { conv, .. } = &node.op { conv.area() } else { 1 }
-}
-
-/// True if `name` is of the form `pattern`, where `*` stands for any text.
-fn matches(pattern: &str, name: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == name,
-        Some((head, rest)) => name
-            .strip_prefix(head)
-            .is_some_and(|tail| (0..=tail.len()).any(|i| tail.is_char_boundary(i) && matches(rest, &tail[i..]))),
-    }
 }

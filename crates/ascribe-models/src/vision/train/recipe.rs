@@ -23,6 +23,7 @@ pub enum Optimizer {
         eps: f64,
     },
     /// Adam with decoupled decay (arXiv:1711.05101).
+    #[serde(rename = "adamw")]
     AdamW {
         /// Decay of the first moment.
         beta1: f64,
