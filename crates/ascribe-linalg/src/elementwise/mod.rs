@@ -19,10 +19,10 @@ pub use exp::{
     banded_softmax, causal_softmax, cross_entropy, cross_entropy_backward, exp, silu_mul, silu_mul_backward,
     softmax_backward,
 };
-pub use masked::{masked_softmax, masked_softmax_backward};
 pub use image::{
     SgdStep, add_bias, channel_affine, channel_backward, channel_products, channel_squares, channel_sums, dense_rows,
     dense_rows_backward, outer, relu, relu_backward, sgd_update,
 };
+pub use masked::{masked_softmax, masked_softmax_backward};
 pub use norm::{add, add_row, layer_norm, layer_norm_backward, sum_rows};
 pub use vector::{AdamStep, adam_update, add_assign, dot, rms_norm, rms_norm_backward, rotate, scale, sum_squares};
