@@ -77,6 +77,26 @@ fn shards_are_the_file_that_they_were_cut_from() {
     assert_eq!(cut.weights_digest(), Digest::of(&digests.collect::<Vec<u8>>()));
 }
 
+/// A model that also sees images keeps its text half under `text_config`, and its weights under longer names.
+#[test]
+fn the_text_half_of_a_model_with_images_is_the_text_model() {
+    let text: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(fixture("gemma3").join("config.json")).unwrap()).unwrap();
+    let images = serde_json::json!({
+        "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": text,
+        "vision_config": {"hidden_size": 1152}, "mm_tokens_per_image": 256,
+    });
+    let bytes = std::fs::read(fixture("gemma3").join("model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let tensors = file.tensors().into_iter().map(|(name, tensor)| (format!("language_model.{name}"), tensor));
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), images.to_string()).unwrap();
+    std::fs::write(dir.path().join("model.safetensors"), safetensors::serialize(tensors, None).unwrap()).unwrap();
+    let (found, expected) = (Decoder::open(dir.path()).unwrap(), Decoder::open(&fixture("gemma3")).unwrap());
+    assert_eq!(found.config(), expected.config());
+    assert_eq!(found.parameters(), expected.parameters());
+}
+
 /// A tensor to put beside the weights: name, type, shape.
 type Extra = (&'static str, Dtype, &'static [usize]);
 

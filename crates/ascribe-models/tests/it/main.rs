@@ -6,6 +6,7 @@ mod files;
 mod gguf;
 mod hostile;
 mod lora;
+mod published;
 mod taps;
 
 use std::path::{Path, PathBuf};
