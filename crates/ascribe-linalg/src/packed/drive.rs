@@ -1,17 +1,18 @@
 //! The loops around the tiles: which rows and columns meet when. No arithmetic.
 //!
-//! Blocks of k, then blocks of rows, then panels, then tiles: one block of a panel stays in the first cache while the rows
-//! pass it from the second. The order of additions to one number does not depend on any of it.
+//! Blocks of k, then blocks of rows, then panels, then tiles: a block of rows stays in the second cache while the panels pass
+//! it, and every panel is read once per block of rows. The order of additions to one number does not depend on any of it.
 #![allow(unsafe_code)] // tiles take raw pointers; the two callers check shapes against slices
 
 use super::layout::LANES;
 use super::route::Route;
 
-/// k steps per block: 256 steps of a three-line panel are 48 KiB; measured best of 128 to 1,024 (benches/SETTINGS.md).
-const STEP_BLOCK: usize = 256;
+/// k steps per block. A panel's block of 1,024 steps streams through the first cache; shorter blocks that stay in it measured
+/// slower, because the sums then go to memory and back more often (benches/SETTINGS.md).
+const STEP_BLOCK: usize = 1024;
 
-/// Rows per block: with [`STEP_BLOCK`] half a MiB of the left operand, half of a second cache.
-const ROW_BLOCK: usize = 512;
+/// Rows per block: with [`STEP_BLOCK`] one MiB of the left operand, a second cache.
+const ROW_BLOCK: usize = 256;
 
 /// One register tile: `mr × (nv·16)` numbers of the result over `depth` k steps.
 #[derive(Clone, Copy)]
