@@ -3,7 +3,7 @@
 use std::fs;
 
 use ascribe_methods::combine::{Calibration, Channel};
-use ascribe_models::{DecoderConfig, TrainRecipe, Trainer};
+use ascribe_models::{DecoderConfig, Schedule, TrainRecipe, Trainer};
 use ascribe_tests::golden;
 use ndarray::arr2;
 
@@ -19,6 +19,7 @@ fn recipe() -> TrainRecipe {
         lr_peak: 1e-2,
         lr_floor: 1e-3,
         warmup_steps: 2,
+        schedule: Schedule::Cosine,
         weight_decay: 0.1,
         beta1: 0.9,
         beta2: 0.95,

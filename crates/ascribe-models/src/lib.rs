@@ -6,14 +6,14 @@
 //! dataset is, what a gradient is used for, money.
 //!
 //! ```
-//! use ascribe_models::{DecoderConfig, GradientStage, Sequence, TapConfig, TrainRecipe, Trainer};
+//! use ascribe_models::{DecoderConfig, GradientStage, Schedule, Sequence, TapConfig, TrainRecipe, Trainer};
 //!
 //! # fn main() -> Result<(), ascribe_models::ModelError> {
 //! // 32 words, width 16, feed-forward 24, one layer, two heads, 8 positions.
 //! let config = DecoderConfig::llama(32, 16, 24, 1, 2, 2, 8);
 //! let recipe = TrainRecipe {
-//!     steps: 20, batch: 2, micro_batch: 1, lr_peak: 1e-2, lr_floor: 1e-3, warmup_steps: 2, weight_decay: 0.1,
-//!     beta1: 0.9, beta2: 0.95, eps: 1e-8, clip_norm: 1.0, init_seed: 1, checkpoint_steps: vec![20],
+//!     steps: 20, batch: 2, micro_batch: 1, lr_peak: 1e-2, lr_floor: 1e-3, warmup_steps: 2, schedule: Schedule::Cosine,
+//!     weight_decay: 0.1, beta1: 0.9, beta2: 0.95, eps: 1e-8, clip_norm: 1.0, init_seed: 1, checkpoint_steps: vec![20],
 //! };
 //! let texts: [&[u32]; 2] = [&[1, 2, 3, 1, 2, 3], &[5, 6, 5, 6, 5, 6]];
 //! let mut trainer = Trainer::new(config, recipe)?;
@@ -52,4 +52,4 @@ pub use decoder::{Decoder, Loss, Sequence};
 pub use error::ModelError;
 pub use features::{Example, GhostProducts, GradientStage, Granularity, Normalizer, Projection, RowReport, TapConfig};
 pub use layout::{ParameterLayout, ParameterSlot};
-pub use train::{StepReport, TrainRecipe, Trainer};
+pub use train::{Schedule, StepReport, TrainRecipe, Trainer};

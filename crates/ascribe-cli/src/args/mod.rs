@@ -1,6 +1,7 @@
 //! Arguments.
 
 pub mod lab;
+pub mod training;
 
 use std::path::PathBuf;
 
@@ -96,14 +97,17 @@ pub enum Command {
     #[command(after_help = "Example:\n  ascribe report --out out/demo")]
     Report(RunArgs),
     /// Train the model of a recipe on the registered datasets; resumes.
-    #[command(after_help = "Example:\n  ascribe train models/wren/recipe.toml --out models/wren")]
-    Train {
-        /// Recipe file.
-        recipe: PathBuf,
-        /// Model folder to write.
-        #[arg(long, value_name = "DIR")]
-        out: PathBuf,
-    },
+    ///
+    /// With --config a new model of any supported family is trained on the records of a JSONL file.
+    #[command(after_help = "Example:\n  ascribe train models/wren/recipe.toml --out models/wren\n  \
+        ascribe train --config config.json --tokenizer tokenizer.json --data records.jsonl --out model --epochs 3")]
+    Train(training::TrainArgs),
+    /// Train a Hugging Face model folder further on the records of a JSONL file, whole or with a LoRA; resumes.
+    #[command(
+        after_help = "Example:\n  ascribe finetune --model path/to/model --data records.jsonl --out tuned --epochs 2 \
+        --lr 5e-5\n  ascribe finetune --model path/to/model --data records.jsonl --out adapter --lora-rank 16"
+    )]
+    Finetune(training::FinetuneArgs),
     /// The retrain bank: measured truth from leave-one-dataset-out trainings.
     #[command(subcommand)]
     Bank(BankCommand),

@@ -15,6 +15,7 @@ use ascribe_engine::{Home, audit, bank, demo, train};
 use ascribe_registry::{Registry, RunRecord};
 use serde_json::json;
 
+use crate::args::training::TrainArgs;
 use crate::args::{BankCommand, Cli, Command, Format, RegistryCommand, RunArgs};
 use crate::bars::{Bars, watch_interrupts};
 use crate::output::{print, table};
@@ -43,7 +44,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             print(format, &found, |f| format!("{} files made again, every byte the same", f.files))?;
         }
         Command::Registry(RegistryCommand::Verify { model }) => verify(&home, &model, format, &bars)?,
-        Command::Train { recipe, out } => {
+        Command::Train(TrainArgs { recipe: Some(recipe), out, .. }) => {
             let registry = Registry::open(&home.datasets())?;
             let report = train::run::run(&registry, &Recipe::read(&recipe)?, &out, &bars)?;
             print(format, &report, train_text)?;

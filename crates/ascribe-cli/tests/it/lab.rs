@@ -108,7 +108,7 @@ fn a_bad_record_stops_everything_before_the_store_is_there() {
 #[test]
 fn interrupted_features_go_on_to_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
-    let data = records(dir.path(), 2500);
+    let data = records(dir.path(), 1300);
     let (store, whole) = (dir.path().join("store"), dir.path().join("whole"));
     let mut command = ascribe();
     command.args(["features", "--model", &wren(), "--data"]).arg(&data).arg("--out").arg(&store);
@@ -127,7 +127,7 @@ fn interrupted_features_go_on_to_the_same_bytes() {
     assert!(stderr(&output).contains("stopped on request"), "{}", stderr(&output));
     assert!(!store.join("MANIFEST.json").exists());
     let done = object(&features(&data, &store, &[]))["examples_done"].as_u64().unwrap();
-    assert!((1..2500).contains(&done), "{done}");
+    assert!((1..1300).contains(&done), "{done}");
     object(&features(&data, &whole, &["--threads", "1"]));
     assert_eq!(shards(&store), shards(&whole));
 }
@@ -169,4 +169,114 @@ fn folders_that_are_no_models_are_refused_with_a_hint() {
     fs::copy(repository().join("models/wren/tokenizer.json"), model.join("tokenizer.json")).unwrap();
     let said = nll(&model);
     assert!(said.contains("vocab_size") && said.contains("has id"), "{said}");
+}
+
+/// A folder of `config.json` and weights of a fixture, and records of ids for it.
+fn small_model(dir: &Path) -> (String, String) {
+    let model = repository().join("crates/ascribe-models/tests/fixtures/gqa-tied");
+    let vocab: Value = serde_json::from_slice(&fs::read(model.join("config.json")).unwrap()).unwrap();
+    let vocab = vocab["vocab_size"].as_u64().unwrap();
+    let data = dir.join("ids.jsonl");
+    let ids = |i: u64| (0..8 + i % 5).map(|t| (t * 3 + i % 4) % vocab).collect::<Vec<u64>>();
+    let lines: Vec<String> = (0..40).map(|i| json!({ "input_ids": ids(i) }).to_string()).collect();
+    fs::write(&data, lines.join("\n")).unwrap();
+    (model.display().to_string(), data.display().to_string())
+}
+
+fn finetune(model: &str, data: &str, out: &Path, extra: &[&str]) -> Output {
+    let out = out.display().to_string();
+    let args = ["finetune", "--model", model, "--data", data, "--out", &out, "--format", "json", "--lr", "0.01"];
+    run(&[&args[..], &["--epochs", "6", "--held-out", data, "--checkpoint-every", "10"], extra].concat())
+}
+
+#[test]
+fn finetuning_learns_writes_a_model_folder_and_does_not_depend_on_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, data) = small_model(dir.path());
+    let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+    let said = object(&finetune(&model, &data, &one, &["--threads", "1"]));
+    // 240 sequences in batches of 8.
+    assert_eq!((&said["steps"], &said["examples"]), (&json!(30), &json!(40)));
+    assert_eq!(said["parameters"], said["trained_parameters"]);
+    let (before, after) = (said["held_out_before"].as_f64().unwrap(), said["held_out_after"].as_f64().unwrap());
+    assert!(after < 0.7 * before, "{said}");
+    let other = object(&finetune(&model, &data, &two, &["--threads", "2"]));
+    assert_eq!(said["weights_sha256"], other["weights_sha256"]);
+    // The result is a model folder, and so is a checkpoint; the loss that was told is the one that the folder gives.
+    let nll = |model: &Path| {
+        let args = ["nll", "--model", model.to_str().unwrap(), "--data", &data, "--format", "json"];
+        object(&run(&args))["nll"].as_f64().unwrap()
+    };
+    assert_eq!(nll(&one), after);
+    let checkpoint = one.join("checkpoints/step-000010");
+    assert!(nll(&checkpoint) > after && nll(&checkpoint) < before);
+    assert!(checkpoint.join("second_moments.safetensors").exists() && !one.join(".state").exists());
+    assert_eq!(fs::read_to_string(one.join("train_log.jsonl")).unwrap().lines().count(), 30);
+    // A finished run is told again; other settings do not overwrite it.
+    let again = object(&finetune(&model, &data, &one, &[]));
+    assert_eq!(again, said);
+    let output = finetune(&model, &data, &one, &["--train-seed", "2"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("a finished run of other settings"), "{}", stderr(&output));
+    let output = finetune(&model, &data, Path::new(&model), &[]);
+    assert!(stderr(&output).contains("another folder than the model's own"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_lora_leaves_the_weights_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, data) = small_model(dir.path());
+    let out = dir.path().join("adapter");
+    let said = object(&finetune(&model, &data, &out, &["--lora-rank", "2", "--lora-targets", "q_proj", "v_proj"]));
+    let count = |key: &str| said[key].as_u64().unwrap();
+    assert!(count("trained_parameters") < count("parameters") / 2, "{said}");
+    assert!(said["held_out_after"].as_f64().unwrap() < said["held_out_before"].as_f64().unwrap(), "{said}");
+    assert!(out.join("adapter_config.json").exists() && out.join("adapter_model.safetensors").exists());
+    assert!(!out.join("model.safetensors").exists());
+}
+
+#[test]
+fn a_new_model_is_trained_from_a_config() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, data) = small_model(dir.path());
+    let (config, out) = (format!("{model}/config.json"), dir.path().join("new"));
+    let out_text = out.display().to_string();
+    let args = ["train", "--config", &config, "--data", &data, "--out", &out_text, "--steps", "12", "--lr", "0.01"];
+    let said = object(&run(&[&args[..], &["--format", "json", "--schedule", "cosine"]].concat()));
+    assert!(said["last_loss"].as_f64().unwrap() < said["first_loss"].as_f64().unwrap(), "{said}");
+    assert!(out.join("model.safetensors").exists());
+}
+
+#[test]
+fn an_interrupted_finetuning_ends_with_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, data) = small_model(dir.path());
+    let (out, whole) = (dir.path().join("out"), dir.path().join("whole"));
+    let long = ["--steps", "4000", "--train-seed", "3"];
+    let mut command = ascribe();
+    command
+        .args(["finetune", "--model", &model, "--data", &data, "--out"])
+        .arg(&out)
+        .args(["--lr", "0.001"])
+        .args(long);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while !out.join(".state/settings.json").exists() && Instant::now() < deadline {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it had begun");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    std::thread::sleep(Duration::from_millis(60));
+    let sent = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(out.join(".state/train-state.safetensors").exists());
+    let finish = |out: &Path, threads: &str| {
+        let out = out.display().to_string();
+        let args = ["finetune", "--model", &model, "--data", &data, "--out", &out, "--format", "json", "--lr", "0.001"];
+        object(&run(&[&args[..], &long, &["--threads", threads]].concat()))
+    };
+    let (resumed, straight) = (finish(&out, "2"), finish(&whole, "1"));
+    assert!(resumed["tokens"].as_u64() < straight["tokens"].as_u64());
+    assert_eq!(resumed["weights_sha256"], straight["weights_sha256"]);
 }

@@ -5,4 +5,6 @@
 
 pub mod data;
 pub mod features;
+pub mod finetune;
 pub mod model;
+pub mod settings;

@@ -5,6 +5,7 @@
 
 mod recipe;
 mod state;
+mod subject;
 
 use std::ops::Range;
 use std::path::Path;
@@ -13,14 +14,16 @@ use ascribe_core::{Digest, RowType};
 use ascribe_linalg::elementwise::{AdamStep, adam_update, add_assign, sum_squares};
 use rayon::prelude::*;
 
-pub use recipe::TrainRecipe;
 #[cfg(test)]
 pub(crate) use recipe::tests::recipe as test_recipe;
+pub use recipe::{Schedule, TrainRecipe};
+use subject::Subject;
 
 use crate::config::DecoderConfig;
 use crate::decoder::{Decoder, Sequence};
 use crate::error::ModelError;
-use crate::gradient::FullGradient;
+use crate::layout::ParameterSlot;
+use crate::lora::{AdaptedDecoder, Adapter};
 use crate::weights::{self, Tensor};
 
 /// Parameters per task of the reduction and the update. A tensor is cut into such pieces; the squared norm adds their
@@ -42,15 +45,17 @@ pub struct StepReport {
     pub tokens: usize,
 }
 
-/// A decoder under training.
+/// A decoder under training: all its weights, or those of an adapter on it.
 #[derive(Clone, Debug)]
 pub struct Trainer {
-    decoder: Decoder,
+    subject: Subject,
     recipe: TrainRecipe,
     step: u32,
+    /// What is trained: name, shape and place in the flat vectors.
+    slots: Vec<ParameterSlot>,
     first_moments: Vec<f32>,
     second_moments: Vec<f32>,
-    /// One flat gradient per group of the batch, kept between steps.
+    /// One flat gradient per group that is worked on at the same time, kept between steps.
     groups: Vec<Vec<f32>>,
 }
 
@@ -69,65 +74,100 @@ impl Trainer {
     /// # Errors
     /// [`ModelError::Recipe`].
     pub fn from_decoder(decoder: Decoder, recipe: TrainRecipe) -> Result<Self, ModelError> {
+        Self::of(Subject::Whole(decoder), recipe)
+    }
+
+    /// Trains a LoRA and leaves the model's own weights alone, step 0, moments zero.
+    ///
+    /// # Errors
+    /// [`ModelError::Recipe`]; [`ModelError::Mismatch`] if the adapter belongs to another shape of model.
+    pub fn from_adapter(decoder: Decoder, adapter: Adapter, recipe: TrainRecipe) -> Result<Self, ModelError> {
+        let base = decoder.weights_digest();
+        Self::of(Subject::Adapter { adapted: AdaptedDecoder::new(decoder, adapter)?, base }, recipe)
+    }
+
+    fn of(subject: Subject, recipe: TrainRecipe) -> Result<Self, ModelError> {
         recipe.validate()?;
-        let zeros = vec![0.0; decoder.parameter_layout().len()];
-        Ok(Self { decoder, recipe, step: 0, first_moments: zeros.clone(), second_moments: zeros, groups: Vec::new() })
+        let slots = subject.slots();
+        let zeros = vec![0.0; subject.parameters().len()];
+        let (first_moments, second_moments) = (zeros.clone(), zeros);
+        Ok(Self { subject, recipe, step: 0, slots, first_moments, second_moments, groups: Vec::new() })
     }
 
     /// One optimiser step on the mean loss of all predictions in `batch`.
     ///
     /// Groups of `micro_batch` sequences run in parallel; sums follow the order of the batch. Cost: 6 operations per
-    /// parameter and token, and memory of one flat gradient per group.
+    /// parameter and token, and memory of one flat gradient per thread.
     ///
     /// # Errors
     /// [`ModelError::Length`], [`ModelError::Token`], [`ModelError::Recipe`] when nothing can be predicted or the recipe's
     /// steps are used up, [`ModelError::Diverged`]; the weights are as before then.
     pub fn step(&mut self, batch: &[&[u32]]) -> Result<StepReport, ModelError> {
         let sequences: Vec<Sequence<'_>> = batch.iter().map(|tokens| Sequence::whole(tokens)).collect();
-        self.decoder.check(&sequences)?;
+        self.step_on(&sequences)
+    }
+
+    /// [`Trainer::step`] on sequences of which a part counts.
+    ///
+    /// # Errors
+    /// Those of [`Trainer::step`].
+    pub fn step_on(&mut self, batch: &[Sequence<'_>]) -> Result<StepReport, ModelError> {
+        self.decoder().check(batch)?;
         let refuse =
             |field, expected: &str, found: String| Err(ModelError::Recipe { field, expected: expected.into(), found });
         if self.step >= self.recipe.steps {
             return refuse("steps", "a step within the recipe", format!("step {}", self.step + 1));
         }
-        let tokens: usize = sequences.iter().map(Sequence::n_predictions).sum();
+        let tokens: usize = batch.iter().map(Sequence::n_predictions).sum();
         if tokens == 0 {
             return refuse("batch", "at least one sequence of two tokens", format!("{} sequences", batch.len()));
         }
-        let nats = self.group_gradients(&sequences);
-        let loss = nats / tokens as f64;
-        let n_groups = sequences.len().div_ceil(self.recipe.micro_batch as usize);
-        let grad_norm = self.reduce(n_groups).sqrt() / tokens as f64;
+        let (nats, squared) = self.gradient(batch);
+        let (loss, grad_norm) = (nats / tokens as f64, squared.sqrt() / tokens as f64);
         for (what, found) in [("loss", loss), ("gradient norm", grad_norm)] {
             if !found.is_finite() {
                 return Err(ModelError::Diverged { step: self.step, what, found });
             }
         }
         let lr = self.recipe.learning_rate(self.step);
-        self.update(lr, (self.recipe.clip_norm / grad_norm).min(1.0) / tokens as f64);
+        self.update(lr, (self.recipe.clip_norm / grad_norm).min(1.0) / tokens as f64)?;
         self.step += 1;
         Ok(StepReport { step: self.step, loss, grad_norm, lr, tokens })
     }
 
-    /// Fills `groups` with the summed gradients of the batch's groups; returns the batch's summed loss.
-    fn group_gradients(&mut self, sequences: &[Sequence<'_>]) -> f64 {
+    /// Leaves the batch's summed gradient in the first of `groups`; returns the summed loss and the squared length.
+    ///
+    /// As many groups as there are threads are in memory at a time. They are added in their order, so the sum has the same
+    /// bytes for any number of them.
+    fn gradient(&mut self, batch: &[Sequence<'_>]) -> (f64, f64) {
         let micro_batch = self.recipe.micro_batch as usize;
-        let n_groups = sequences.len().div_ceil(micro_batch);
-        let len = self.decoder.parameter_layout().len();
-        if self.groups.len() < n_groups {
-            self.groups.resize_with(n_groups, || vec![0.0; len]);
+        let n_groups = batch.len().div_ceil(micro_batch);
+        let wave = rayon::current_num_threads().min(n_groups);
+        let len = self.subject.parameters().len();
+        let n_vectors = if n_groups > wave { wave + 1 } else { wave };
+        self.groups.resize_with(n_vectors, || vec![0.0; len]);
+        let (mut nats, mut squared) = (0.0, 0.0);
+        let mut left = batch;
+        while !left.is_empty() {
+            // The first wave makes the total out of its first group.
+            let is_first = left.len() == batch.len();
+            let (now, later) = left.split_at((wave * micro_batch).min(left.len()));
+            let used = now.len().div_ceil(micro_batch);
+            let vectors = if is_first { &mut self.groups[..used] } else { &mut self.groups[1..=used] };
+            let subject = &self.subject;
+            let losses: Vec<f64> = vectors
+                .par_iter_mut()
+                .zip(now.par_chunks(micro_batch))
+                .map(|(flat, group)| {
+                    flat.fill(0.0);
+                    subject.add_gradient(group, flat)
+                })
+                .collect();
+            nats = losses.into_iter().fold(nats, |sum, loss| sum + loss);
+            squared = self.reduce(if is_first { used } else { used + 1 });
+            left = later;
         }
-        let decoder = &self.decoder;
-        let group = |(flat, group): (&mut Vec<f32>, &[Sequence<'_>])| {
-            flat.fill(0.0);
-            decoder.pool().with(|ws| {
-                let mut sink = FullGradient::new(decoder, flat);
-                group.iter().map(|&sequence| decoder.backward(sequence, ws, &mut sink)).sum::<f64>()
-            })
-        };
-        let nats: Vec<f64> =
-            self.groups[..n_groups].par_iter_mut().zip(sequences.par_chunks(micro_batch)).map(group).collect();
-        nats.into_iter().sum()
+        (nats, squared)
     }
 
     /// Adds the groups' gradients into the first, in order; returns the squared length of the sum.
@@ -142,7 +182,7 @@ impl Trainer {
         squares.into_iter().sum()
     }
 
-    fn update(&mut self, lr: f64, grad_scale: f64) {
+    fn update(&mut self, lr: f64, grad_scale: f64) -> Result<(), ModelError> {
         let recipe = &self.recipe;
         let t = i32::try_from(self.step + 1).unwrap_or(i32::MAX);
         let adam = |decay: f64| AdamStep {
@@ -155,12 +195,12 @@ impl Trainer {
             eps: recipe.eps as f32,
         };
         let (with_decay, without) = (adam(recipe.weight_decay), adam(0.0));
-        let layout = self.decoder.parameter_layout().clone();
         let gradient = &self.groups[0];
-        let mut parameters = self.decoder.parameters_mut();
+        let mut copy = Vec::new();
+        let mut parameters = self.subject.parameters_mut(&mut copy);
         let (mut m, mut v) = (&mut self.first_moments[..], &mut self.second_moments[..]);
         let mut tasks = Vec::new();
-        for slot in layout.slots() {
+        for slot in &self.slots {
             let step = if slot.is_matrix() { with_decay } else { without };
             for range in pieces(slot.range.clone()) {
                 let (mine, first, second);
@@ -171,16 +211,33 @@ impl Trainer {
             }
         }
         tasks.into_par_iter().for_each(|(step, p, g, m, v)| adam_update(&step, p, g, m, v));
+        self.subject.merge(&copy)
     }
 
-    /// The decoder as it is now.
+    /// The decoder as it is now; with an adapter, the adapter merged in.
     pub fn decoder(&self) -> &Decoder {
-        &self.decoder
+        self.subject.decoder()
+    }
+
+    /// The adapter, if one is trained.
+    pub fn adapter(&self) -> Option<&Adapter> {
+        match &self.subject {
+            Subject::Whole(_) => None,
+            Subject::Adapter { adapted, .. } => Some(adapted.adapter()),
+        }
+    }
+
+    /// Number of trained weights.
+    pub fn n_trained(&self) -> usize {
+        self.subject.parameters().len()
     }
 
     /// Ends the training.
     pub fn into_decoder(self) -> Decoder {
-        self.decoder
+        match self.subject {
+            Subject::Whole(decoder) => decoder,
+            Subject::Adapter { adapted, .. } => adapted.into_decoder(),
+        }
     }
 
     /// The recipe.
@@ -198,7 +255,7 @@ impl Trainer {
         self.recipe.checkpoint_steps.contains(&self.step)
     }
 
-    /// Running means of squared gradients (AdamW's second moments), flat, in the order of the parameters.
+    /// Running means of squared gradients (AdamW's second moments), flat, in the order of the trained parameters.
     pub fn second_moments(&self) -> &[f32] {
         &self.second_moments
     }
@@ -215,7 +272,7 @@ impl Trainer {
             ("quantity".into(), "adam_second_moment".into()),
             ("step".into(), self.step.to_string()),
         ];
-        let tensors = Tensor::of_layout(self.decoder.parameter_layout(), &self.second_moments, "");
+        let tensors = tensors(&self.slots, &self.second_moments, "");
         weights::write_atomically(path, &weights::to_bytes(&tensors, row_type, &metadata.into()))
     }
 }
@@ -237,6 +294,16 @@ pub fn load_second_moments(config: &DecoderConfig, path: &Path) -> Result<Vec<f3
         }
     }
     Ok(flat)
+}
+
+/// Tensors of a flat vector, named `prefix + slot name`.
+fn tensors<'a>(slots: &'a [ParameterSlot], flat: &'a [f32], prefix: &str) -> Vec<Tensor<'a>> {
+    let tensor = |slot: &'a ParameterSlot| Tensor {
+        name: format!("{prefix}{}", slot.name),
+        shape: &slot.shape,
+        numbers: &flat[slot.range.clone()],
+    };
+    slots.iter().map(tensor).collect()
 }
 
 fn pieces(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {

@@ -4,6 +4,26 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::ModelError;
 
+/// How the learning rate goes from the end of the warm-up to the last step.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// Half a cosine from `lr_peak` to `lr_floor`.
+    #[default]
+    Cosine,
+    /// A straight line from `lr_peak` to `lr_floor`.
+    Linear,
+    /// `lr_peak` throughout; `lr_floor` is not used.
+    Constant,
+}
+
+impl Schedule {
+    /// Recipes that were written before there was a choice say nothing, and their digests stay.
+    fn is_cosine(&self) -> bool {
+        *self == Self::Cosine
+    }
+}
+
 /// Everything that decides the weights besides the data and the shape.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -21,6 +41,9 @@ pub struct TrainRecipe {
     pub lr_floor: f64,
     /// Steps of linear warm-up.
     pub warmup_steps: u32,
+    /// What comes after the warm-up.
+    #[serde(default, skip_serializing_if = "Schedule::is_cosine")]
+    pub schedule: Schedule,
     /// Decoupled weight decay of matrices; norms have none.
     pub weight_decay: f64,
     /// Decay of the first moment.
@@ -83,14 +106,19 @@ impl TrainRecipe {
         Ok(())
     }
 
-    /// Learning rate of step `step` (from 0): linear to `lr_peak` over the warm-up, then half a cosine to `lr_floor`.
+    /// Learning rate of step `step` (from 0): linear to `lr_peak` over the warm-up, then as [`Schedule`] says; the last step
+    /// has `lr_floor` (unless the rate is constant).
     pub fn learning_rate(&self, step: u32) -> f64 {
         if step < self.warmup_steps {
             return self.lr_peak * f64::from(step + 1) / f64::from(self.warmup_steps);
         }
         let left = f64::from((self.steps - self.warmup_steps).max(2) - 1);
         let progress = (f64::from(step - self.warmup_steps) / left).min(1.0);
-        let fall = 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
+        let fall = match self.schedule {
+            Schedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
+            Schedule::Linear => 1.0 - progress,
+            Schedule::Constant => return self.lr_peak,
+        };
         self.lr_floor + (self.lr_peak - self.lr_floor) * fall
     }
 }
@@ -108,6 +136,7 @@ pub(crate) mod tests {
             lr_peak: 3e-3,
             lr_floor: 3e-4,
             warmup_steps: 2.min(steps),
+            schedule: Schedule::Cosine,
             weight_decay: 0.1,
             beta1: 0.9,
             beta2: 0.95,
@@ -127,6 +156,29 @@ pub(crate) mod tests {
         // Half of the way down the cosine: the middle of peak and floor.
         assert!((recipe.learning_rate(55) - 1.65e-3).abs() < 1e-9);
         assert!((recipe.learning_rate(100) - 3e-4).abs() < 1e-12);
+    }
+
+    #[test]
+    fn schedules_differ_after_the_warm_up_only() {
+        let with = |schedule| TrainRecipe { warmup_steps: 10, schedule, ..recipe(101) };
+        let (linear, constant) = (with(Schedule::Linear), with(Schedule::Constant));
+        assert_eq!(linear.learning_rate(4), constant.learning_rate(4));
+        assert!((linear.learning_rate(10) - 3e-3).abs() < 1e-12);
+        // A third of the way from 3e-3 to 3e-4.
+        assert!((linear.learning_rate(40) - 2.1e-3).abs() < 1e-9);
+        assert!((linear.learning_rate(100) - 3e-4).abs() < 1e-12);
+        assert!((10..101).all(|step| constant.learning_rate(step) == 3e-3));
+    }
+
+    #[test]
+    fn recipes_of_before_read_and_write_as_they_did() {
+        let json = serde_json::to_string(&recipe(4)).unwrap();
+        assert!(!json.contains("schedule"), "{json}");
+        assert_eq!(serde_json::from_str::<TrainRecipe>(&json).unwrap(), recipe(4));
+        let linear = TrainRecipe { schedule: Schedule::Linear, ..recipe(4) };
+        let json = serde_json::to_string(&linear).unwrap();
+        assert!(json.contains("\"schedule\":\"linear\""), "{json}");
+        assert_eq!(serde_json::from_str::<TrainRecipe>(&json).unwrap(), linear);
     }
 
     #[test]
