@@ -70,6 +70,20 @@ pub enum EngineError {
         /// Found.
         found: String,
     },
+    /// A stage needs more than the machine has.
+    #[error("{stage}: expected {expected} of {what}, found {found}; hint: {hint}")]
+    DoesNotFit {
+        /// The stage.
+        stage: &'static str,
+        /// `memory` or `disk`.
+        what: &'static str,
+        /// Needed.
+        expected: String,
+        /// Available.
+        found: String,
+        /// Settings to change.
+        hint: &'static str,
+    },
     /// Reading or writing failed.
     #[error("{path}: {source}", path = path.display())]
     Io {

@@ -40,6 +40,7 @@ pub mod gguf;
 mod gradient;
 pub mod graph;
 mod layout;
+pub mod memory;
 pub mod lora;
 mod ops;
 pub mod train;

@@ -9,6 +9,7 @@ use ascribe_models::features::{Granularity, Projection};
 use ascribe_models::{Loss, TapConfig};
 use clap::{Args, ValueEnum};
 
+use super::training::NumberArgs;
 use super::{DEFAULT_RUN, RunArgs};
 
 /// Default projector seed.
@@ -181,6 +182,32 @@ impl From<RowTypeArg> for RowType {
             RowTypeArg::F16 => Self::F16,
         }
     }
+}
+
+/// What is to be planned.
+#[derive(Clone, Debug, Args)]
+pub struct PlanArgs {
+    /// Hugging Face model folder.
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// JSONL records.
+    #[arg(long, value_name = "FILE")]
+    pub data: PathBuf,
+    /// Where the store or the run would go: whose disk is asked.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub out: PathBuf,
+    /// Plan the training of a LoRA of this rank.
+    #[arg(long, value_name = "R")]
+    pub lora_rank: Option<usize>,
+    /// How records are read.
+    #[command(flatten)]
+    pub records: RecordArgs,
+    /// What is tapped and kept.
+    #[command(flatten)]
+    pub taps: TapArgs,
+    /// How long training would be, and how large its batches.
+    #[command(flatten)]
+    pub numbers: NumberArgs,
 }
 
 /// Text or records to read with a model.

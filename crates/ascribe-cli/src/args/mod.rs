@@ -111,6 +111,9 @@ pub enum Command {
     /// The retrain bank: measured truth from leave-one-dataset-out trainings.
     #[command(subcommand)]
     Bank(BankCommand),
+    /// Memory, disk and time of `features` and `finetune` before they begin; refuses what cannot fit.
+    #[command(after_help = "Example:\n  ascribe plan --model path/to/model --data records.jsonl --format json")]
+    Plan(lab::PlanArgs),
     /// Mean negative log-likelihood of a text under a Hugging Face model folder.
     #[command(after_help = "Example:\n  ascribe nll --model models/wren --text README.md --format json")]
     Nll(lab::NllArgs),

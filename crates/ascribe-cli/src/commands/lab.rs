@@ -1,16 +1,19 @@
 //! Commands on somebody's own model folder: they need no datasets/ and models/.
 
+use std::io::Write as _;
 use std::path::Path;
+use std::process::ExitCode;
 
 use anyhow::Result;
 use ascribe_engine::lab::features::{self, FeaturesReport, FeaturesRequest};
 use ascribe_engine::lab::finetune::{self, FinetuneReport, FinetuneRequest, Start};
+use ascribe_engine::lab::plan::{self, Plan, PlanRequest, mib};
 use ascribe_engine::nll;
 
-use crate::args::lab::{FeaturesArgs, NllArgs, special_tokens};
+use crate::args::lab::{FeaturesArgs, NllArgs, PlanArgs, special_tokens};
 use crate::args::{Command, Format};
 use crate::bars::Bars;
-use crate::output::print;
+use crate::output::{print, table};
 
 /// Highest learning rates of those who name none.
 const FINETUNE_LR: f64 = 2e-5;
@@ -21,7 +24,7 @@ const TRAIN_LR: f64 = 3e-4;
 ///
 /// # Errors
 /// Whatever the engine refuses.
-pub fn run(command: &Command, format: Format, bars: &Bars) -> Result<bool> {
+pub fn run(command: &Command, format: Format, bars: &Bars) -> Result<Option<ExitCode>> {
     match command {
         Command::Nll(args) => nll(args, format)?,
         Command::Features(FeaturesArgs { model: Some(model), out: Some(out), data: Some(data), records, taps }) => {
@@ -36,6 +39,7 @@ pub fn run(command: &Command, format: Format, bars: &Bars) -> Result<bool> {
             };
             print(format, &features::run(&request, bars)?, features_text)?;
         }
+        Command::Plan(args) => return plan(args, format, bars).map(Some),
         Command::Finetune(args) => {
             let default_lr = if args.lora_rank.is_some() { LORA_LR } else { FINETUNE_LR };
             let request = FinetuneRequest {
@@ -51,7 +55,7 @@ pub fn run(command: &Command, format: Format, bars: &Bars) -> Result<bool> {
             print(format, &finetune::run(&request, bars)?, |r| finetune_text(r, &args.out))?;
         }
         Command::Train(args) => {
-            let (Some(config), Some(data)) = (&args.config, &args.data) else { return Ok(false) };
+            let (Some(config), Some(data)) = (&args.config, &args.data) else { return Ok(None) };
             let request = FinetuneRequest {
                 start: Start::Config { config: config.clone(), tokenizer: args.tokenizer.clone() },
                 data: data.clone(),
@@ -64,9 +68,9 @@ pub fn run(command: &Command, format: Format, bars: &Bars) -> Result<bool> {
             };
             print(format, &finetune::run(&request, bars)?, |r| finetune_text(r, &args.out))?;
         }
-        _ => return Ok(false),
+        _ => return Ok(None),
     }
-    Ok(true)
+    Ok(Some(ExitCode::SUCCESS))
 }
 
 fn nll(args: &NllArgs, format: Format) -> Result<()> {
@@ -114,4 +118,62 @@ fn finetune_text(r: &FinetuneReport, out: &Path) -> String {
         r.peak_rss_mib,
         out.display()
     )
+}
+
+/// Prints the plan; what does not fit is told on stderr, with exit code 1.
+fn plan(args: &PlanArgs, format: Format, bars: &Bars) -> Result<ExitCode> {
+    let request = PlanRequest {
+        model: args.model.clone(),
+        data: args.data.clone(),
+        out: args.out.clone(),
+        options: args.records.options(),
+        special_tokens: args.records.special_tokens(),
+        taps: args.taps.config(),
+        row_type: args.taps.row_type.into(),
+        settings: args.numbers.settings(FINETUNE_LR),
+        lora_rank: args.lora_rank,
+    };
+    let plan = plan::run(&request, bars)?;
+    print(format, &plan, plan_text)?;
+    for problem in &plan.problems {
+        // If stderr is closed the exit code still tells.
+        let _ = writeln!(std::io::stderr(), "error: {problem}");
+    }
+    Ok(if plan.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+fn plan_text(plan: &Plan) -> String {
+    let or_unknown = |bytes: Option<u64>| bytes.map_or("unknown".to_owned(), mib);
+    let mut text = format!(
+        "{} parameters; {} examples of {} records, {} tokens, the longest {}; {} numbers a row\n\
+         {} threads; memory {}, disk {}\n\n",
+        plan.parameters,
+        plan.examples,
+        plan.records,
+        plan.tokens,
+        plan.longest,
+        plan.dim,
+        plan.threads,
+        or_unknown(plan.ram_available_bytes),
+        or_unknown(plan.disk_available_bytes)
+    );
+    for stage in &plan.stages {
+        let seconds = stage.seconds.map_or(String::new(), |s| format!(", about {s:.0} s"));
+        let rate = stage.tokens_per_cpu_second.map_or(String::new(), |r| format!(" at {r:.0} tokens per CPU-second"));
+        let (ram, disk) = (mib(stage.ram_bytes), mib(stage.disk_bytes));
+        text.push_str(&format!("{}: memory {ram}, disk {disk}{seconds}{rate}\n", stage.stage));
+        let rows: Vec<Vec<String>> =
+            stage.ram.iter().map(|item| vec![format!("  {}", item.what), mib(item.bytes)]).collect();
+        text.push_str(&table(&["  memory", ""], &rows));
+        text.push('\n');
+    }
+    let gpu = &plan.gpu;
+    text.push_str(&format!(
+        "a GPU would hold (by formula) {} of weights in bf16 or {} in f32, {} a token of activations in f32, {} a row\n",
+        mib(gpu.weights_bf16_bytes),
+        mib(gpu.weights_f32_bytes),
+        mib(gpu.activations_per_token_f32_bytes),
+        mib(gpu.row_f32_bytes)
+    ));
+    text
 }

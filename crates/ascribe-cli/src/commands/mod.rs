@@ -30,8 +30,8 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     }
     watch_interrupts()?;
     let (bars, format) = (Bars::new(cli.quiet), cli.format);
-    if lab::run(&cli.command, format, &bars)? {
-        return Ok(ExitCode::SUCCESS);
+    if let Some(code) = lab::run(&cli.command, format, &bars)? {
+        return Ok(code);
     }
     let home = Home::find(cli.home.as_deref())?;
     match cli.command {

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::data::{DataOptions, LabData};
 use super::model::LabModel;
+use super::plan::{self, FeatureSizes};
 use crate::error::EngineError;
 use crate::files;
 use crate::machine::{cpu_seconds, peak_rss_mib};
@@ -26,11 +27,11 @@ pub const EXAMPLES_FILE: &str = "examples.jsonl";
 pub const LAB_FILE: &str = "lab.json";
 
 /// Numbers of a shard in memory: 16 Mi numbers are 64 MiB in f32.
-const SHARD_NUMBERS: usize = 16 << 20;
+pub(super) const SHARD_NUMBERS: usize = 16 << 20;
 /// Most rows of a shard.
-const SHARD_ROWS_MAX: usize = 1024;
+pub(super) const SHARD_ROWS_MAX: usize = 1024;
 /// Numbers of the rows that are made between two looks at the stop flag.
-const CHUNK_NUMBERS: usize = 4 << 20;
+pub(super) const CHUNK_NUMBERS: usize = 4 << 20;
 /// Tokens between two looks at the stop flag, per thread.
 const CHUNK_TOKENS_PER_THREAD: usize = 8 << 10;
 
@@ -135,6 +136,7 @@ pub struct ExampleLine {
 /// # Errors
 /// The model's, the tokenizer's, the first bad record, a store of other settings, the disk's, [`EngineError::Stopped`].
 pub fn run(request: &FeaturesRequest, progress: &dyn Progress) -> Result<FeaturesReport, EngineError> {
+    plan::check_weights(&request.model)?;
     progress.start("load model", 0, "");
     let model = LabModel::open(&request.model)?;
     progress.finish(&format!("{} parameters", model.decoder.parameters().len()));
@@ -145,6 +147,7 @@ pub fn run(request: &FeaturesRequest, progress: &dyn Progress) -> Result<Feature
     let (clock, cpu) = (std::time::Instant::now(), cpu_seconds());
     let stage = GradientStage::new(&model.decoder, request.taps.clone())?;
     let spec = stage.spec("final", data.digest());
+    plan::check(&plan::features(&model, &data, sizes(request, &stage, &data)), &request.out, &model, &data)?;
     let spec_sha256 = spec.hash();
     let rows_per_shard = (SHARD_NUMBERS / spec.dim).clamp(1, SHARD_ROWS_MAX) as u32;
     let n_rows = data.windows.len() as u64;
@@ -169,6 +172,16 @@ pub fn run(request: &FeaturesRequest, progress: &dyn Progress) -> Result<Feature
         spec_sha256,
         store: request.out.clone(),
     })
+}
+
+fn sizes(request: &FeaturesRequest, stage: &GradientStage<'_>, data: &LabData) -> FeatureSizes {
+    FeatureSizes {
+        dim: stage.dim(),
+        rows: data.windows.len(),
+        stage_bytes: stage.projector_bytes(),
+        datasets: data.datasets.len(),
+        row_type: request.row_type,
+    }
 }
 
 /// Makes what the store lacks. One thread writes while the others go on with the next rows.

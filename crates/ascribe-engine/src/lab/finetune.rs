@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::data::{DataOptions, LabData};
 use super::model::LabModel;
+use super::plan;
 use super::settings::TrainSettings;
 use crate::error::EngineError;
 use crate::files;
@@ -142,6 +143,9 @@ pub struct HeldOutLine {
 pub fn run(request: &FinetuneRequest, progress: &dyn Progress) -> Result<FinetuneReport, EngineError> {
     let clock = Instant::now();
     check_out(request)?;
+    if let Start::Model(dir) = &request.start {
+        plan::check_weights(dir)?;
+    }
     progress.start("load model", 0, "");
     let model = open(&request.start, request.settings.seed)?;
     progress.finish(&format!("{} parameters", model.decoder.parameters().len()));
@@ -153,6 +157,8 @@ pub fn run(request: &FinetuneRequest, progress: &dyn Progress) -> Result<Finetun
     let data = read(&request.data)?;
     let held_out = request.held_out.as_deref().map(read).transpose()?;
     let recipe = request.settings.recipe(data.windows.len())?;
+    let rank = request.lora.as_ref().map(|lora| lora.rank);
+    plan::check(&plan::finetune(&model, &data, &request.settings, rank), &request.out, &model, &data)?;
     let adapter = match &request.lora {
         Some(lora) => Some(Adapter::init(&model.decoder, lora.clone(), request.settings.seed)?),
         None => None,

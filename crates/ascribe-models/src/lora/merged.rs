@@ -22,7 +22,7 @@ const GROUP: usize = 16;
 const WAVE: usize = 16;
 
 /// A decoder that runs with an adapter merged into its weights.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct AdaptedDecoder {
     /// With merged weights.
     decoder: Decoder,
@@ -133,7 +133,9 @@ impl AdaptedDecoder {
         for wave in sequences.chunks(GROUP * WAVE) {
             let group = |group: &[Sequence<'_>]| {
                 let mut flat = vec![0.0f32; self.adapter.len()];
-                group.iter().for_each(|&sequence| self.add_gradient(sequence, &mut flat));
+                for &sequence in group {
+                    self.add_gradient(sequence, &mut flat);
+                }
                 flat
             };
             let groups: Vec<Vec<f32>> = wave.par_chunks(GROUP).map(group).collect();
@@ -152,15 +154,16 @@ impl AdaptedDecoder {
         self.decoder.check(sequences)?;
         let mut out = Array2::zeros((sequences.len(), self.adapter.len()));
         let flat = out.as_slice_mut().expect("a fresh array is contiguous");
-        flat.par_chunks_mut(self.adapter.len())
-            .zip(sequences)
-            .for_each(|(flat, &sequence)| self.add_gradient(sequence, flat));
+        flat.par_chunks_mut(self.adapter.len()).zip(sequences).for_each(|(flat, &sequence)| {
+            self.add_gradient(sequence, flat);
+        });
         Ok(out)
     }
 
-    fn add_gradient(&self, sequence: Sequence<'_>, flat: &mut [f32]) {
+    /// Adds the gradient of a sequence's summed loss to `flat`; returns the loss.
+    pub(crate) fn add_gradient(&self, sequence: Sequence<'_>, flat: &mut [f32]) -> f64 {
         let mut sink = AdapterGradient { adapted: self, flat, scratch: Scratch::default() };
-        self.decoder.pool().with(|ws| self.decoder.backward(sequence, ws, &mut sink));
+        self.decoder.pool().with(|ws| self.decoder.backward(sequence, ws, &mut sink))
     }
 
     /// The adapted modules of a product.

@@ -16,7 +16,7 @@ use crate::arch::QkvOrder;
 
 /// Query rows per block; 128 measured best of 32, 64 and 128. Part of the definition of the results: another block is another
 /// product shape.
-const BLOCK: usize = 128;
+pub(crate) const BLOCK: usize = 128;
 
 /// Heads and their width.
 #[derive(Clone, Copy, Debug)]

@@ -314,6 +314,7 @@ fn pieces(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
 mod tests {
     use super::*;
     use crate::decoder::tests::{tiny_config, tokens};
+    use crate::lora::{LoraConfig, Targets};
 
     fn batches(n: u32) -> Vec<Vec<Vec<u32>>> {
         (0..n).map(|step| (0..5).map(|i| tokens(u64::from(step * 5 + i), 8 + i as usize)).collect()).collect()
@@ -404,6 +405,84 @@ mod tests {
         assert_eq!(bits(second.decoder().parameters()), bits(whole.decoder().parameters()));
         assert_eq!(bits(second.second_moments()), bits(whole.second_moments()));
         assert!(whole.checkpoint_due());
+    }
+
+    fn adapter_trainer(recipe: TrainRecipe) -> Trainer {
+        let decoder = Decoder::init(tiny_config(), 2).unwrap();
+        let config = LoraConfig::new(3, 6.0, Targets::AllLinear);
+        let adapter = Adapter::init(&decoder, config, 4).unwrap();
+        Trainer::from_adapter(decoder, adapter, recipe).unwrap()
+    }
+
+    /// The adapter's own gradient route and a plain f64 AdamW are the second route; the model under it does not move.
+    #[test]
+    fn an_adapter_is_trained_alone() {
+        let recipe = TrainRecipe { lr_peak: 1e-2, lr_floor: 1e-2, warmup_steps: 0, ..test_recipe(30) };
+        let mut trainer = adapter_trainer(recipe.clone());
+        let before = trainer.decoder().clone();
+        let start = trainer.adapter().unwrap().parameters().to_vec();
+        let batch = &batches(1)[0];
+        let sequences: Vec<Sequence<'_>> = batch.iter().map(|t| Sequence::whole(t)).collect();
+        let n: usize = sequences.iter().map(Sequence::n_predictions).sum();
+        let adapted = AdaptedDecoder::new(before.clone(), trainer.adapter().unwrap().clone()).unwrap();
+        let gradient: Vec<f64> =
+            adapted.gradient_sum(&sequences).unwrap().iter().map(|&g| f64::from(g) / n as f64).collect();
+        let norm = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
+        let report = trainer.step_on(&sequences).unwrap();
+        assert!((report.grad_norm / norm - 1.0).abs() < 1e-5);
+        let clip = (recipe.clip_norm / norm).min(1.0);
+        let mut moved = 0;
+        for ((&new, &old), g) in trainer.adapter().unwrap().parameters().iter().zip(&start).zip(&gradient) {
+            let g = g * clip;
+            let expected = f64::from(old) * (1.0 - 1e-2 * recipe.weight_decay) - 1e-2 * g / (g.abs() + recipe.eps);
+            // B begins at zero, so A has no gradient in the first step.
+            assert!((f64::from(new) - expected).abs() < 1e-4, "{new} {expected} {g}");
+            moved += usize::from(*g != 0.0);
+        }
+        assert!(moved > 0 && trainer.n_trained() == start.len());
+        // What no adapter belongs to is as it was.
+        let embedding = before.layout.embedding.clone();
+        assert_eq!(before.parameters()[embedding.clone()], trainer.decoder().parameters()[embedding]);
+        let last = (1..30).map(|_| trainer.step_on(&sequences).unwrap().loss).last().unwrap();
+        assert!(last < 0.8 * report.loss, "{last} {}", report.loss);
+    }
+
+    #[test]
+    fn a_resumed_adapter_has_the_same_bytes_and_belongs_to_its_model() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut whole = adapter_trainer(test_recipe(6));
+        run(&mut whole, &batches(6));
+        let mut first = adapter_trainer(test_recipe(6));
+        run(&mut first, &batches(6)[..3]);
+        first.save_state(dir.path()).unwrap();
+        let decoder = Decoder::init(tiny_config(), 2).unwrap();
+        let adapter = |rank| Adapter::init(&decoder, LoraConfig::new(rank, 6.0, Targets::AllLinear), 4).unwrap();
+        let resume = |decoder: &Decoder, adapter: Adapter| {
+            Trainer::resume_adapter(decoder.clone(), adapter, test_recipe(6), dir.path())
+        };
+        let mut second = resume(&decoder, adapter(3)).unwrap();
+        assert_eq!(second.step_count(), 3);
+        run(&mut second, &batches(6)[3..]);
+        assert_eq!(bits(second.adapter().unwrap().parameters()), bits(whole.adapter().unwrap().parameters()));
+        assert_eq!(bits(second.decoder().parameters()), bits(whole.decoder().parameters()));
+        let message = resume(&Decoder::init(tiny_config(), 3).unwrap(), adapter(3)).unwrap_err().to_string();
+        assert!(message.contains("model under the adapter"), "{message}");
+        let message = resume(&decoder, adapter(2)).unwrap_err().to_string();
+        assert!(message.contains("adapter of the saved state"), "{message}");
+    }
+
+    /// What is masked is context: the gradient is that of the counted part alone.
+    #[test]
+    fn a_prompt_is_not_learnt() {
+        let text = tokens(3, 12);
+        let mut trainer = Trainer::new(tiny_config(), test_recipe(1)).unwrap();
+        let before = trainer.decoder().clone();
+        let part = Sequence { tokens: &text, loss_from: 7 };
+        let report = trainer.step_on(&[part]).unwrap();
+        assert_eq!(report.tokens, 5);
+        assert!((report.loss - before.losses(&[part]).unwrap()[0] / 5.0).abs() < 1e-6);
+        let norm = f64::from(before.gradient_norms(&[part]).unwrap()[0]) / 5.0;
+        assert!((report.grad_norm / norm - 1.0).abs() < 1e-5);
     }
 
     #[test]
