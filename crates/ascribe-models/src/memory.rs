@@ -47,9 +47,8 @@ pub fn workspace_bytes(config: &DecoderConfig, rows: usize, longest: usize) -> u
     };
     let block = longest.min(BLOCK as u64) * longest;
     let d_scores = if arch.attention_softcap.is_some() { 2 * block } else { block };
-    let layers: u64 = (0..config.num_hidden_layers)
-        .map(|l| rows * layer_row(config) + probabilities(config, l, rows, longest))
-        .sum();
+    let layers: u64 =
+        (0..config.num_hidden_layers).map(|l| rows * layer_row(config) + probabilities(config, l, rows, longest)).sum();
     F32 * (layers + rows * pass_row(config) + logits + d_scores)
 }
 
@@ -63,7 +62,8 @@ fn layer_row(config: &DecoderConfig) -> u64 {
     let if_some = |wanted: bool, width: usize| if wanted { width } else { 0 };
     // A norm keeps a scale and a mean per row.
     let norms = if_some(has_pre, 4) + if_some(has_post, 4) + qk_norm_row(config, arch);
-    let streams = d + if_some(has_pre, 2 * d) + if_some(has_post, 2 * d) + if_some(arch.topology != Topology::Parallel, d);
+    let streams =
+        d + if_some(has_pre, 2 * d) + if_some(has_post, 2 * d) + if_some(arch.topology != Topology::Parallel, d);
     let heads = if_some(arch.qk_norm != QkNorm::None, q + k);
     (norms + streams + heads + config.qkv_width() + q + wide(config) + f) as u64
 }
@@ -126,8 +126,19 @@ mod tests {
                 .map(|l| {
                     let norms = [&l.attn_norm, &l.q_norm, &l.k_norm, &l.attn_post, &l.mlp_norm, &l.mlp_post];
                     let rows = [
-                        &l.x_in, &l.attn_in, &l.q_raw, &l.k_raw, &l.qkv, &l.probabilities, &l.mixed, &l.attn_out, &l.x_mid,
-                        &l.mlp_in, &l.gate_up, &l.act, &l.mlp_out,
+                        &l.x_in,
+                        &l.attn_in,
+                        &l.q_raw,
+                        &l.k_raw,
+                        &l.qkv,
+                        &l.probabilities,
+                        &l.mixed,
+                        &l.attn_out,
+                        &l.x_mid,
+                        &l.mlp_in,
+                        &l.gate_up,
+                        &l.act,
+                        &l.mlp_out,
                     ];
                     norms.map(norm).iter().sum::<usize>() + rows.map(|v| v.capacity()).iter().sum::<usize>()
                 })

@@ -7,4 +7,5 @@ pub mod data;
 pub mod features;
 pub mod finetune;
 pub mod model;
+pub mod plan;
 pub mod settings;

@@ -437,7 +437,7 @@ mod tests {
             let expected = f64::from(old) * (1.0 - 1e-2 * recipe.weight_decay) - 1e-2 * g / (g.abs() + recipe.eps);
             // B begins at zero, so A has no gradient in the first step.
             assert!((f64::from(new) - expected).abs() < 1e-4, "{new} {expected} {g}");
-            moved += usize::from(*g != 0.0);
+            moved += usize::from(g != 0.0);
         }
         assert!(moved > 0 && trainer.n_trained() == start.len());
         // What no adapter belongs to is as it was.
