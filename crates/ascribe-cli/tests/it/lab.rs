@@ -280,3 +280,74 @@ fn an_interrupted_finetuning_ends_with_the_same_bytes() {
     assert!(resumed["tokens"].as_u64() < straight["tokens"].as_u64());
     assert_eq!(resumed["weights_sha256"], straight["weights_sha256"]);
 }
+
+/// The planned memory is neither less than what is taken nor a multiple of it, for a small model and a larger one.
+#[test]
+fn planned_memory_is_that_of_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let large = dir.path().join("large");
+    let config = json!({
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "vocab_size": 4000,
+        "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 8,
+        "num_key_value_heads": 8, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "tie_word_embeddings": true,
+    });
+    fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let data = dir.path().join("ids.jsonl");
+    let ids = |i: u64| (0..200).map(|t| (t * 31 + i * 7) % 2000).collect::<Vec<u64>>();
+    let lines: Vec<String> = (0..6).map(|i| json!({ "input_ids": ids(i) }).to_string()).collect();
+    fs::write(&data, lines.join("\n")).unwrap();
+    let data = data.display().to_string();
+    let text = |path: &Path| path.display().to_string();
+    let json = ["--format", "json", "--threads", "2"];
+    // The training of the larger model is the first run to be held against its plan.
+    let args = ["train", "--config", &text(&dir.path().join("config.json")), "--data", &data, "--out", &text(&large)];
+    let trained = object(&run(&[&args[..], &json, &["--steps", "2", "--batch", "2", "--micro-batch", "1"]].concat()));
+    let taken = |said: &Value| said["peak_rss_mib"].as_f64().unwrap();
+    let stage = |plan: &Value, name: &str| {
+        let stages = plan["stages"].as_array().unwrap();
+        stages.iter().find(|s| s["stage"] == name).unwrap()["ram_bytes"].as_f64().unwrap() / f64::from(1 << 20)
+    };
+    for model in [PathBuf::from(wren()), large.clone()] {
+        let data = if model == large { data.clone() } else { text(&records(dir.path(), 60)) };
+        let args = ["plan", "--model", &text(&model), "--data", &data, "--out", &text(dir.path())];
+        let plan = object(&run(&[&args[..], &json, &["--batch", "2", "--micro-batch", "1"]].concat()));
+        assert_eq!(plan["problems"], json!([]));
+        let store = dir.path().join(format!("store-{}", plan["parameters"]));
+        let args = ["features", "--model", &text(&model), "--data", &data, "--out", &text(&store)];
+        let found = taken(&object(&run(&[&args[..], &json].concat())));
+        let ratio = stage(&plan, "features") / found;
+        assert!((0.8..2.5).contains(&ratio), "planned over measured {ratio}: {found} MiB, {plan}");
+        if model == large {
+            let ratio = stage(&plan, "finetune") / taken(&trained);
+            assert!((0.8..2.0).contains(&ratio), "planned over measured {ratio}: {trained}, {plan}");
+        }
+        for stage in plan["stages"].as_array().unwrap() {
+            assert!(stage["tokens_per_cpu_second"].as_f64().unwrap() > 0.0 && stage["seconds"].as_f64().unwrap() > 0.0);
+        }
+    }
+}
+
+#[test]
+fn a_plan_that_cannot_fit_is_refused_and_names_the_setting() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = records(dir.path(), 60);
+    // A billion checkpoints fit no disk.
+    let args = ["plan", "--model", &wren(), "--data", data.to_str().unwrap(), "--format", "json"];
+    let output = run(&[&args[..], &["--steps", "4000000000", "--checkpoint-every", "1000"]].concat());
+    assert_eq!(output.status.code(), Some(1));
+    let plan: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let problem = plan["problems"][0].as_str().unwrap();
+    assert!(problem.contains("of disk, found") && problem.contains("--checkpoint-every"), "{problem}");
+    assert!(stderr(&output).contains(problem));
+    // The command itself refuses the same, before anything is written.
+    let out = dir.path().join("out");
+    let args = ["finetune", "--model", &wren(), "--data", data.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    let output = run(&[&args[..], &["--steps", "4000000000", "--checkpoint-every", "1000"]].concat());
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("finetune: expected") && stderr(&output).contains("of disk"),
+        "{}",
+        stderr(&output)
+    );
+    assert!(!out.exists());
+}

@@ -19,7 +19,7 @@ use ndarray::{Array2, ArrayViewMut1, Axis};
 use rayon::prelude::*;
 
 pub(crate) use backward::{Module, Norm, NormGradient, Rows, Sink};
-pub(crate) use forward::{HEAD_ROWS, Pass, packs};
+pub(crate) use forward::{Pass, packs};
 pub use loss::Loss;
 pub(crate) use loss::Objective;
 pub(crate) use products::PackedWeights;
