@@ -151,6 +151,7 @@ impl TapArgs {
             granularity: if self.fused { Granularity::Fused } else { Granularity::Module },
             projection,
             loss: self.loss,
+            ..TapConfig::all(self.seed, k_in)
         }
     }
 }
