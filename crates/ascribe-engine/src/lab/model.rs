@@ -18,12 +18,13 @@ pub struct LabModel {
 }
 
 impl LabModel {
-    /// Opens a Hugging Face model folder of any supported family.
+    /// Opens a Hugging Face model folder of any supported family (weights in one file, in shards, or a GGUF file), or a
+    /// `.gguf` file itself.
     ///
     /// # Errors
     /// From the model: the file, tensor or field, what was expected and what was found.
     pub fn open(dir: &Path) -> Result<Self, EngineError> {
-        if !dir.is_dir() {
+        if !dir.is_dir() && dir.extension().is_none_or(|extension| extension != "gguf") {
             return Err(EngineError::Content {
                 path: dir.into(),
                 expected: "a Hugging Face model folder (config.json, weights, tokenizer.json)".into(),
