@@ -29,18 +29,25 @@ const PACKED_HEAD_ROWS: usize = 128;
 pub(crate) struct Pass<'m> {
     pub model: &'m Decoder,
     pub(super) products: Products<'m>,
+    /// False where no way back will follow: then the layers share the memory of one.
+    keeps_tape: bool,
 }
 
 impl<'m> Pass<'m> {
     /// Products with the weights as they lie, each of the pack's own shape: a sequence's bits are its own only in a pack of
     /// one.
     pub fn exact(model: &'m Decoder) -> Self {
-        Self { model, products: Products::Exact }
+        Self { model, products: Products::Exact, keeps_tape: true }
+    }
+
+    /// [`Pass::exact`] for a way up that no way back follows; the same bits in less memory.
+    pub fn only_up(model: &'m Decoder) -> Self {
+        Self { keeps_tape: false, ..Self::exact(model) }
     }
 
     /// Products with packed weights: a sequence's bits are its own in any pack.
     pub fn packed(model: &'m Decoder, weights: &'m PackedWeights) -> Self {
-        Self { model, products: Products::Packed(weights) }
+        Self { model, products: Products::Packed(weights), keeps_tape: true }
     }
 
     /// Rows of logits at a time.
@@ -51,10 +58,14 @@ impl<'m> Pass<'m> {
     /// Fills the workspace with the pass over the pack `(index, tokens)` (checked by the caller), up to the final hidden
     /// state.
     pub fn forward<'s>(&self, pack: impl Iterator<Item = (usize, &'s [u32])> + Clone, ws: &mut Workspace) {
-        ws.ensure(self.model, pack.clone(), self.head_rows());
+        ws.ensure(self.model, pack.clone(), self.head_rows(), self.keeps_tape);
         self.embed(pack, ws);
-        for l in 0..self.model.config.num_hidden_layers {
+        let n_layers = self.model.config.num_hidden_layers;
+        for l in 0..n_layers {
             self.layer_forward(l, ws);
+            if !self.keeps_tape && l + 1 < n_layers {
+                std::mem::swap(&mut ws.layers[0].x_in, &mut ws.x_out);
+            }
         }
         let len = ws.n() * self.model.config.hidden_size;
         match &self.model.layout.norm {
@@ -96,10 +107,10 @@ impl<'m> Pass<'m> {
 
     fn layer_forward(&self, l: usize, ws: &mut Workspace) {
         let (d, n) = (self.model.config.hidden_size, ws.n());
-        let (own, above) = ws.layers.split_at_mut(l + 1);
-        let tape = &mut own[l];
-        let x_next = above.first_mut().map_or(&mut ws.x_out, |next| &mut next.x_in);
-        let x_next = &mut x_next[..n * d];
+        let (own, above) = ws.layers.split_at_mut(if self.keeps_tape { l + 1 } else { 1 });
+        let tape = own.last_mut().expect("a workspace has at least one layer");
+        let above = above.first_mut().filter(|_| self.keeps_tape);
+        let x_next = &mut above.map_or(&mut ws.x_out, |next| &mut next.x_in)[..n * d];
         self.attention_forward(l, &ws.spans, tape, &mut ws.scratch);
         let layout = &self.model.layout.layers[l];
         let (o, down) = (Module::O(l), Module::Down(l));
@@ -158,11 +169,14 @@ impl<'m> Pass<'m> {
         let attention = self.model.attention(l);
         let mut rest = &mut tape.probabilities[..];
         for span in spans {
-            let rows = &mut tape.qkv[span.of(stride)];
+            let (rows, mixed) = (&mut tape.qkv[span.of(stride)], &mut tape.mixed[span.of(c.query_width())]);
             self.model.turn(l, rows, 1.0);
+            if !self.keeps_tape {
+                attention.forward_only(span.len, rows, &mut scratch.d_scores, mixed);
+                continue;
+            }
             let probabilities;
             (probabilities, rest) = rest.split_at_mut(attention.probabilities_len(span.len));
-            let mixed = &mut tape.mixed[span.of(c.query_width())];
             match self.products {
                 Products::Exact => attention.forward(span.len, rows, probabilities, mixed),
                 Products::Packed(_) => {

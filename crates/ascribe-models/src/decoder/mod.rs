@@ -1,7 +1,8 @@
 //! The decoder: weights, and what can be asked of them for sequences of tokens.
 //!
-//! One sequence at a time walks through single-threaded products of fixed shapes; sequences run in parallel. So the bytes
-//! of a result depend on the sequence and the weights, never on threads or on the company of other sequences.
+//! In the exact route one sequence at a time walks through single-threaded products of fixed shapes; in the packed route
+//! sequences share products whose rows do not feel each other (`products`). Either way the bytes of a result depend on the
+//! sequence and the weights, never on threads or on the company of other sequences.
 
 mod backward;
 mod forward;
@@ -64,7 +65,7 @@ impl<'a> Sequence<'a> {
     }
 }
 
-/// A Llama-type decoder with f32 weights.
+/// A transformer of any of the families of [`Arch`](crate::Arch), with f32 weights.
 #[derive(Clone, Debug)]
 pub struct Decoder {
     pub(crate) config: DecoderConfig,
@@ -409,8 +410,8 @@ impl Decoder {
         let mut logits = Array2::zeros((tokens.len(), self.config.vocab_size));
         let out = logits.as_slice_mut().expect("a fresh array is contiguous");
         self.pool.with(|ws| {
-            self.forward(tokens, ws);
-            Pass::exact(self).head_forward(0..tokens.len(), ws, |rows, logits| {
+            self.read(tokens, ws);
+            Pass::only_up(self).head_forward(0..tokens.len(), ws, |rows, logits| {
                 let width = self.config.vocab_size;
                 out[rows.start * width..rows.end * width].copy_from_slice(logits);
             });
@@ -429,7 +430,7 @@ impl Decoder {
         let mut out = Array2::zeros((sequences.len(), d));
         let mean = |(mut row, sequence): (ArrayViewMut1<'_, f32>, &Sequence<'_>)| {
             self.pool.with(|ws| {
-                self.forward(sequence.tokens, ws);
+                self.read(sequence.tokens, ws);
                 let out = row.as_slice_mut().expect("a row of a fresh array is contiguous");
                 ws.hidden(sequence.tokens.len(), d).chunks_exact(d).for_each(|hidden| add_assign(out, hidden));
                 ascribe_linalg::elementwise::scale(out, 1.0 / sequence.tokens.len() as f32);
@@ -447,10 +448,15 @@ impl Decoder {
         self.check_tokens(&[Sequence::whole(tokens)])?;
         let d = self.config.hidden_size;
         let hidden = self.pool.with(|ws| {
-            self.forward(tokens, ws);
+            self.read(tokens, ws);
             ws.hidden(tokens.len(), d).to_vec()
         });
         Ok(Array2::from_shape_vec((tokens.len(), d), hidden).expect("as many numbers as the shape says"))
+    }
+
+    /// Forward pass over one sequence that no way back follows, in the exact route.
+    fn read(&self, tokens: &[u32], ws: &mut Workspace) {
+        Pass::only_up(self).forward(std::iter::once((0, tokens)), ws);
     }
 
     /// Forward pass over one sequence, in the exact route.
@@ -465,9 +471,9 @@ impl Decoder {
         if predicting.is_empty() {
             return nll;
         }
-        self.forward(sequence.tokens, ws);
+        self.read(sequence.tokens, ws);
         let first = predicting.start;
-        Pass::exact(self).head_forward(predicting, ws, |rows, logits| {
+        Pass::only_up(self).head_forward(predicting, ws, |rows, logits| {
             let targets = &sequence.tokens[rows.start + 1..=rows.end];
             cross_entropy(logits, self.config.vocab_size, targets, &mut nll[rows.start - first..rows.end - first]);
         });

@@ -151,13 +151,15 @@ pub(crate) struct Scratch {
 }
 
 impl Workspace {
-    /// Makes room for a pass over the sequences `(index, tokens)`, `head_rows` rows of logits at a time, and sets its spans;
-    /// grows, never shrinks.
+    /// Makes room for a pass over the sequences `(index, tokens)`, `head_rows` rows of logits at a time, and sets its spans.
+    /// With `tape` every layer has memory of its own, without it one serves all. Grows; shrinks only when a longer pass
+    /// without a tape comes along.
     pub fn ensure<'s>(
         &mut self,
         decoder: &Decoder,
         sequences: impl Iterator<Item = (usize, &'s [u32])>,
         head_rows: usize,
+        tape: bool,
     ) {
         self.spans.clear();
         let mut rows = 0;
@@ -165,16 +167,20 @@ impl Workspace {
             self.spans.push(Span { sequence, start: rows, len: tokens.len() });
             rows += tokens.len();
         }
-        if rows > self.rows || self.layers.is_empty() {
+        let n_layers = decoder.config.num_hidden_layers;
+        let wanted = if tape { n_layers } else { 1 };
+        if rows > self.rows || self.layers.len() < wanted {
             let spans = std::mem::take(&mut self.spans);
-            *self = Self::new(decoder, rows);
+            *self = Self::new(decoder, rows.max(self.rows), wanted);
             self.spans = spans;
         }
         let mut d_scores = 0;
-        for (l, tape) in self.layers.iter_mut().enumerate() {
+        for l in 0..n_layers {
             let attention = decoder.attention(l);
-            let len = self.spans.iter().map(|span| attention.probabilities_len(span.len)).sum();
-            grow(&mut tape.probabilities, len);
+            if tape {
+                let len = self.spans.iter().map(|span| attention.probabilities_len(span.len)).sum();
+                grow(&mut self.layers[l].probabilities, len);
+            }
             d_scores = self.spans.iter().map(|span| attention.scratch_len(span.len)).max().unwrap_or(0).max(d_scores);
         }
         grow(&mut self.scratch.d_scores, d_scores);
@@ -187,7 +193,7 @@ impl Workspace {
         }
     }
 
-    fn new(decoder: &Decoder, rows: usize) -> Self {
+    fn new(decoder: &Decoder, rows: usize, n_layers: usize) -> Self {
         let c = &decoder.config;
         let (d, f, q, qkv) = (c.hidden_size, c.intermediate_size, c.query_width(), c.qkv_width());
         let room = |width: usize| vec![0.0f32; rows * width];
@@ -197,7 +203,7 @@ impl Workspace {
         Self {
             rows,
             spans: vec![],
-            layers: (0..c.num_hidden_layers).map(|_| LayerTape::new(decoder, rows)).collect(),
+            layers: (0..n_layers).map(|_| LayerTape::new(decoder, rows)).collect(),
             x_out: room(d),
             out_norm: NormTape::new(rows),
             hidden: room(d),

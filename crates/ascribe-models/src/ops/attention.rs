@@ -98,27 +98,42 @@ impl Attention {
 
     /// `out ← softmax(mask(cap(scale·q·kᵀ)))·v`; `out` is `[T, H·dh]`, `probabilities` is filled for the way back.
     pub fn forward(&self, t: usize, qkv: &[f32], probabilities: &mut [f32], out: &mut [f32]) {
-        let qkv = matrix(qkv, t, self.heads.stride());
-        let mut out = matrix_mut(out, t, self.heads.queries * self.heads.width);
         let mut rest = probabilities;
         for h in 0..self.heads.queries {
-            let [query, key, value] = self.columns(h);
             for block in blocks(t) {
-                let keys = self.keys(&block, t);
                 let p;
-                (p, rest) = rest.split_at_mut(block.len() * keys.len());
-                let q = qkv.slice(s![block.clone(), query.clone()]);
-                self.scores(q, qkv.slice(s![keys.clone(), key.clone()]), p);
-                match (self.causal, self.window) {
-                    (true, usize::MAX) => causal_softmax(p, keys.len(), block.start),
-                    (true, window) => banded_softmax(p, keys.len(), block.start - keys.start, window),
-                    (false, _) => banded_softmax(p, keys.len(), keys.len(), usize::MAX),
-                }
-                let v = qkv.slice(s![keys.clone(), value.clone()]);
-                let out = out.slice_mut(s![block.clone(), h * self.heads.width..(h + 1) * self.heads.width]);
-                gemm(1.0, matrix(p, block.len(), keys.len()), v, 0.0, out, Threads::One);
+                (p, rest) = rest.split_at_mut(block.len() * self.keys(&block, t).len());
+                self.block_forward(h, block, t, qkv, p, out);
             }
         }
+    }
+
+    /// [`Attention::forward`] without a way back: `scratch` holds [`Attention::scratch_len`] numbers or more, whatever
+    /// the number of heads.
+    pub fn forward_only(&self, t: usize, qkv: &[f32], scratch: &mut [f32], out: &mut [f32]) {
+        for h in 0..self.heads.queries {
+            for block in blocks(t) {
+                let len = block.len() * self.keys(&block, t).len();
+                self.block_forward(h, block, t, qkv, &mut scratch[..len], out);
+            }
+        }
+    }
+
+    /// One head of one block of query rows; `p` is `[rows, keys met]`.
+    fn block_forward(&self, h: usize, block: Range<usize>, t: usize, qkv: &[f32], p: &mut [f32], out: &mut [f32]) {
+        let (width, [query, key, value]) = (self.heads.width, self.columns(h));
+        let (qkv, keys) = (matrix(qkv, t, self.heads.stride()), self.keys(&block, t));
+        let mut out = matrix_mut(out, t, self.heads.queries * width);
+        let q = qkv.slice(s![block.clone(), query]);
+        self.scores(q, qkv.slice(s![keys.clone(), key]), p);
+        match (self.causal, self.window) {
+            (true, usize::MAX) => causal_softmax(p, keys.len(), block.start),
+            (true, window) => banded_softmax(p, keys.len(), block.start - keys.start, window),
+            (false, _) => banded_softmax(p, keys.len(), keys.len(), usize::MAX),
+        }
+        let v = qkv.slice(s![keys.clone(), value]);
+        let out = out.slice_mut(s![block.clone(), h * width..(h + 1) * width]);
+        gemm(1.0, matrix(p, block.len(), keys.len()), v, 0.0, out, Threads::One);
     }
 
     /// Backward of [`Attention::forward`]: `d_qkv` `[T, stride]` from `d_out` `[T, H·dh]`. `scratch` holds
@@ -212,6 +227,9 @@ pub(super) mod tests {
             assert!((f64::from(*a) - b).abs() < 2e-6, "{spec:?}: {a} {b}");
         }
         let (mut d_qkv, mut scratch) = (vec![f32::NAN; qkv.len()], vec![f32::NAN; spec.scratch_len(t)]);
+        let mut again = vec![f32::NAN; out.len()];
+        spec.forward_only(t, &qkv, &mut scratch, &mut again);
+        assert_eq!(again, out);
         spec.backward(t, &qkv, &p, &d_out, &mut d_qkv, &mut scratch);
         direct(&spec, t, &qkv, &d_out, &out, &d_qkv);
         let loss =
