@@ -72,3 +72,32 @@ pub fn product_rate(placement: Placement, n: usize, repeats: usize) -> Result<f6
     }
     Ok(best)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::DecoderConfig;
+    use crate::features::{GradientStage, TapConfig};
+    use crate::graph::{Numbers, Place};
+
+    #[test]
+    fn operations_are_counted_as_by_hand() {
+        // Width 8, f 12, one layer, two heads over one key head of 4, 13 words.
+        let decoder = Decoder::init(DecoderConfig::llama(13, 8, 12, 1, 2, 1, 16), 1).unwrap();
+        let taps = TapConfig { embedding: false, norms: false, modules: vec!["*.o".into()], ..TapConfig::all(1, 2) };
+        let stage = GradientStage::new(&decoder, taps).unwrap();
+        let placement = Placement { place: Place::Cpu, numbers: Numbers::F32, batch_tokens: 64 };
+        let graph = GraphStage::new(&decoder, &stage, placement).unwrap();
+        let (a, b) = ([1u32, 2, 3, 4], [5u32, 6]);
+        let rate = device_rate(&graph, &decoder, &[Sequence::whole(&a), Sequence::whole(&b)], 1).unwrap();
+        // qkv 8·16, o 8·8, gate, up and down 3·8·12, output layer 8·13.
+        let weights = 4.0 * (128.0 + 64.0 + 288.0 + 104.0);
+        // (4² + 2²)/6 pairs per token, 8 numbers each, six products of which half is needed.
+        let attention = 6.0 * 8.0 * 20.0 / 6.0;
+        // Two matrices of [8, 2] and a block of 2 × 2.
+        let projections = 2.0 * (16.0 + 16.0 + 4.0);
+        assert!((rate.flop_per_token - weights - attention - projections).abs() < 1e-9, "{rate:?}");
+        assert!((rate.tokens_per_second * rate.seconds - 6.0).abs() < 1e-9 && rate.seconds > 0.0);
+        assert!(product_rate(placement, 32, 1).unwrap() > 0.0);
+    }
+}
