@@ -4,8 +4,9 @@
 //! and walk together, sums follow the device's kernels. So a row agrees with the one of [`GradientStage`] to rounding and is
 //! not the same bytes, and its last bits may depend on its batch. What is paid is computed by [`GradientStage`].
 //!
-//! **Not run on a GPU yet**: this code is tested on the processor, in f32 and in bf16, and its CUDA build compiles.
-//! `benches/gpu/run.sh` compares and measures where there is one.
+//! **Not run on a GPU yet.** This code is tested on the processor, in f32 and in bf16; with the feature `cuda` it was
+//! type-checked (CUDA 13.0, candle's kernels compiled for compute capability 9.0), neither linked nor run. `benches/gpu/run.sh`
+//! compares and measures where there is a device.
 
 mod attention;
 mod functions;
