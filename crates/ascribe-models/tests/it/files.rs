@@ -100,8 +100,11 @@ fn the_text_half_of_a_model_with_images_is_the_text_model() {
 /// A tensor to put beside the weights: name, type, shape.
 type Extra = (&'static str, Dtype, &'static [usize]);
 
+/// From a name in a fixture to the name in another file.
+type Rename<'a> = &'a dyn Fn(&str) -> String;
+
 /// The fixture's folder with its tensors renamed and `extra` ones of zeros beside them.
-fn rewritten(name: &str, rename: &dyn Fn(&str) -> String, extra: &[Extra]) -> Result<Decoder, ModelError> {
+fn rewritten(name: &str, rename: Rename<'_>, extra: &[Extra]) -> Result<Decoder, ModelError> {
     let bytes = std::fs::read(fixture(name).join("model.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let mut tensors: Vec<(String, TensorView<'_>)> =
@@ -121,7 +124,7 @@ fn rewritten(name: &str, rename: &dyn Fn(&str) -> String, extra: &[Extra]) -> Re
 fn other_names_and_old_buffers_are_the_same_weights() {
     let without = |prefix: &'static str| move |name: &str| name.strip_prefix(prefix).unwrap_or(name).to_owned();
     let mask: &[usize] = &[1, 1, 24, 24];
-    let cases: [(&str, &dyn Fn(&str) -> String, &[Extra]); 9] = [
+    let cases: [(&str, Rename<'_>, &[Extra]); 9] = [
         ("gqa-tied", &without("model."), &[("layers.0.self_attn.rotary_emb.inv_freq", Dtype::F32, &[2])]),
         ("gqa-untied", &without("none."), &[("model.layers.1.self_attn.rotary_emb.inv_freq", Dtype::F32, &[2])]),
         (
@@ -169,7 +172,7 @@ fn other_names_and_old_buffers_are_the_same_weights() {
 #[test]
 fn tensors_that_change_the_model_are_refused_by_name() {
     let same = |name: &str| name.to_owned();
-    let refused = |name: &str, rename: &dyn Fn(&str) -> String, extra: &[Extra], parts: &[&str]| {
+    let refused = |name: &str, rename: Rename<'_>, extra: &[Extra], parts: &[&str]| {
         let message = rewritten(name, rename, extra).expect_err("a foreign tensor must be refused").to_string();
         assert!(parts.iter().all(|part| message.contains(part)), "{message}");
     };
