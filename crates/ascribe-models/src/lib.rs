@@ -2,8 +2,8 @@
 //!
 //! The fast path is written by hand on the kernels of `ascribe-linalg`: one sequence at a time, single-threaded products
 //! of fixed shapes, sequences in parallel, so results are the same bytes for any number of threads and any batch.
-//! [`graph`] runs the same decoder as a candle graph, the independent second route of the tests. Here never lives: what a
-//! dataset is, what a gradient is used for, money.
+//! [`graph`] runs the same decoder as a candle graph, the independent second route of the tests; [`vision`] holds the image
+//! classifiers of the benchmarks. Here never lives: what a dataset is, what a gradient is used for, money.
 //!
 //! ```
 //! use ascribe_models::{DecoderConfig, GradientStage, Schedule, Sequence, TapConfig, TrainRecipe, Trainer};
