@@ -108,8 +108,8 @@ pub fn gradient_stage(
 ) -> Result<Rate, ModelError> {
     decoder.check(sequences)?;
     let tokens: usize = sequences.iter().map(|s| s.tokens.len()).sum();
-    let mut row = vec![0.0f32; stage.dim()];
-    let seconds = best_seconds(repeats, || stage.rows_on_this_thread(sequences, &mut row));
+    let mut rows = vec![];
+    let seconds = best_seconds(repeats, || stage.rows_on_this_thread(sequences, &mut rows));
     let flop = forward_flop(decoder, tokens as f64 / sequences.len().max(1) as f64);
     Ok(Rate { tokens_per_cpu_second: tokens as f64 / seconds, flop_per_token: 2.0 * flop + stage.flop_per_token() })
 }

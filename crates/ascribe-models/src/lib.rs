@@ -51,6 +51,8 @@ pub use arch::{Activation, Arch, Family, NormKind, Positions, QkNorm, QkvOrder, 
 pub use config::DecoderConfig;
 pub use decoder::{Decoder, Loss, Sequence};
 pub use error::ModelError;
-pub use features::{Example, GhostProducts, GradientStage, Granularity, Normalizer, Projection, RowReport, TapConfig};
+pub use features::{
+    Example, GhostProducts, GradientStage, Granularity, Memory, Normalizer, Precision, Projection, RowReport, TapConfig,
+};
 pub use layout::{ParameterLayout, ParameterSlot};
 pub use train::{Schedule, StepReport, TrainRecipe, Trainer};

@@ -24,6 +24,8 @@ pub(crate) use forward::{Pass, packs};
 pub use loss::Loss;
 pub(crate) use loss::Objective;
 pub(crate) use products::PackedWeights;
+#[cfg(test)]
+pub(crate) use workspace::LayerTape;
 pub(crate) use workspace::{Pool, Workspace};
 
 use crate::arch::{Activation, NormKind, QkvOrder};

@@ -43,6 +43,9 @@ pub struct TapConfig {
     /// The scalar that is differentiated.
     #[serde(default)]
     pub loss: Loss,
+    /// Number type of the model's linear products.
+    #[serde(default)]
+    pub precision: Precision,
 }
 
 impl TapConfig {
@@ -61,6 +64,7 @@ impl TapConfig {
             granularity: Granularity::Fused,
             projection: Projection::TwoSided,
             loss: Loss::NextToken,
+            precision: Precision::F32,
         }
     }
 
@@ -89,6 +93,28 @@ impl TapConfig {
             Projection::MaskedSparse { keep_in, keep_out, dim, nnz } => {
                 ProjectorSpec::MaskedSparse { seed, keep_in, keep_out, dim, nnz, version: SPARSE_VERSION }
             }
+        }
+    }
+}
+
+/// Number type of the factors in the products of linear layers; sums are f32, and so is everything else: norms, attention,
+/// losses, projections.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// 32-bit floats: agrees with PyTorch in f32 to about 10⁻⁵.
+    #[default]
+    F32,
+    /// Weights, activations and gradients are rounded to bfloat16 before each product: faster, and near 10⁻² in a row. Bytes
+    /// depend on the instruction set that multiplies ([`ascribe_linalg::packed::isa`]).
+    Bf16,
+}
+
+impl From<Precision> for ascribe_linalg::packed::Precision {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::F32,
+            Precision::Bf16 => Self::Bf16,
         }
     }
 }

@@ -11,6 +11,7 @@ mod device;
 mod example;
 mod factored;
 mod ghost;
+mod memory;
 mod normalizer;
 mod plan;
 mod sink;
@@ -19,12 +20,13 @@ use ascribe_core::{Column, Digest, FeatureSpec, ProjectorSpec};
 use ndarray::{ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
-pub use config::{Granularity, Projection, TapConfig};
+pub use config::{Granularity, Precision, Projection, TapConfig};
 pub use example::{Example, RowReport};
 pub use ghost::GhostProducts;
+pub use memory::Memory;
 pub use normalizer::Normalizer;
 
-use crate::decoder::{Decoder, Objective, Sequence, Workspace};
+use crate::decoder::{Decoder, Objective, PackedWeights, Pass, Sequence, Workspace};
 use crate::error::ModelError;
 use crate::lora::AdaptedDecoder;
 use block::Scratch;
@@ -33,12 +35,23 @@ pub(crate) use plan::matches;
 use plan::{Plan, mismatch};
 use sink::RowSink;
 
+/// Tokens that share a pass. Measured on the comparison model (benches/SETTINGS.md); no part of the results.
+const PACK_ROWS: usize = 512;
+
+/// Numbers of rows that a pass may leave before they are written.
+const PACK_NUMBERS: usize = 1 << 22;
+
 /// Turns sequences into projected gradient rows of one decoder.
+///
+/// Sequences share passes in packs, with weights that are packed once; a row's bytes depend on its own example alone,
+/// whatever shares its pass.
 #[derive(Debug)]
 pub struct GradientStage<'m> {
     decoder: &'m Decoder,
     config: TapConfig,
     plan: Plan,
+    /// Linear weights, packed once for all passes.
+    weights: PackedWeights,
     factoring: Option<Factoring>,
     /// Factors of unprojected columns: norms and biases.
     elementwise: Vec<(std::ops::Range<usize>, Vec<f32>)>,
@@ -90,7 +103,8 @@ impl<'m> GradientStage<'m> {
             }
         }
         let normalizer = normalizer.map_or("none".into(), Normalizer::spec_name);
-        Ok(Self { decoder, config, plan, factoring, elementwise, normalizer })
+        let weights = PackedWeights::new(decoder, config.precision.into());
+        Ok(Self { decoder, config, plan, weights, factoring, elementwise, normalizer })
     }
 
     /// Column groups, one per module, in order and without gaps. A two-sided projection's group is `[k_out, k_in]` row-major;
@@ -124,7 +138,10 @@ impl<'m> GradientStage<'m> {
         FeatureSpec {
             model: self.decoder.weights_digest(),
             checkpoint: checkpoint.into(),
-            quantity: "gradient".into(),
+            quantity: match self.config.precision {
+                Precision::F32 => "gradient".into(),
+                Precision::Bf16 => "gradient_bf16".into(),
+            },
             loss: self.config.loss.spec_name(),
             normalizer: self.normalizer.clone(),
             projector: self.projector_spec(),
@@ -205,14 +222,15 @@ impl<'m> GradientStage<'m> {
                 &mut copy[..]
             }
         };
-        let mut jobs = Vec::with_capacity(examples.len());
-        for example in examples {
-            let (rows, after) = rest.split_at_mut(example.n_rows() * self.dim());
-            jobs.push((example, rows));
+        let mut jobs = vec![];
+        for pack in self.packs(examples) {
+            let n_rows: usize = pack.iter().map(Example::n_rows).sum();
+            let (rows, after) = rest.split_at_mut(n_rows * self.dim());
+            jobs.push((pack, rows));
             rest = after;
         }
-        let work = |scratch: &mut Scratch, (example, rows): (&Example<'_>, &mut [f32])| {
-            self.decoder.pool().with(|ws| self.example(example, rows, ws, scratch))
+        let work = |scratch: &mut Scratch, (pack, rows): (&[Example<'_>], &mut [f32])| {
+            self.decoder.pool().with(|ws| self.pack(pack, rows, ws, scratch))
         };
         let reports: Vec<Vec<RowReport>> = jobs.into_par_iter().map_init(Scratch::default, work).collect();
         let reports: Vec<RowReport> = reports.into_iter().flatten().collect();
@@ -246,15 +264,11 @@ impl<'m> GradientStage<'m> {
             return Err(mismatch("shape of the token rows", format!("{expected:?}"), format!("{:?}", out.dim())));
         }
         let mut rows = vec![0.0; expected.0 * expected.1];
-        let objective = example.objectives(self.config.loss).next().expect("without spans there is one objective");
-        let loss = self.decoder.pool().with(|ws| {
-            if !objective.predicting.is_empty() {
-                self.decoder.forward(example.tokens, ws);
-            }
-            let scratch = &mut Scratch::default();
-            let mut sink = RowSink { stage: self, rows: &mut rows, per_token: true, scratch };
-            self.decoder.descend(&objective, ws, &mut sink)
-        });
+        let objectives: Vec<Objective<'_>> = example.objectives(self.config.loss).collect();
+        let mut loss = [0.0];
+        let mut sink = RowSink { stage: self, rows: &mut rows, per_token: true, scratch: &mut Scratch::default() };
+        self.decoder.pool().with(|ws| self.pass().backward(&objectives, ws, &mut sink, &mut loss));
+        let loss = loss[0];
         for (mut out, row) in out.axis_iter_mut(Axis(0)).zip(rows.chunks_exact_mut(self.dim())) {
             let squared = self.scale_unprojected(row);
             finite(&[RowReport { loss, norm: squared.sqrt() as f32, ..RowReport::default() }])?;
@@ -263,40 +277,81 @@ impl<'m> GradientStage<'m> {
         Ok(loss)
     }
 
-    /// The rows of one example.
-    fn example(
+    fn pass(&self) -> Pass<'_> {
+        Pass::packed(self.decoder, &self.weights)
+    }
+
+    /// Neighbours that share a pass: examples with one number of rows, of [`PACK_ROWS`] tokens together, or one that is longer.
+    /// Packs change no bit, only how much is in memory and how well the products are fed.
+    fn packs<'e, 'a>(&self, examples: &'e [Example<'a>]) -> Vec<&'e [Example<'a>]> {
+        let most = (PACK_NUMBERS / self.plan.dim).max(1);
+        let mut packs = vec![];
+        let mut rest = examples;
+        while let Some(first) = rest.first() {
+            let mut tokens = 0;
+            let fits = |example: &&Example<'_>| {
+                tokens += example.tokens.len();
+                tokens <= PACK_ROWS && example.n_rows() == first.n_rows()
+            };
+            let n = rest.iter().take(most).take_while(fits).count().max(1);
+            let pack;
+            (pack, rest) = rest.split_at(n);
+            packs.push(pack);
+        }
+        packs
+    }
+
+    /// The rows of one pack: one forward pass, and a backward pass for each row of its examples.
+    fn pack(
         &self,
-        example: &Example<'_>,
+        pack: &[Example<'_>],
         rows: &mut [f32],
         ws: &mut Workspace,
         scratch: &mut Scratch,
     ) -> Vec<RowReport> {
-        let objectives: Vec<Objective<'_>> = example.objectives(self.config.loss).collect();
-        if objectives.iter().any(|objective| !objective.predicting.is_empty()) {
-            self.decoder.forward(example.tokens, ws);
+        let n_rows = pack.first().map_or(0, Example::n_rows);
+        let objectives: Vec<Vec<Objective<'_>>> =
+            pack.iter().map(|example| example.objectives(self.config.loss).collect()).collect();
+        let counted =
+            |of_example: &[Objective<'_>]| of_example.iter().any(|objective| !objective.predicting.is_empty());
+        let sequences = pack.iter().zip(&objectives).enumerate().filter(|(_, (_, of_example))| counted(of_example));
+        let sequences = sequences.map(|(index, (example, _))| (index, example.tokens));
+        let any = sequences.clone().next().is_some();
+        if any {
+            self.pass().forward(sequences, ws);
         }
-        let row = |(objective, row): (&Objective<'_>, &mut [f32])| self.row(objective, row, ws, scratch);
-        objectives.iter().zip(rows.chunks_exact_mut(self.dim())).map(row).collect()
-    }
-
-    /// The row of one objective after the forward pass.
-    fn row(&self, objective: &Objective<'_>, row: &mut [f32], ws: &mut Workspace, scratch: &mut Scratch) -> RowReport {
-        let mut dense = std::mem::take(&mut scratch.dense);
-        let rows = match &self.factoring {
-            Some(_) => block::room(&mut dense, self.plan.dim),
-            None => &mut *row,
-        };
-        rows.fill(0.0);
-        let mut sink = RowSink { stage: self, rows, per_token: false, scratch };
-        let loss = self.decoder.descend(objective, ws, &mut sink);
-        let squared = self.scale_unprojected(rows);
-        let mut report =
-            RowReport { loss, n_predictions: objective.predicting.len(), norm: squared.sqrt() as f32, residual: 0.0 };
-        if let Some(factoring) = &self.factoring {
-            let dropped = factoring.write(&dense[..self.plan.dim], row);
-            report.residual = if squared > 0.0 { (dropped / squared).sqrt() as f32 } else { 0.0 };
+        let mut reports = vec![RowReport::default(); pack.len() * n_rows];
+        let (mut dense, mut losses) = (std::mem::take(&mut scratch.dense), vec![0.0; pack.len()]);
+        for k in 0..n_rows {
+            let of_row: Vec<Objective<'_>> = objectives.iter().map(|of_example| of_example[k].clone()).collect();
+            let found = block::room(&mut dense, pack.len() * self.plan.dim);
+            found.fill(0.0);
+            losses.fill(0.0);
+            if any {
+                let mut sink = RowSink { stage: self, rows: found, per_token: false, scratch };
+                self.pass().descend(&of_row, ws, &mut sink, &mut losses);
+            }
+            for (i, (found, objective)) in found.chunks_exact_mut(self.plan.dim).zip(&of_row).enumerate() {
+                let place = i * n_rows + k;
+                let row = &mut rows[place * self.dim()..(place + 1) * self.dim()];
+                reports[place] = self.finish(found, row, losses[i], objective.predicting.len());
+            }
         }
         scratch.dense = dense;
+        reports
+    }
+
+    /// Writes a row from what the pass left.
+    fn finish(&self, found: &mut [f32], row: &mut [f32], loss: f64, n_predictions: usize) -> RowReport {
+        let squared = self.scale_unprojected(found);
+        let mut report = RowReport { loss, n_predictions, norm: squared.sqrt() as f32, residual: 0.0 };
+        match &self.factoring {
+            Some(factoring) => {
+                let dropped = factoring.write(found, row);
+                report.residual = if squared > 0.0 { (dropped / squared).sqrt() as f32 } else { 0.0 };
+            }
+            None => row.copy_from_slice(found),
+        }
         report
     }
 
@@ -309,12 +364,13 @@ impl<'m> GradientStage<'m> {
     }
 
     /// One pass over the sequences on the calling thread, for measurements.
-    pub(crate) fn rows_on_this_thread(&self, sequences: &[Sequence<'_>], row: &mut [f32]) {
+    pub(crate) fn rows_on_this_thread(&self, sequences: &[Sequence<'_>], rows: &mut Vec<f32>) {
+        let examples: Vec<Example<'_>> =
+            sequences.iter().enumerate().map(|(id, &sequence)| Example::numbered(sequence, id as u64)).collect();
         let mut scratch = Scratch::default();
-        for (id, &sequence) in sequences.iter().enumerate() {
-            let example = Example::numbered(sequence, id as u64);
-            let report = self.decoder.pool().with(|ws| self.example(&example, row, ws, &mut scratch));
-            std::hint::black_box(report);
+        for pack in self.packs(&examples) {
+            let rows = block::room(rows, pack.len() * self.dim());
+            std::hint::black_box(self.decoder.pool().with(|ws| self.pack(pack, rows, ws, &mut scratch)));
         }
     }
 

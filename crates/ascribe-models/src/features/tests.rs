@@ -430,11 +430,15 @@ fn drawn_labels_are_targets_and_belong_to_id_and_position() {
 
 #[test]
 fn batches_order_and_threads_do_not_change_a_bit() {
-    let decoder = Decoder::init(tiny_config(), 4).unwrap();
-    for projection in PROJECTIONS.into_iter().chain([Projection::Factored { rank: 1 }]) {
-        let config = TapConfig { loss: Loss::Margin, ..everything(Granularity::Module, projection) };
+    let decoder = Decoder::init(DecoderConfig { max_position_embeddings: 600, ..tiny_config() }, 4).unwrap();
+    for (i, projection) in PROJECTIONS.into_iter().chain([Projection::Factored { rank: 1 }]).enumerate() {
+        let precision = if i % 2 == 0 { Precision::F32 } else { Precision::Bf16 };
+        let config = TapConfig { loss: Loss::Margin, precision, ..everything(Granularity::Module, projection) };
         let stage = GradientStage::new(&decoder, config).unwrap();
-        let texts = texts();
+        // More than one pack, and one text that is longer than a pack.
+        let mut texts = texts();
+        texts[3] = tokens(3, PACK_ROWS + 20);
+        texts[1] = tokens(3, PACK_ROWS - 20);
         let sequences: Vec<Sequence<'_>> = texts.iter().map(|tokens| Sequence::whole(tokens)).collect();
         let all = rows(&stage, &sequences);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
@@ -447,6 +451,61 @@ fn batches_order_and_threads_do_not_change_a_bit() {
         let mut wide = Array2::zeros((stage.dim(), 6));
         stage.rows(&sequences, wide.view_mut().reversed_axes(), None).unwrap();
         assert_eq!(wide.t(), all);
+    }
+}
+
+/// Packs hold whole runs of neighbours: as many tokens as fit, one number of rows, every example once.
+#[test]
+fn packs_part_the_examples() {
+    let decoder = Decoder::init(DecoderConfig { max_position_embeddings: 600, ..tiny_config() }, 4).unwrap();
+    let stage = GradientStage::new(&decoder, TapConfig::all(5, 4)).unwrap();
+    let texts: Vec<Vec<u32>> = [200, 312, 1, 600, 3, 3, 3].iter().map(|&len| tokens(1, len)).collect();
+    let mut examples: Vec<Example<'_>> = texts.iter().map(|text| Example::whole(text)).collect();
+    let spans = [0..1, 1..3];
+    examples[5].spans = &spans;
+    let sizes: Vec<usize> = stage.packs(&examples).iter().map(|pack| pack.len()).collect();
+    assert_eq!(sizes, [2, 1, 1, 1, 1, 1]);
+}
+
+/// bf16 products round, and change nothing else: rows near those of f32, and not the same.
+#[test]
+fn bf16_rows_are_near_the_f32_rows() {
+    for decoder in models() {
+        let texts = texts();
+        let sequences: Vec<Sequence<'_>> = texts.iter().map(|tokens| Sequence::whole(tokens)).collect();
+        let of = |precision| {
+            let config = TapConfig { precision, ..everything(Granularity::Module, Projection::TwoSided) };
+            rows(&GradientStage::new(&decoder, config).unwrap(), &sequences)
+        };
+        let (exact, rounded) = (of(Precision::F32), of(Precision::Bf16));
+        assert_ne!(exact, rounded);
+        for (a, b) in exact.rows().into_iter().zip(rounded.rows()) {
+            let off = (&a - &b).mapv(|x| x * x).sum().sqrt();
+            // Rows of eight numbers do not average roundings out.
+            assert!(off <= 0.15 * a.dot(&a).sqrt(), "{off}");
+        }
+    }
+}
+
+/// What the planner says against what a pass over the longest text left allocated.
+#[test]
+fn planned_memory_covers_what_a_pass_takes() {
+    for decoder in models() {
+        let stage = GradientStage::new(&decoder, TapConfig::all(5, 4)).unwrap();
+        let text = tokens(1, 80);
+        let examples = [Example::whole(&text); 7];
+        let (mut ws, mut scratch) = (Workspace::default(), Scratch::default());
+        let mut rows = vec![0.0; 7 * stage.dim()];
+        stage.pack(&examples[..PACK_ROWS / 80], &mut rows[..PACK_ROWS / 80 * stage.dim()], &mut ws, &mut scratch);
+        let tape = |layer: &crate::decoder::LayerTape| {
+            let parts = [&layer.x_in, &layer.attn_in, &layer.q_raw, &layer.k_raw, &layer.qkv, &layer.probabilities];
+            let more = [&layer.mixed, &layer.attn_out, &layer.x_mid, &layer.mlp_in, &layer.gate_up, &layer.act];
+            parts.iter().chain(&more).map(|part| part.len()).sum::<usize>() + layer.mlp_out.len()
+        };
+        let taken =
+            4 * (ws.layers.iter().map(tape).sum::<usize>() + ws.x_out.len() + ws.hidden.len() + ws.logits.len());
+        let planned = stage.memory(80).per_thread - 4 * PACK_NUMBERS;
+        assert!(planned > taken && planned < 3 * taken, "{planned} {taken}");
     }
 }
 
