@@ -87,14 +87,15 @@ impl<'m> GradientStage<'m> {
     /// [`ModelError::Mismatch`] if a width is 0, a pattern matches nothing, or embedding, norms, biases or positions are
     /// asked for.
     pub fn of_adapter(adapted: &'m AdaptedDecoder, config: TapConfig) -> Result<Self, ModelError> {
-        let plan = Plan::adapter(adapted, &config)?;
-        let factoring = Factoring::new(&plan, config.projection);
-        let decoder = adapted.decoder();
-        Ok(Self { decoder, config, plan, factoring, elementwise: vec![], normalizer: "none".into() })
+        Ok(Self::assemble(adapted.decoder(), Plan::adapter(adapted, &config)?, config, None))
     }
 
     fn build(decoder: &'m Decoder, config: TapConfig, normalizer: Option<&Normalizer>) -> Result<Self, ModelError> {
         let plan = Plan::new(decoder, &config, normalizer)?;
+        Ok(Self::assemble(decoder, plan, config, normalizer))
+    }
+
+    fn assemble(decoder: &'m Decoder, plan: Plan, config: TapConfig, normalizer: Option<&Normalizer>) -> Self {
         let factoring = Factoring::new(&plan, config.projection);
         let mut elementwise = vec![];
         if let Some(normalizer) = normalizer {
@@ -104,7 +105,7 @@ impl<'m> GradientStage<'m> {
         }
         let normalizer = normalizer.map_or("none".into(), Normalizer::spec_name);
         let weights = PackedWeights::new(decoder, config.precision.into());
-        Ok(Self { decoder, config, plan, weights, factoring, elementwise, normalizer })
+        Self { decoder, config, plan, weights, factoring, elementwise, normalizer }
     }
 
     /// Column groups, one per module, in order and without gaps. A two-sided projection's group is `[k_out, k_in]` row-major;
