@@ -81,8 +81,9 @@ impl Objective<'_> {
         }
     }
 
-    /// [`Objective::backward`] without gradients; the logits are left in any state.
-    pub fn values(&self, first: usize, width: usize, logits: &mut [f32], values: &mut [f32]) {
+    /// [`Objective::backward`] without gradients, which differences are taken of; the logits are left in any state.
+    #[cfg(test)]
+    fn values(&self, first: usize, width: usize, logits: &mut [f32], values: &mut [f32]) {
         let targets = &self.targets[first + 1..=first + values.len()];
         match self.loss {
             Loss::NextToken => cross_entropy(logits, width, targets, values),
