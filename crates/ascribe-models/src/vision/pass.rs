@@ -190,7 +190,8 @@ impl Classifier {
         let last = self.network.values.len() - 1;
         let Workspace { values, gradients, terms, .. } = ws;
         let rows = values[last].chunks_exact(n_classes).zip(gradients[last].chunks_exact_mut(n_classes));
-        let measure = |(i, ((logits, d), &id)): (usize, ((&[f32], &mut [f32]), &u32))| {
+        type Row<'r> = (&'r [f32], &'r mut [f32]);
+        let measure = |(i, ((logits, d), &id)): (usize, (Row<'_>, &u32))| {
             let class = match objective.target {
                 Target::Label => set.labels()[id as usize] as usize,
                 Target::Given(classes) => classes[first + i] as usize,

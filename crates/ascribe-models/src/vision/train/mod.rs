@@ -219,7 +219,8 @@ impl ClassifierTrainer {
                     inv_sqrt_correction: (1.0 / (1.0 - beta2.powi(t)).sqrt()) as f32,
                     eps: eps as f32,
                 };
-                let piece = |((p, g), (m, v)): ((&mut [f32], &mut [f32]), (&mut [f32], &mut [f32]))| {
+                type Pair<'r> = (&'r mut [f32], &'r mut [f32]);
+                let piece = |((p, g), (m, v)): (Pair<'_>, Pair<'_>)| {
                     if coupled {
                         let both = g.iter_mut().zip(&*p);
                         both.for_each(|(g, &p)| *g = *g * grad_scale as f32 + decay as f32 * p);
