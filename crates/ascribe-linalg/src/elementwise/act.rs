@@ -23,7 +23,7 @@ pub enum Act {
 pub fn tanh(x: f32) -> f32 {
     let z = x * x;
     let mut p = -5.704_988_7e-3;
-    p = p * z + 2.063_908_9e-2;
+    p = p * z + 2.063_909e-2;
     p = p * z - 5.373_971_6e-2;
     p = p * z + 1.333_144_2e-1;
     p = p * z - 3.333_328e-1;
@@ -76,7 +76,7 @@ mod scalar {
     /// `½(1 + tanh u) = σ(2u)`: one exponential, and nothing cancels.
     #[inline(always)]
     pub fn gelu_tanh(x: f32) -> (f32, f32) {
-        const TWICE: f32 = 1.595_769_1; // 2·√(2/π)
+        const TWICE: f32 = 1.595_769_2; // 2·√(2/π)
         let z = x * x;
         let e = exp(-TWICE * x * (1.0 + 0.044_715 * z));
         let s = 1.0 / (1.0 + e);

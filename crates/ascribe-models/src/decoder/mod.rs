@@ -262,12 +262,6 @@ impl Decoder {
         }
     }
 
-    /// Place of a fused module's weight in the flat vector.
-    #[cfg(test)]
-    pub(crate) fn range(&self, module: Module) -> std::ops::Range<usize> {
-        self.linear_layout(module).weight.clone()
-    }
-
     /// Places of a norm's parameters.
     ///
     /// # Panics

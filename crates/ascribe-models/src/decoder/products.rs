@@ -74,6 +74,7 @@ pub(crate) enum Products<'m> {
 
 impl Products<'_> {
     /// `y ← x·Wᵀ + b + onto`; x `[n, I]`, y `[n, O]`.
+    #[allow(clippy::too_many_arguments)] // the model's weights, the operands of a product and its memory
     pub fn forward(
         self,
         model: &Decoder,

@@ -261,7 +261,7 @@ fn packs_do_not_change_a_bit_and_agree_with_single_sequences() {
                 let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
                 let off = norm(&mut gradient.iter().zip(exact).map(|(a, b)| a - b));
                 let size = norm(&mut exact.iter().copied());
-                assert!(off <= f64::from(tolerance) * size, "{name} {precision:?}: {off} of {size}");
+                assert!(off <= tolerance * size, "{name} {precision:?}: {off} of {size}");
             }
         }
     }

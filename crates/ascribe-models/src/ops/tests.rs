@@ -14,14 +14,19 @@ use super::rope::{Places, Rotary};
 use crate::arch::{Arch, NormKind, Positions, QkvOrder, RopeScaling};
 use crate::config::DecoderConfig;
 
+/// Outputs of inputs.
+type Map<T> = Box<dyn Fn(&[Vec<T>]) -> Vec<T>>;
+
+/// Gradients of ⟨d_out, out⟩ in every input, from the inputs and d_out.
+type Back = Box<dyn Fn(&[Vec<f32>], &[f32]) -> Vec<Vec<f32>>>;
+
 /// One operator: sizes of its inputs, its value and backward in f32, and the f64 transcription.
 struct Op {
     name: String,
     sizes: Vec<usize>,
-    forward: Box<dyn Fn(&[Vec<f32>]) -> Vec<f32>>,
-    /// Gradients of ⟨d_out, out⟩ in every input.
-    backward: Box<dyn Fn(&[Vec<f32>], &[f32]) -> Vec<Vec<f32>>>,
-    reference: Box<dyn Fn(&[Vec<f64>]) -> Vec<f64>>,
+    forward: Map<f32>,
+    backward: Back,
+    reference: Map<f64>,
 }
 
 fn check(op: &Op) {
