@@ -26,7 +26,7 @@ mod rows;
 mod tests;
 mod transpose;
 
-pub use direct::{Operand, multiply_direct};
+pub use direct::{Operand, multiply_direct, multiply_views};
 pub use matrix::PackedMatrix;
 pub use route::{Precision, isa};
 pub use rows::{RoundedRows, Rows};

@@ -2,7 +2,7 @@
 
 use ndarray::{Array2, ArrayView2, ShapeBuilder};
 
-use super::direct::{Operand, multiply_on};
+use super::direct::{Operand, multiply_on, multiply_views};
 use super::layout::{rounded, to_bf16};
 use super::matrix::PackedMatrix;
 use super::route::{Precision, Route};
@@ -156,6 +156,31 @@ fn direct_products_have_the_same_bits_as_packed_ones() {
             }
         }
     }
+}
+
+#[test]
+fn views_have_the_same_bits_too() {
+    for [m, k, n] in SHAPES {
+        let (a, b) = (noise("a", m * k), noise("b", k * (n + 2)));
+        let (rows, b_wide) =
+            (ArrayView2::from_shape((m, k), &a).unwrap(), ArrayView2::from_shape((k, n + 2), &b).unwrap());
+        let columns = Array2::from_shape_fn((m, k).f(), |at| rows[at]);
+        let b = b_wide.slice(ndarray::s![.., 1..n + 1]);
+        let mut expected = noise("c", m * n);
+        PackedMatrix::new(Precision::F32, b).multiply(&Rows::new(m, k, k, &a), 1.0, &mut expected, n);
+        for a in [rows, columns.view()] {
+            let mut c = Array2::from_shape_vec((m, n), noise("c", m * n)).unwrap();
+            multiply_views(a, b, 1.0, c.view_mut());
+            assert_eq!(bits(c.as_slice().unwrap()), bits(&expected));
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "not contiguous")]
+fn views_across_rows_are_refused() {
+    let (a, b) = (Array2::<f32>::zeros((2, 3)), Array2::<f32>::zeros((4, 3)));
+    multiply_views(a.view(), b.t(), 0.0, Array2::zeros((2, 4)).view_mut());
 }
 
 #[test]

@@ -4,7 +4,8 @@
 
 use std::ops::Range;
 
-use ascribe_linalg::{Sjlt, Threads, gemm};
+use ascribe_linalg::Sjlt;
+use ascribe_linalg::packed::multiply_views;
 use ndarray::{Array2, ArrayView2, Axis, s};
 
 use super::adapter::AdapterTap;
@@ -89,7 +90,7 @@ impl Side {
             }
             Self::Product(p) if products => {
                 let out = room(buffer, n * p.ncols());
-                gemm(1.0, rows, p.view(), 0.0, matrix_mut(out, n, p.ncols()), Threads::One);
+                multiply_views(rows, p.view(), 0.0, matrix_mut(out, n, p.ncols()));
                 matrix(out, n, p.ncols())
             }
             _ => rows,
@@ -160,11 +161,11 @@ impl Block {
     ) {
         let (b, a) = (delta.ncols(), x.ncols());
         if self.scale.is_none() && self.sjlt.is_none() {
-            gemm(1.0, delta.t(), x, 1.0, matrix_mut(out, b, a), Threads::One);
+            multiply_views(delta.t(), x, 1.0, matrix_mut(out, b, a));
             return;
         }
         let small = room(small, a * b);
-        gemm(1.0, delta.t(), x, 0.0, matrix_mut(small, b, a), Threads::One);
+        multiply_views(delta.t(), x, 0.0, matrix_mut(small, b, a));
         if let Some(scale) = &self.scale {
             small.iter_mut().zip(scale.iter()).for_each(|(g, s)| *g *= s);
         }
@@ -176,14 +177,14 @@ impl Block {
         let g = match &self.input {
             Side::Product(p) => {
                 let half = room(half, b * p.ncols());
-                gemm(1.0, g, p.view(), 0.0, matrix_mut(half, b, p.ncols()), Threads::One);
+                multiply_views(g, p.view(), 0.0, matrix_mut(half, b, p.ncols()));
                 matrix(half, b, p.ncols())
             }
             _ => g,
         };
         match &self.output {
             Side::Product(p) => {
-                gemm(1.0, p.t(), g, 1.0, matrix_mut(out, p.ncols(), g.ncols()), Threads::One);
+                multiply_views(p.t(), g, 1.0, matrix_mut(out, p.ncols(), g.ncols()));
             }
             _ => out.iter_mut().zip(g.iter()).for_each(|(out, g)| *out += g),
         }
@@ -216,7 +217,7 @@ impl Block {
                     p.row(index as usize).iter().zip(row).for_each(|(&p, out)| *out = p);
                 }
                 let block = matrix_mut(out, p.ncols(), x.ncols());
-                gemm(1.0, matrix(picked, n, p.ncols()).t(), x, 1.0, block, Threads::One);
+                multiply_views(matrix(picked, n, p.ncols()).t(), x, 1.0, block);
             }
             (output, None) => {
                 for (&index, row) in indices.iter().zip(x.rows()) {
@@ -338,7 +339,7 @@ impl Site {
         let Scratch { x: px, delta: pd, small, half, .. } = scratch;
         if let Some(joined) = &self.joined {
             let out = room(px, n * joined.ncols());
-            gemm(1.0, x, joined.view(), 0.0, matrix_mut(out, n, joined.ncols()), Threads::One);
+            multiply_views(x, joined.view(), 0.0, matrix_mut(out, n, joined.ncols()));
         }
         let mut column = 0;
         for block in &self.blocks {
