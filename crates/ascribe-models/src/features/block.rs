@@ -326,7 +326,9 @@ impl Site {
             .collect();
         self.joined = parts
             .filter(|parts| parts.len() > 1)
-            .map(|parts| ndarray::concatenate(Axis(1), &parts).expect("one input has one width"));
+            .map(|parts| ndarray::concatenate(Axis(1), &parts).expect("one input has one width"))
+            // A concatenation may lie column by column; products read rows.
+            .map(|joined| joined.as_standard_layout().into_owned());
     }
 
     /// Adds `n` rows of the product's input `x` and output gradient `delta`.
