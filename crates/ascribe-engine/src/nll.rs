@@ -25,9 +25,8 @@ pub struct NllReport {
 /// of a window is context only; with special tokens (as `AutoTokenizer(text)` adds them) that is usually `<s>`.
 ///
 /// # Errors
-/// A model or tokenizer that does not load or do not belong together, a text that is not UTF-8 or shorter than two tokens.
-pub fn run(model: &Path, text: &Path, special_tokens: SpecialTokens) -> Result<NllReport, EngineError> {
-    let model = LabModel::open(model)?;
+/// A tokenizer that does not load or belongs to another model, a text that is not UTF-8 or shorter than two tokens.
+pub fn run(model: &LabModel, text: &Path, special_tokens: SpecialTokens) -> Result<NllReport, EngineError> {
     let tokenizer = model.tokenizer(special_tokens)?;
     let content =
         |expected: &str, found: String| EngineError::Content { path: text.into(), expected: expected.into(), found };
@@ -35,7 +34,7 @@ pub fn run(model: &Path, text: &Path, special_tokens: SpecialTokens) -> Result<N
         .map_err(|e| content("UTF-8", format!("another byte at offset {}", e.utf8_error().valid_up_to())))?;
     let tokens = tokenizer.encode(&text).map_err(|why| content("a text that can be tokenised", why))?;
     let ids: Vec<u32> = tokens.iter().map(|t| t.id).collect();
-    let vocab_size = model.decoder.config().vocab_size;
+    let vocab_size = model.decoder().config().vocab_size;
     if let Some(token) = tokens.iter().find(|token| token.id as usize >= vocab_size) {
         let name = tokenizer.token(token.id).unwrap_or_default();
         let found = format!("token `{name}` of id {} at byte {}", token.id, token.byte_start);
@@ -45,22 +44,21 @@ pub fn run(model: &Path, text: &Path, special_tokens: SpecialTokens) -> Result<N
     if windows.is_empty() {
         return Err(content("at least two tokens", ids.len().to_string()));
     }
-    report(&model, &windows)
+    report(model, &windows)
 }
 
 /// The same over the records of a JSONL file (see [`LabData`]); each record is a text of its own, prompts are context only.
 ///
 /// # Errors
 /// As [`run`], and the first record that cannot be used.
-pub fn run_records(model: &Path, data: &Path, special_tokens: SpecialTokens) -> Result<NllReport, EngineError> {
-    let model = LabModel::open(model)?;
+pub fn run_records(model: &LabModel, data: &Path, special_tokens: SpecialTokens) -> Result<NllReport, EngineError> {
     let options = model.options(&DataOptions::new(0))?;
     let tokenizer = || model.tokenizer(special_tokens);
-    let data = LabData::read(data, &options, model.decoder.config().vocab_size, &tokenizer, &NoProgress)?;
-    report(&model, &data.sequences())
+    let data = LabData::read(data, &options, model.decoder().config().vocab_size, &tokenizer, &NoProgress)?;
+    report(model, &data.sequences())
 }
 
 fn report(model: &LabModel, windows: &[Sequence<'_>]) -> Result<NllReport, EngineError> {
     let n: u64 = windows.iter().map(|w| w.n_predictions() as u64).sum();
-    Ok(NllReport { nll: model.decoder.losses(windows)?.iter().sum::<f64>() / n as f64, tokens: n })
+    Ok(NllReport { nll: model.decoder().losses(windows)?.iter().sum::<f64>() / n as f64, tokens: n })
 }

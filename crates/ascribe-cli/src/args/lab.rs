@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use ascribe_core::RowType;
 use ascribe_corpus::SpecialTokens;
 use ascribe_engine::lab::data::DataOptions;
-use ascribe_models::features::{Granularity, Projection};
+use ascribe_engine::lab::model::Subject;
+use ascribe_models::features::{Granularity, Precision, Projection};
 use ascribe_models::{Loss, TapConfig};
 use clap::{Args, ValueEnum};
 
@@ -114,6 +115,9 @@ pub struct TapArgs {
     /// The scalar that is differentiated: `next-token`, `margin` or `sampled:SEED` (labels drawn from the model itself).
     #[arg(long, value_name = "KIND", default_value = "next-token", value_parser = parse_loss, requires = "data")]
     pub loss: Loss,
+    /// Number type of the model's products: bf16 is faster and near 10⁻² in a row, which ranks alike.
+    #[arg(long, value_enum, default_value_t = PrecisionArg::F32, requires = "data")]
+    pub precision: PrecisionArg,
     /// Tap the embedding too; a tied output layer is added in.
     #[arg(long, requires = "data")]
     pub embedding: bool,
@@ -126,6 +130,15 @@ pub struct TapArgs {
     /// Tap the table of learned positions too.
     #[arg(long, requires = "data")]
     pub positions: bool,
+    /// PEFT folder of a LoRA: its weights are merged into the model.
+    #[arg(long, value_name = "DIR", requires = "data")]
+    pub adapter: Option<PathBuf>,
+    /// Rows over the adapter's weights (`*.lora_A`, `*.lora_B`) in the place of the merged ones.
+    #[arg(long, requires = "adapter")]
+    pub adapter_weights: bool,
+    /// Second moments of AdamW (a run's second_moments.safetensors): gradients are divided by their roots.
+    #[arg(long, value_name = "FILE", requires = "data", conflicts_with = "adapter_weights")]
+    pub moments: Option<PathBuf>,
     /// Seed of the projectors.
     #[arg(long, value_name = "N", default_value_t = SEED, requires = "data")]
     pub seed: u64,
@@ -135,6 +148,11 @@ pub struct TapArgs {
 }
 
 impl TapArgs {
+    /// Adapter and moments of the engine.
+    pub fn subject(&self) -> Subject {
+        Subject { adapter: self.adapter.clone(), adapter_weights: self.adapter_weights, moments: self.moments.clone() }
+    }
+
     /// Taps of the engine.
     pub fn config(&self) -> TapConfig {
         let Kept { k_in, k_out, projection } = self.projection;
@@ -151,7 +169,10 @@ impl TapArgs {
             granularity: if self.fused { Granularity::Fused } else { Granularity::Module },
             projection,
             loss: self.loss,
-            ..TapConfig::all(self.seed, k_in)
+            precision: match self.precision {
+                PrecisionArg::F32 => Precision::F32,
+                PrecisionArg::Bf16 => Precision::Bf16,
+            },
         }
     }
 }
@@ -162,6 +183,15 @@ pub struct Kept {
     k_in: usize,
     k_out: usize,
     projection: Projection,
+}
+
+/// Number type of products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PrecisionArg {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16 factors, f32 sums.
+    Bf16,
 }
 
 /// Numbers at rest.
@@ -223,6 +253,9 @@ pub struct NllArgs {
     /// JSONL records (`text`, `prompt` with `completion`, or `input_ids`) in the place of one text.
     #[arg(long, value_name = "FILE", conflicts_with = "text")]
     pub data: Option<PathBuf>,
+    /// PEFT folder of a LoRA that is merged into the model.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     /// Do not add the special tokens (`<s>`, …) that tokenizer.json asks for.
     #[arg(long)]
     pub no_special_tokens: bool,

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use ascribe_engine::lab::features::{self, FeaturesReport, FeaturesRequest};
 use ascribe_engine::lab::finetune::{self, FinetuneReport, FinetuneRequest, Start};
+use ascribe_engine::lab::model::{LabModel, Subject};
 use ascribe_engine::lab::plan::{self, Plan, PlanRequest, mib};
 use ascribe_engine::nll;
 
@@ -35,6 +36,7 @@ pub fn run(command: &Command, format: Format, bars: &Bars) -> Result<Option<Exit
                 options: records.options(),
                 special_tokens: records.special_tokens(),
                 taps: taps.config(),
+                subject: taps.subject(),
                 row_type: taps.row_type.into(),
             };
             print(format, &features::run(&request, bars)?, features_text)?;
@@ -75,9 +77,11 @@ pub fn run(command: &Command, format: Format, bars: &Bars) -> Result<Option<Exit
 
 fn nll(args: &NllArgs, format: Format) -> Result<()> {
     let special = special_tokens(args.no_special_tokens);
+    let subject = Subject { adapter: args.adapter.clone(), ..Subject::default() };
+    let model = LabModel::open_subject(&args.model, &subject)?;
     let report = match (&args.text, &args.data) {
-        (Some(text), _) => nll::run(&args.model, text, special)?,
-        (None, Some(data)) => nll::run_records(&args.model, data, special)?,
+        (Some(text), _) => nll::run(&model, text, special)?,
+        (None, Some(data)) => nll::run_records(&model, data, special)?,
         (None, None) => anyhow::bail!("expected --text or --data, found neither"),
     };
     print(format, &report, |r| format!("{:.4} nats per token over {} tokens", r.nll, r.tokens))

@@ -233,6 +233,30 @@ fn a_lora_leaves_the_weights_alone() {
     assert!(said["held_out_after"].as_f64().unwrap() < said["held_out_before"].as_f64().unwrap(), "{said}");
     assert!(out.join("adapter_config.json").exists() && out.join("adapter_model.safetensors").exists());
     assert!(!out.join("model.safetensors").exists());
+    // Every door takes the adapter: merged in, and as what rows are about.
+    let (adapter, store) = (out.display().to_string(), dir.path().join("rows").display().to_string());
+    let nll = object(&run(&["nll", "--model", &model, "--data", &data, "--adapter", &adapter, "--format", "json"]));
+    assert_eq!(nll["nll"], said["held_out_after"]);
+    let args = ["features", "--model", &model, "--data", &data, "--out", &store, "--adapter", &adapter];
+    let rows = object(&run(&[&args[..], &["--adapter-weights", "--projection", "full", "--format", "json"]].concat()));
+    assert_eq!(rows["dim"], said["trained_parameters"]);
+}
+
+#[test]
+fn features_divided_by_the_moments_of_a_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, data) = small_model(dir.path());
+    let out = dir.path().join("run");
+    object(&finetune(&model, &data, &out, &[]));
+    let moments = out.join("second_moments.safetensors").display().to_string();
+    let of = |name: &str, extra: &[&str]| {
+        let store = dir.path().join(name).display().to_string();
+        let args = ["features", "--model", &model, "--data", &data, "--out", &store, "--format", "json"];
+        object(&run(&[&args[..], extra].concat()))
+    };
+    let (plain, divided) = (of("plain", &[]), of("divided", &["--moments", &moments]));
+    assert_eq!(plain["dim"], divided["dim"]);
+    assert_ne!(plain["spec_sha256"], divided["spec_sha256"], "rows of different scalings must not be compared");
 }
 
 #[test]

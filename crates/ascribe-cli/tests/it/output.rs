@@ -1,5 +1,6 @@
 //! Stdout is data, stderr is talk, the exit code tells.
 
+use ascribe_engine::lab::model::LabModel;
 use ascribe_engine::nll;
 
 use crate::common::{repository, run, stderr, stdout};
@@ -69,7 +70,7 @@ fn nll_is_the_librarys_and_does_not_depend_on_threads() {
     };
     let (one, two) = (of(&["--threads", "1"]), of(&["--threads", "2"]));
     assert_eq!(one, two);
-    let library = nll::run(&model, &text, ascribe_corpus::SpecialTokens::AsFile).unwrap();
+    let library = nll::run(&LabModel::open(&model).unwrap(), &text, ascribe_corpus::SpecialTokens::AsFile).unwrap();
     assert_eq!(one["nll"].as_f64().unwrap().to_bits(), library.nll.to_bits());
     assert_eq!(one["tokens"], library.tokens);
     // Better than guessing among 2,048 tokens by far, and no miracle.

@@ -15,7 +15,7 @@ use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
 use super::data::{DataOptions, LabData};
-use super::model::LabModel;
+use super::model::{LabModel, Subject};
 use super::plan::{self, FeatureSizes};
 use crate::error::EngineError;
 use crate::files;
@@ -50,6 +50,8 @@ pub struct FeaturesRequest {
     pub special_tokens: SpecialTokens,
     /// Taps and projection.
     pub taps: TapConfig,
+    /// Adapter and moments.
+    pub subject: Subject,
     /// Numbers at rest.
     pub row_type: RowType,
 }
@@ -138,14 +140,14 @@ pub struct ExampleLine {
 pub fn run(request: &FeaturesRequest, progress: &dyn Progress) -> Result<FeaturesReport, EngineError> {
     plan::check_weights(&request.model)?;
     progress.start("load model", 0, "");
-    let model = LabModel::open(&request.model)?;
-    progress.finish(&format!("{} parameters", model.decoder.parameters().len()));
+    let model = LabModel::open_subject(&request.model, &request.subject)?;
+    progress.finish(&format!("{} parameters", model.decoder().parameters().len()));
     let options = model.options(&request.options)?;
     let tokenizer = || model.tokenizer(request.special_tokens);
-    let vocab_size = model.decoder.config().vocab_size;
+    let vocab_size = model.decoder().config().vocab_size;
     let data = LabData::read(&request.data, &options, vocab_size, &tokenizer, progress)?;
     let (clock, cpu) = (std::time::Instant::now(), cpu_seconds());
-    let stage = GradientStage::new(&model.decoder, request.taps.clone())?;
+    let stage = model.stage(&request.taps, &request.subject)?;
     let spec = stage.spec("final", data.digest());
     plan::check(&plan::features(&model, &data, sizes(request, &stage, &data)), &request.out, &model, &data)?;
     let spec_sha256 = spec.hash();
@@ -178,7 +180,7 @@ fn sizes(request: &FeaturesRequest, stage: &GradientStage<'_>, data: &LabData) -
     FeatureSizes {
         dim: stage.dim(),
         rows: data.windows.len(),
-        stage_bytes: stage.projector_bytes(),
+        memory: stage.memory(data.longest()),
         datasets: data.datasets.len(),
         row_type: request.row_type,
     }
@@ -282,7 +284,7 @@ fn write_notes(
         data: file_name(&request.data),
         data_sha256: data.file_sha256,
         windows_sha256: data.digest(),
-        model_sha256: model.decoder.weights_digest(),
+        model_sha256: model.decoder().weights_digest(),
         datasets: data.datasets.clone(),
         records: data.records.len() as u64,
         options: options.clone(),

@@ -148,11 +148,11 @@ pub fn run(request: &FinetuneRequest, progress: &dyn Progress) -> Result<Finetun
     }
     progress.start("load model", 0, "");
     let model = open(&request.start, request.settings.seed)?;
-    progress.finish(&format!("{} parameters", model.decoder.parameters().len()));
+    progress.finish(&format!("{} parameters", model.decoder().parameters().len()));
     let options = model.options(&request.options)?;
     let read = |path: &Path| {
         let tokenizer = || tokenizer(request, &model);
-        LabData::read(path, &options, model.decoder.config().vocab_size, &tokenizer, progress)
+        LabData::read(path, &options, model.decoder().config().vocab_size, &tokenizer, progress)
     };
     let data = read(&request.data)?;
     let held_out = request.held_out.as_deref().map(read).transpose()?;
@@ -160,7 +160,7 @@ pub fn run(request: &FinetuneRequest, progress: &dyn Progress) -> Result<Finetun
     let rank = request.lora.as_ref().map(|lora| lora.rank);
     plan::check(&plan::finetune(&model, &data, &request.settings, rank), &request.out, &model, &data)?;
     let adapter = match &request.lora {
-        Some(lora) => Some(Adapter::init(&model.decoder, lora.clone(), request.settings.seed)?),
+        Some(lora) => Some(Adapter::init(model.decoder(), lora.clone(), request.settings.seed)?),
         None => None,
     };
     let settings_sha256 = settings_digest(request, &model, &data, held_out.as_ref(), &recipe)?;
@@ -224,7 +224,7 @@ fn open(start: &Start, seed: u64) -> Result<LabModel, EngineError> {
             })?;
             let shape = DecoderConfig::from_json(&value, config)?;
             let dir = config.parent().unwrap_or(Path::new(".")).to_path_buf();
-            Ok(LabModel { dir, decoder: Decoder::init(shape, seed)? })
+            Ok(LabModel::of(dir, Decoder::init(shape, seed)?))
         }
     }
 }
@@ -233,7 +233,7 @@ fn tokenizer(request: &FinetuneRequest, model: &LabModel) -> Result<TextTokenize
     match &request.start {
         Start::Config { tokenizer: Some(path), .. } => {
             let tokenizer = TextTokenizer::load_file(path, request.special_tokens)?;
-            tokenizer.check_fits(path, model.decoder.config().vocab_size)?;
+            tokenizer.check_fits(path, model.decoder().config().vocab_size)?;
             Ok(tokenizer)
         }
         _ => model.tokenizer(request.special_tokens),
@@ -250,7 +250,7 @@ fn settings_digest(
 ) -> Result<Digest, EngineError> {
     let lora = request.lora.as_ref().map(|lora| lora.to_json(false));
     let held_out = held_out.map(LabData::digest);
-    let parts = (model.decoder.weights_digest(), data.digest(), held_out, recipe, lora, request.settings.seed);
+    let parts = (model.decoder().weights_digest(), data.digest(), held_out, recipe, lora, request.settings.seed);
     Ok(Digest::of_json(&(parts, request.settings.eval_every))?)
 }
 
@@ -308,10 +308,10 @@ impl Run<'_> {
         let recipe = self.recipe.clone();
         let resumes = Trainer::has_state(&state);
         Ok(match (adapter, resumes) {
-            (None, false) => Trainer::from_decoder(model.decoder, recipe)?,
-            (None, true) => Trainer::resume(model.decoder.config().clone(), recipe, &state)?,
-            (Some(adapter), false) => Trainer::from_adapter(model.decoder, adapter, recipe)?,
-            (Some(adapter), true) => Trainer::resume_adapter(model.decoder, adapter, recipe, &state)?,
+            (None, false) => Trainer::from_decoder(model.into_decoder(), recipe)?,
+            (None, true) => Trainer::resume(model.decoder().config().clone(), recipe, &state)?,
+            (Some(adapter), false) => Trainer::from_adapter(model.into_decoder(), adapter, recipe)?,
+            (Some(adapter), true) => Trainer::resume_adapter(model.into_decoder(), adapter, recipe, &state)?,
         })
     }
 

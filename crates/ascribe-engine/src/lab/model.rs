@@ -4,17 +4,37 @@ use std::path::{Path, PathBuf};
 
 use ascribe_corpus::text_tokenizer::TOKENIZER_FILE;
 use ascribe_corpus::{SpecialTokens, TextTokenizer};
-use ascribe_models::Decoder;
+use ascribe_models::lora::{AdaptedDecoder, Adapter};
+use ascribe_models::{Decoder, GradientStage, Normalizer, TapConfig};
 
 use super::data::DataOptions;
 use crate::error::EngineError;
+
+/// Added to the root of a second moment before a gradient is divided by it: AdamW's own usual constant.
+const MOMENTS_EPS: f32 = 1e-8;
 
 /// A decoder with the folder it came from.
 pub struct LabModel {
     /// The folder.
     pub dir: PathBuf,
-    /// The weights.
-    pub decoder: Decoder,
+    body: Body,
+}
+
+enum Body {
+    Plain(Decoder),
+    /// With an adapter that stays visible.
+    Adapted(AdaptedDecoder),
+}
+
+/// What rows are taken of, besides the taps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Subject {
+    /// PEFT folder of a LoRA that is merged into the model.
+    pub adapter: Option<PathBuf>,
+    /// Rows over the adapter's weights, in the place of the merged ones.
+    pub adapter_weights: bool,
+    /// Second moments of AdamW, by parameter name: gradients are divided by their roots.
+    pub moments: Option<PathBuf>,
 }
 
 impl LabModel {
@@ -31,7 +51,73 @@ impl LabModel {
                 found: if dir.exists() { "a file".into() } else { "nothing".into() },
             });
         }
-        Ok(Self { dir: dir.into(), decoder: Decoder::open(dir)? })
+        let decoder = Decoder::open(dir)?;
+        if decoder.config().arch.is_encoder() {
+            return Err(EngineError::Content {
+                path: dir.into(),
+                expected: "a decoder, which predicts next tokens".into(),
+                found: "an encoder".into(),
+            });
+        }
+        // A tokenizer stands beside a GGUF file.
+        let folder = if dir.is_file() { dir.parent().unwrap_or(Path::new(".")) } else { dir };
+        Ok(Self { dir: folder.into(), body: Body::Plain(decoder) })
+    }
+
+    /// A model that was never a folder; its tokenizer is looked for in `dir`.
+    pub fn of(dir: PathBuf, decoder: Decoder) -> Self {
+        Self { dir, body: Body::Plain(decoder) }
+    }
+
+    /// Opens a folder and merges the adapter of `subject` into it.
+    ///
+    /// # Errors
+    /// As [`LabModel::open`], and of an adapter that is broken or belongs to another model.
+    pub fn open_subject(dir: &Path, subject: &Subject) -> Result<Self, EngineError> {
+        let model = Self::open(dir)?;
+        let Some(adapter_dir) = &subject.adapter else { return Ok(model) };
+        let folder = model.dir.clone();
+        let decoder = model.into_decoder();
+        let adapter = Adapter::load(&decoder, adapter_dir)?;
+        let adapted = AdaptedDecoder::new(decoder, adapter)?;
+        let body = if subject.adapter_weights { Body::Adapted(adapted) } else { Body::Plain(adapted.into_decoder()) };
+        Ok(Self { dir: folder, body })
+    }
+
+    /// The weights, with an adapter merged in if there is one.
+    pub fn decoder(&self) -> &Decoder {
+        match &self.body {
+            Body::Plain(decoder) => decoder,
+            Body::Adapted(adapted) => adapted.decoder(),
+        }
+    }
+
+    /// The weights alone.
+    pub fn into_decoder(self) -> Decoder {
+        match self.body {
+            Body::Plain(decoder) => decoder,
+            Body::Adapted(adapted) => adapted.into_decoder(),
+        }
+    }
+
+    /// The gradient stage of `taps` over what `subject` names.
+    ///
+    /// # Errors
+    /// Taps that fit nothing, moments of another model, moments and adapter weights together.
+    pub fn stage(&self, taps: &TapConfig, subject: &Subject) -> Result<GradientStage<'_>, EngineError> {
+        match (&self.body, &subject.moments) {
+            (Body::Adapted(adapted), None) => Ok(GradientStage::of_adapter(adapted, taps.clone())?),
+            (Body::Plain(decoder), None) => Ok(GradientStage::new(decoder, taps.clone())?),
+            (Body::Plain(decoder), Some(path)) => {
+                let normalizer = Normalizer::from_file(decoder, path, "", None, MOMENTS_EPS)?;
+                Ok(GradientStage::normalized(decoder, taps.clone(), &normalizer)?)
+            }
+            (Body::Adapted(_), Some(path)) => Err(EngineError::Setting {
+                setting: "--moments",
+                expected: "rows over the model's own weights".into(),
+                found: format!("{} beside --adapter-weights", path.display()),
+            }),
+        }
     }
 
     /// Loads the folder's tokenizer and checks that the model has all its ids.
@@ -40,7 +126,7 @@ impl LabModel {
     /// No tokenizer, a broken one, or one of another model.
     pub fn tokenizer(&self, special_tokens: SpecialTokens) -> Result<TextTokenizer, EngineError> {
         let tokenizer = TextTokenizer::load(&self.dir, special_tokens)?;
-        tokenizer.check_fits(&self.dir.join(TOKENIZER_FILE), self.decoder.config().vocab_size)?;
+        tokenizer.check_fits(&self.dir.join(TOKENIZER_FILE), self.decoder().config().vocab_size)?;
         Ok(tokenizer)
     }
 
@@ -59,6 +145,6 @@ impl LabModel {
 
     /// Longest sequence of the model.
     pub fn context(&self) -> usize {
-        self.decoder.config().max_position_embeddings
+        self.decoder().config().max_position_embeddings
     }
 }

@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 
 use ascribe_core::{Progress, RowType};
 use ascribe_corpus::SpecialTokens;
+use ascribe_models::features::Memory;
 use ascribe_models::memory::{linear_numbers, lora_numbers, weights_bytes, workspace_bytes};
-use ascribe_models::{DecoderConfig, GradientStage, Sequence, TapConfig};
+use ascribe_models::{DecoderConfig, Sequence, TapConfig};
 use ndarray::Array2;
 use serde::Serialize;
 
 use super::data::{DataOptions, LabData};
 use super::features::{CHUNK_NUMBERS, SHARD_NUMBERS, SHARD_ROWS_MAX};
-use super::model::LabModel;
+use super::model::{LabModel, Subject};
 use super::settings::TrainSettings;
 use crate::error::EngineError;
 use crate::machine::{cpu_seconds, disk_available_bytes, ram_available_bytes};
@@ -138,8 +139,8 @@ pub struct FeatureSizes {
     pub dim: usize,
     /// Rows.
     pub rows: usize,
-    /// Bytes of the projectors.
-    pub stage_bytes: u64,
+    /// What the stage itself takes.
+    pub memory: Memory,
     /// Datasets.
     pub datasets: usize,
     /// Numbers at rest.
@@ -154,19 +155,19 @@ pub fn run(request: &PlanRequest, progress: &dyn Progress) -> Result<Plan, Engin
     check_weights(&request.model)?;
     let model = LabModel::open(&request.model)?;
     let options = model.options(&request.options)?;
-    let vocab_size = model.decoder.config().vocab_size;
+    let vocab_size = model.decoder().config().vocab_size;
     let tokenizer = || model.tokenizer(request.special_tokens);
     let data = LabData::read(&request.data, &options, vocab_size, &tokenizer, progress)?;
     let recipe = request.settings.recipe(data.windows.len())?;
     // The probe itself must not be what does not fit.
     let threads = rayon::current_num_threads();
-    let probe_bytes = workspace_bytes(model.decoder.config(), data.longest(), data.longest()) * threads as u64;
+    let probe_bytes = workspace_bytes(model.decoder().config(), data.longest(), data.longest()) * threads as u64;
     require_ram("plan", probe_bytes, "a lower --threads or --max-len")?;
-    let stage = GradientStage::new(&model.decoder, request.taps.clone())?;
+    let stage = model.stage(&request.taps, &Subject::default())?;
     let sizes = FeatureSizes {
         dim: stage.dim(),
         rows: data.windows.len(),
-        stage_bytes: stage.projector_bytes(),
+        memory: stage.memory(data.longest()),
         datasets: data.datasets.len(),
         row_type: request.row_type,
     };
@@ -179,16 +180,16 @@ pub fn run(request: &PlanRequest, progress: &dyn Progress) -> Result<Plan, Engin
     let wall = |seconds: f64| seconds / (1.0 + (threads as f64 - 1.0) * PARALLEL_PART);
     (features.tokens_per_cpu_second, features.seconds) = (Some(rate), Some(wall(data.n_tokens() as f64 / rate)));
     let mut training = finetune(&model, &data, &request.settings, request.lora_rank);
-    let rate = probe(&data, |sequences| model.decoder.gradient_norms(sequences).map(drop))?;
+    let rate = probe(&data, |sequences| model.decoder().gradient_norms(sequences).map(drop))?;
     let steps = f64::from(recipe.steps);
     let per_step = data.n_tokens() as f64 / data.windows.len() as f64 * f64::from(recipe.batch);
     let adam = trained(&model, request.lora_rank) as f64 * ADAM_BYTES / ADAM_BYTES_PER_SECOND;
     let seconds = steps * (per_step / rate + adam);
     (training.tokens_per_cpu_second, training.seconds) = (Some(steps * per_step / seconds), Some(wall(seconds)));
     progress.finish("");
-    let config = model.decoder.config();
+    let config = model.decoder().config();
     let mut plan = Plan {
-        parameters: model.decoder.parameters().len() as u64,
+        parameters: model.decoder().parameters().len() as u64,
         records: data.records.len() as u64,
         examples: data.windows.len() as u64,
         tokens: data.n_tokens(),
@@ -215,7 +216,7 @@ pub fn run(request: &PlanRequest, progress: &dyn Progress) -> Result<Plan, Engin
 
 /// Memory and disk of `ascribe features`.
 pub fn features(model: &LabModel, data: &LabData, sizes: FeatureSizes) -> StagePlan {
-    let config = model.decoder.config();
+    let config = model.decoder().config();
     let threads = rayon::current_num_threads() as u64;
     let row_bytes = (sizes.dim * sizes.row_type.len_bytes()) as u64;
     let chunk = (CHUNK_NUMBERS.max(sizes.dim * threads as usize)).min(sizes.dim * sizes.rows) as u64;
@@ -225,8 +226,9 @@ pub fn features(model: &LabModel, data: &LabData, sizes: FeatureSizes) -> StageP
         Item { what: "weights", bytes: weights_bytes(config) },
         Item { what: "tokenizer", bytes: tokenizer_bytes(model) },
         Item { what: "records", bytes: data.bytes() },
-        Item { what: "projectors", bytes: sizes.stage_bytes },
-        Item { what: "workspaces", bytes: threads * workspace_bytes(config, data.longest(), data.longest()) },
+        Item { what: "packed weights", bytes: sizes.memory.packed as u64 },
+        Item { what: "projectors", bytes: sizes.memory.projectors as u64 },
+        Item { what: "passes", bytes: threads * sizes.memory.per_thread as u64 },
         // Made, waiting, and being written.
         Item { what: "rows on their way", bytes: 3 * 4 * chunk },
         Item { what: "shard being filled", bytes: shard_rows * row_bytes },
@@ -237,7 +239,7 @@ pub fn features(model: &LabModel, data: &LabData, sizes: FeatureSizes) -> StageP
 
 /// Memory and disk of `ascribe finetune` and `ascribe train`.
 pub fn finetune(model: &LabModel, data: &LabData, settings: &TrainSettings, lora_rank: Option<usize>) -> StagePlan {
-    let config = model.decoder.config();
+    let config = model.decoder().config();
     let threads = rayon::current_num_threads() as u64;
     let trained = 4 * trained(model, lora_rank);
     let n_groups = u64::from(settings.batch.div_ceil(settings.micro_batch.max(1)));
@@ -269,7 +271,7 @@ fn stage_plan(stage: &'static str, ram: Vec<Item>, disk_bytes: u64) -> StagePlan
 
 /// Trained numbers.
 fn trained(model: &LabModel, lora_rank: Option<usize>) -> u64 {
-    let config = model.decoder.config();
+    let config = model.decoder().config();
     match lora_rank {
         None => config.num_parameters() as u64,
         Some(rank) => lora_numbers(config, rank),
@@ -287,7 +289,7 @@ fn tokenizer_bytes(model: &LabModel) -> u64 {
 
 /// What a process holds that has read model and records.
 fn own_bytes(model: &LabModel, data: &LabData) -> u64 {
-    PROCESS_BYTES + weights_bytes(model.decoder.config()) + tokenizer_bytes(model) + data.bytes()
+    PROCESS_BYTES + weights_bytes(model.decoder().config()) + tokenizer_bytes(model) + data.bytes()
 }
 
 /// Tokens per CPU-second of `work` on sequences spread over the data.

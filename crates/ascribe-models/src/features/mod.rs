@@ -375,11 +375,6 @@ impl<'m> GradientStage<'m> {
         }
     }
 
-    /// Bytes of the projectors in memory.
-    pub fn projector_bytes(&self) -> u64 {
-        self.plan.blocks().map(|block| block.bytes() as u64).sum()
-    }
-
     /// Operations per token that the projections add to the pass.
     pub(crate) fn flop_per_token(&self) -> f64 {
         self.plan.blocks().map(|block| block.input.flop() + block.output.flop() + 2.0 * block.len() as f64).sum()
