@@ -76,3 +76,35 @@ fn workspace(decoder: &Decoder, rows: usize, longest: usize) -> usize {
         .saturating_add(attention + logits + rounded);
     numbers.saturating_mul(4)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decoder::Workspace;
+    use crate::decoder::tests::{families, scattered, tokens};
+    use crate::features::block::Scratch;
+    use crate::{Example, TapConfig};
+
+    /// What the planner says against what a pass over the longest text left allocated.
+    #[test]
+    fn planned_memory_covers_what_a_pass_takes() {
+        for (_, config) in families() {
+            let decoder = scattered(config, 4);
+            let stage = GradientStage::new(&decoder, TapConfig::all(5, 4)).unwrap();
+            let text = tokens(1, 80);
+            let examples = [Example::whole(&text); 7];
+            let (mut ws, mut scratch) = (Workspace::default(), Scratch::default());
+            let mut rows = vec![0.0; 7 * stage.dim()];
+            stage.pack(&examples[..PACK_ROWS / 80], &mut rows[..PACK_ROWS / 80 * stage.dim()], &mut ws, &mut scratch);
+            let tape = |layer: &crate::decoder::LayerTape| {
+                let parts = [&layer.x_in, &layer.attn_in, &layer.q_raw, &layer.k_raw, &layer.qkv, &layer.probabilities];
+                let more = [&layer.mixed, &layer.attn_out, &layer.x_mid, &layer.mlp_in, &layer.gate_up, &layer.act];
+                parts.iter().chain(&more).map(|part| part.len()).sum::<usize>() + layer.mlp_out.len()
+            };
+            let taken =
+                4 * (ws.layers.iter().map(tape).sum::<usize>() + ws.x_out.len() + ws.hidden.len() + ws.logits.len());
+            let planned = stage.memory(80).per_thread - 4 * PACK_NUMBERS;
+            assert!(planned > taken && planned < 3 * taken, "{planned} {taken}");
+        }
+    }
+}
