@@ -41,11 +41,6 @@ impl PackedWeights {
         Self { precision, modules: modules.chain([Module::Head]).map(both).collect() }
     }
 
-    /// The number type of the products.
-    pub fn precision(&self) -> Precision {
-        self.precision
-    }
-
     /// Bytes of memory.
     pub fn bytes(&self) -> usize {
         self.modules.iter().map(|both| both.up.bytes() + both.down.bytes()).sum()
