@@ -21,9 +21,9 @@ pub struct LabModel {
 }
 
 enum Body {
-    Plain(Decoder),
+    Plain(Box<Decoder>),
     /// With an adapter that stays visible.
-    Adapted(AdaptedDecoder),
+    Adapted(Box<AdaptedDecoder>),
 }
 
 /// What rows are taken of, besides the taps.
@@ -61,12 +61,12 @@ impl LabModel {
         }
         // A tokenizer stands beside a GGUF file.
         let folder = if dir.is_file() { dir.parent().unwrap_or(Path::new(".")) } else { dir };
-        Ok(Self { dir: folder.into(), body: Body::Plain(decoder) })
+        Ok(Self { dir: folder.into(), body: Body::Plain(Box::new(decoder)) })
     }
 
     /// A model that was never a folder; its tokenizer is looked for in `dir`.
     pub fn of(dir: PathBuf, decoder: Decoder) -> Self {
-        Self { dir, body: Body::Plain(decoder) }
+        Self { dir, body: Body::Plain(Box::new(decoder)) }
     }
 
     /// Opens a folder and merges the adapter of `subject` into it.
@@ -80,7 +80,10 @@ impl LabModel {
         let decoder = model.into_decoder();
         let adapter = Adapter::load(&decoder, adapter_dir)?;
         let adapted = AdaptedDecoder::new(decoder, adapter)?;
-        let body = if subject.adapter_weights { Body::Adapted(adapted) } else { Body::Plain(adapted.into_decoder()) };
+        let body = match subject.adapter_weights {
+            true => Body::Adapted(Box::new(adapted)),
+            false => Body::Plain(Box::new(adapted.into_decoder())),
+        };
         Ok(Self { dir: folder, body })
     }
 
@@ -95,7 +98,7 @@ impl LabModel {
     /// The weights alone.
     pub fn into_decoder(self) -> Decoder {
         match self.body {
-            Body::Plain(decoder) => decoder,
+            Body::Plain(decoder) => *decoder,
             Body::Adapted(adapted) => adapted.into_decoder(),
         }
     }

@@ -74,7 +74,7 @@ impl Trainer {
     /// # Errors
     /// [`ModelError::Recipe`].
     pub fn from_decoder(decoder: Decoder, recipe: TrainRecipe) -> Result<Self, ModelError> {
-        Self::of(Subject::Whole(decoder), recipe)
+        Self::of(Subject::Whole(Box::new(decoder)), recipe)
     }
 
     /// Trains a LoRA and leaves the model's own weights alone, step 0, moments zero.
@@ -83,7 +83,7 @@ impl Trainer {
     /// [`ModelError::Recipe`]; [`ModelError::Mismatch`] if the adapter belongs to another shape of model.
     pub fn from_adapter(decoder: Decoder, adapter: Adapter, recipe: TrainRecipe) -> Result<Self, ModelError> {
         let base = decoder.weights_digest();
-        Self::of(Subject::Adapter { adapted: AdaptedDecoder::new(decoder, adapter)?, base }, recipe)
+        Self::of(Subject::Adapter { adapted: Box::new(AdaptedDecoder::new(decoder, adapter)?), base }, recipe)
     }
 
     fn of(subject: Subject, recipe: TrainRecipe) -> Result<Self, ModelError> {
@@ -235,7 +235,7 @@ impl Trainer {
     /// Ends the training.
     pub fn into_decoder(self) -> Decoder {
         match self.subject {
-            Subject::Whole(decoder) => decoder,
+            Subject::Whole(decoder) => *decoder,
             Subject::Adapter { adapted, .. } => adapted.into_decoder(),
         }
     }

@@ -13,9 +13,9 @@ use crate::lora::AdaptedDecoder;
 #[derive(Clone, Debug)]
 pub(super) enum Subject {
     /// All weights.
-    Whole(Decoder),
+    Whole(Box<Decoder>),
     /// An adapter; `base` is the digest of the weights under it.
-    Adapter { adapted: AdaptedDecoder, base: Digest },
+    Adapter { adapted: Box<AdaptedDecoder>, base: Digest },
 }
 
 impl Subject {
