@@ -347,10 +347,9 @@ impl<'a, 'm> TapeSink<'a, 'm> {
         }
         let activations = std::mem::take(&mut self.tape.sites[done]);
         for (kind, square) in self.ghost.kinds.iter().zip(&mut self.tape.squares) {
-            if let Kind::Linear { site, columns } = kind {
-                if *site == done {
-                    *square = activations.square(columns);
-                }
+            match kind {
+                Kind::Linear { site, columns } if *site == done => *square = activations.square(columns),
+                _ => {}
             }
         }
     }

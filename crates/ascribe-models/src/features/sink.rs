@@ -30,12 +30,11 @@ impl Sink for RowSink<'_, '_> {
         } else {
             Target::Whole(&mut self.rows[range])
         };
-        if module == Module::Head && self.stage.decoder.config.tie_word_embeddings {
-            if let Some(block) = &plan.embedding {
-                let Scratch { x: px, delta: pd, small, half, .. } = &mut *self.scratch;
-                let x = block.reduce_input(matrix(x, n, x.len() / n), px);
-                return block.add_to(x, matrix(delta, n, delta.len() / n), [pd, small, half], &mut target);
-            }
+        let tied = module == Module::Head && self.stage.decoder.config.tie_word_embeddings;
+        if let Some(block) = plan.embedding.as_ref().filter(|_| tied) {
+            let Scratch { x: px, delta: pd, small, half, .. } = &mut *self.scratch;
+            let x = block.reduce_input(matrix(x, n, x.len() / n), px);
+            return block.add_to(x, matrix(delta, n, delta.len() / n), [pd, small, half], &mut target);
         }
         if let Some(site) = plan.site(module) {
             site.add(n, x, delta, self.scratch, &mut target);
