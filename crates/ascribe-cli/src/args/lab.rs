@@ -40,6 +40,29 @@ pub struct FeaturesArgs {
     /// What is tapped and kept.
     #[command(flatten)]
     pub taps: TapArgs,
+    /// Where the passes run: `cpu`, `cuda` or `cuda:N` (only in a build with `--features cuda`). A device's rows agree with
+    /// the processor's to rounding, not to the byte.
+    #[arg(long, value_name = "PLACE", default_value = "cpu", value_parser = parse_device, requires = "data")]
+    pub device: Device,
+}
+
+/// Where passes run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Number of the CUDA device; none for the processor.
+    pub cuda: Option<usize>,
+}
+
+fn parse_device(text: &str) -> Result<Device, String> {
+    let cuda = match text {
+        "cpu" => None,
+        "cuda" => Some(0),
+        _ => match text.strip_prefix("cuda:").map(str::parse) {
+            Some(Ok(ordinal)) => Some(ordinal),
+            _ => return Err("expected cpu, cuda or cuda:N".into()),
+        },
+    };
+    Ok(Device { cuda })
 }
 
 impl FeaturesArgs {

@@ -98,7 +98,8 @@ pub enum Command {
     Report(RunArgs),
     /// Train the model of a recipe on the registered datasets; resumes.
     ///
-    /// With --config a new model of any supported family is trained on the records of a JSONL file.
+    /// With --config a new model of any supported family is trained on the records of a JSONL file. A recipe whose `[data]`
+    /// names `images` and `labels` (.npy or IDX) trains a classifier: lr, mlp, lenet or resnet9.
     #[command(after_help = "Example:\n  ascribe train models/wren/recipe.toml --out models/wren\n  \
         ascribe train --config config.json --tokenizer tokenizer.json --data records.jsonl --out model --epochs 3")]
     Train(training::TrainArgs),

@@ -55,7 +55,7 @@ impl FinetuneArgs {
 /// Training from nothing: of a registered recipe, or of a `config.json` on somebody's own records.
 #[derive(Clone, Debug, Args)]
 pub struct TrainArgs {
-    /// Recipe file: train on the registered datasets.
+    /// Recipe file: train on the registered datasets, or on the images that it names.
     #[arg(required_unless_present = "config", conflicts_with = "config")]
     pub recipe: Option<PathBuf>,
     /// Folder to write.

@@ -10,6 +10,7 @@ use ascribe_engine::lab::finetune::{self, FinetuneReport, FinetuneRequest, Start
 use ascribe_engine::lab::model::{LabModel, Subject};
 use ascribe_engine::lab::plan::{self, Plan, PlanRequest, mib};
 use ascribe_engine::nll;
+use ascribe_engine::train::vision::{self, ImageTrainReport, Judgement};
 
 use crate::args::lab::{FeaturesArgs, NllArgs, PlanArgs, special_tokens};
 use crate::args::{Command, Format};
@@ -28,7 +29,14 @@ const TRAIN_LR: f64 = 3e-4;
 pub fn run(command: &Command, format: Format, bars: &Bars) -> Result<Option<ExitCode>> {
     match command {
         Command::Nll(args) => nll(args, format)?,
-        Command::Features(FeaturesArgs { model: Some(model), out: Some(out), data: Some(data), records, taps }) => {
+        Command::Features(FeaturesArgs {
+            model: Some(model),
+            out: Some(out),
+            data: Some(data),
+            records,
+            taps,
+            device,
+        }) => {
             let request = FeaturesRequest {
                 model: model.clone(),
                 data: data.clone(),
@@ -38,6 +46,7 @@ pub fn run(command: &Command, format: Format, bars: &Bars) -> Result<Option<Exit
                 taps: taps.config(),
                 subject: taps.subject(),
                 row_type: taps.row_type.into(),
+                cuda: device.cuda,
             };
             print(format, &features::run(&request, bars)?, features_text)?;
         }
@@ -57,6 +66,12 @@ pub fn run(command: &Command, format: Format, bars: &Bars) -> Result<Option<Exit
             print(format, &finetune::run(&request, bars)?, |r| finetune_text(r, &args.out))?;
         }
         Command::Train(args) => {
+            if let Some(recipe) = &args.recipe
+                && vision::is_image_recipe(recipe)?
+            {
+                print(format, &vision::run(recipe, &args.out, bars)?, image_text)?;
+                return Ok(Some(ExitCode::SUCCESS));
+            }
             let (Some(config), Some(data)) = (&args.config, &args.data) else { return Ok(None) };
             let request = FinetuneRequest {
                 start: Start::Config { config: config.clone(), tokenizer: args.tokenizer.clone() },
@@ -100,6 +115,22 @@ fn features_text(r: &FeaturesReport) -> String {
         r.seconds,
         r.tokens_per_cpu_second,
         r.peak_rss_mib
+    )
+}
+
+fn image_text(r: &ImageTrainReport) -> String {
+    let judged = |name: &str, j: &Judgement| {
+        format!("{name}: cross-entropy {:.4}, {:.2} % right of {} images", j.loss, 100.0 * j.accuracy, j.images)
+    };
+    let held_out = r.held_out.as_ref().map_or_else(String::new, |j| format!("\n{}", judged("held out", j)));
+    format!(
+        "{} parameters, {} steps on {} images, {:.0} images a second, in {}\n{}{held_out}",
+        r.parameters,
+        r.steps,
+        r.images,
+        r.images_per_second,
+        r.out.display(),
+        judged("training", &r.train)
     )
 }
 

@@ -375,3 +375,52 @@ fn a_plan_that_cannot_fit_is_refused_and_names_the_setting() {
     );
     assert!(!out.exists());
 }
+
+#[test]
+fn a_build_without_cuda_says_so_and_leaves_no_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = records(dir.path(), 3);
+    let store = dir.path().join("store");
+    let refused = features(&data, &store, &["--device", "cuda:1"]);
+    if cfg!(feature = "cuda") {
+        return;
+    }
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("--features cuda"), "{}", stderr(&refused));
+    assert!(!store.exists());
+}
+
+/// Two classes that one pixel tells apart: a logistic regression must get all of them.
+#[test]
+fn a_recipe_of_images_trains_a_classifier() {
+    let dir = tempfile::tempdir().unwrap();
+    let npy = |name: &str, shape: &str, data: &[u8]| {
+        let mut header = format!("{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}");
+        while !(header.len() + 11).is_multiple_of(64) {
+            header.push(' ');
+        }
+        header.push('\n');
+        let head = [b"\x93NUMPY\x01\x00", &(header.len() as u16).to_le_bytes()[..], header.as_bytes()].concat();
+        fs::write(dir.path().join(name), [&head, data].concat()).unwrap();
+    };
+    let images: Vec<u8> = (0..40u32).flat_map(|i| [if i % 2 == 0 { 250 } else { 5 }, (i * 6) as u8, 9, 90]).collect();
+    let labels: Vec<u8> = (0..40).map(|i| i % 2).collect();
+    npy("images.npy", "(40, 2, 2)", &images);
+    npy("labels.npy", "(40,)", &labels);
+    let recipe = "[model]\nkind = \"lr\"\n[data]\nimages = \"images.npy\"\nlabels = \"labels.npy\"\n[train]\nepochs = 40\n\
+                  batch = 8\nlr = 0.5\nschedule = \"constant\"\nweight_decay = 0.0\n\
+                  optimizer = { kind = \"sgd\", momentum = 0.9 }\n";
+    let path = dir.path().join("lr.toml");
+    fs::write(&path, recipe).unwrap();
+    let out = dir.path().join("model");
+    let train =
+        || run(&["train", &path.display().to_string(), "--out", &out.display().to_string(), "--format", "json"]);
+    let said = object(&train());
+    assert_eq!((&said["images"], &said["train"]["accuracy"]), (&json!(40), &json!(1.0)), "{said}");
+    assert!(out.join("model.safetensors").exists());
+    fs::remove_file(dir.path().join("labels.npy")).unwrap();
+    fs::remove_dir_all(&out).unwrap();
+    let refused = train();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("labels.npy"), "{}", stderr(&refused));
+}

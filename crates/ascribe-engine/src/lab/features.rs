@@ -8,8 +8,9 @@ use std::sync::mpsc::sync_channel;
 
 use ascribe_core::{Digest, ExampleId, FeatureSink as _, Progress, RowType};
 use ascribe_corpus::SpecialTokens;
-use ascribe_models::features::Example;
-use ascribe_models::{GradientStage, TapConfig};
+use ascribe_models::features::{Example, Precision};
+use ascribe_models::graph::{GraphStage, Numbers, Place, Placement};
+use ascribe_models::{GradientStage, Sequence, TapConfig};
 use ascribe_store::{FeatureWriter, StoreError};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,11 @@ pub(super) const CHUNK_NUMBERS: usize = 4 << 20;
 /// Tokens between two looks at the stop flag, per thread.
 const CHUNK_TOKENS_PER_THREAD: usize = 8 << 10;
 
+/// Positions of a batch on a device.
+const DEVICE_BATCH_TOKENS: usize = 16 << 10;
+/// Chunks that may wait for the writer.
+const WAITING_CHUNKS: usize = 2;
+
 /// What rows are made of.
 #[derive(Clone, Debug)]
 pub struct FeaturesRequest {
@@ -54,6 +60,8 @@ pub struct FeaturesRequest {
     pub subject: Subject,
     /// Numbers at rest.
     pub row_type: RowType,
+    /// CUDA device that the passes run on, in a build with the feature `cuda`; none for the processor.
+    pub cuda: Option<usize>,
 }
 
 /// What `ascribe features --model … --data …` prints.
@@ -108,6 +116,9 @@ pub struct LabFile {
     pub options: DataOptions,
     /// Taps and projection.
     pub taps: TapConfig,
+    /// CUDA device that made the rows: they agree with the processor's to rounding, not to the byte.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cuda: Option<usize>,
 }
 
 /// One line of [`EXAMPLES_FILE`].
@@ -148,6 +159,7 @@ pub fn run(request: &FeaturesRequest, progress: &dyn Progress) -> Result<Feature
     let data = LabData::read(&request.data, &options, vocab_size, &tokenizer, progress)?;
     let (clock, cpu) = (std::time::Instant::now(), cpu_seconds());
     let stage = model.stage(&request.taps, &request.subject)?;
+    let device = on_device(request, &model, &stage)?;
     let spec = stage.spec("final", data.digest());
     plan::check(&plan::features(&model, &data, sizes(request, &stage, &data)), &request.out, &model, &data)?;
     let spec_sha256 = spec.hash();
@@ -156,7 +168,7 @@ pub fn run(request: &FeaturesRequest, progress: &dyn Progress) -> Result<Feature
     let writer = FeatureWriter::create_or_resume(&request.out, &spec, request.row_type, rows_per_shard, n_rows)?;
     write_notes(request, &options, &model, &data)?;
     let first = writer.n_committed() as usize;
-    let writer = fill(&stage, &data, writer, progress)?;
+    let writer = fill(&stage, device.as_ref(), &data, writer, progress)?;
     writer.finish()?;
     let (seconds, cpu_seconds) = (clock.elapsed().as_secs_f64(), cpu_seconds() - cpu);
     let tokens_done: u64 = data.windows[first..].iter().map(|w| data.sequence(w).tokens.len() as u64).sum();
@@ -176,6 +188,21 @@ pub fn run(request: &FeaturesRequest, progress: &dyn Progress) -> Result<Feature
     })
 }
 
+/// The stage on the device that was asked for.
+fn on_device<'m>(
+    request: &FeaturesRequest,
+    model: &'m LabModel,
+    stage: &GradientStage<'_>,
+) -> Result<Option<GraphStage<'m>>, EngineError> {
+    let Some(ordinal) = request.cuda else { return Ok(None) };
+    let numbers = match request.taps.precision {
+        Precision::F32 => Numbers::F32,
+        Precision::Bf16 => Numbers::Bf16,
+    };
+    let placement = Placement { place: Place::Cuda(ordinal), numbers, batch_tokens: DEVICE_BATCH_TOKENS };
+    Ok(Some(GraphStage::new(model.decoder(), stage, placement)?))
+}
+
 fn sizes(request: &FeaturesRequest, stage: &GradientStage<'_>, data: &LabData) -> FeatureSizes {
     FeatureSizes {
         dim: stage.dim(),
@@ -189,6 +216,7 @@ fn sizes(request: &FeaturesRequest, stage: &GradientStage<'_>, data: &LabData) -
 /// Makes what the store lacks. One thread writes while the others go on with the next rows.
 fn fill(
     stage: &GradientStage<'_>,
+    device: Option<&GraphStage<'_>>,
     data: &LabData,
     mut writer: FeatureWriter,
     progress: &dyn Progress,
@@ -199,7 +227,7 @@ fn fill(
     }
     progress.start("gradients", total as u64, "rows");
     progress.advance(first as u64);
-    let (send, receive) = sync_channel::<(Vec<ExampleId>, Array2<f32>)>(1);
+    let (send, receive) = sync_channel::<(Vec<ExampleId>, Array2<f32>)>(WAITING_CHUNKS);
     let writer = std::thread::scope(|scope| {
         let writing = scope.spawn(move || -> Result<FeatureWriter, StoreError> {
             for (ids, rows) in receive {
@@ -207,7 +235,7 @@ fn fill(
             }
             Ok(writer)
         });
-        let made = make_rows(stage, data, first, progress, |ids, rows| send.send((ids, rows)).is_ok());
+        let made = make_rows(stage, device, data, first, progress, |ids, rows| send.send((ids, rows)).is_ok());
         drop(send);
         // A disk that is full is the cause of rows that nobody took, so it is told first.
         let writer = writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
@@ -220,6 +248,7 @@ fn fill(
 /// Hands rows to `take`, in order, until it refuses.
 fn make_rows(
     stage: &GradientStage<'_>,
+    device: Option<&GraphStage<'_>>,
     data: &LabData,
     first: usize,
     progress: &dyn Progress,
@@ -242,11 +271,16 @@ fn make_rows(
                 fits
             })
             .collect();
-        // Labels that are drawn belong to the example, whatever else is computed with it.
-        let examples: Vec<Example<'_>> =
-            windows.iter().map(|window| Example::numbered(data.sequence(window), window.id.to_u64())).collect();
-        let mut rows = Array2::zeros((examples.len(), stage.dim()));
-        stage.rows_of(&examples, rows.view_mut())?;
+        let mut rows = Array2::zeros((windows.len(), stage.dim()));
+        if let Some(device) = device {
+            let sequences: Vec<Sequence<'_>> = windows.iter().map(|window| data.sequence(window)).collect();
+            device.rows(&sequences, rows.view_mut())?;
+        } else {
+            // Labels that are drawn belong to the example, whatever else is computed with it.
+            let examples: Vec<Example<'_>> =
+                windows.iter().map(|window| Example::numbered(data.sequence(window), window.id.to_u64())).collect();
+            stage.rows_of(&examples, rows.view_mut())?;
+        }
         at += windows.len();
         if !take(windows.iter().map(|window| window.id).collect(), rows) {
             break;
@@ -289,6 +323,7 @@ fn write_notes(
         records: data.records.len() as u64,
         options: options.clone(),
         taps: request.taps.clone(),
+        cuda: request.cuda,
     };
     files::write_atomic(&request.out.join(LAB_FILE), format!("{}\n", serde_json::to_string_pretty(&lab)?).as_bytes())
 }

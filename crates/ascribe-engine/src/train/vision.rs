@@ -131,6 +131,17 @@ pub struct ImageTrainReport {
     pub held_out: Option<Judgement>,
 }
 
+/// True if the file is a recipe for images: it says where images are, which a recipe for text never does.
+///
+/// # Errors
+/// A file that cannot be read, or is no TOML.
+pub fn is_image_recipe(path: &Path) -> Result<bool, EngineError> {
+    let text = std::fs::read_to_string(path).map_err(|e| EngineError::io(path, e))?;
+    let table: toml::Table =
+        toml::from_str(&text).map_err(|e| EngineError::Recipe { path: path.into(), why: e.to_string() })?;
+    Ok(table.get("data").is_some_and(|data| data.get("images").is_some()))
+}
+
 impl ImageRecipe {
     /// Reads a recipe file; paths in it become relative to where the caller stands.
     ///
