@@ -40,6 +40,10 @@ pub struct FeaturesArgs {
     /// What is tapped and kept.
     #[command(flatten)]
     pub taps: TapArgs,
+    /// Rows are mean hidden states in the place of gradients: what similarity is measured on, and the only rows of an encoder
+    /// (BERT, MiniLM).
+    #[arg(long, requires = "data", conflicts_with_all = ["adapter_weights", "moments"])]
+    pub embeddings: bool,
     /// Where the passes run: `cpu`, `cuda` or `cuda:N` (only in a build with `--features cuda`). A device's rows agree with
     /// the processor's to rounding, not to the byte.
     #[arg(long, value_name = "PLACE", default_value = "cpu", value_parser = parse_device, requires = "data")]

@@ -35,6 +35,7 @@ pub fn run(command: &Command, format: Format, bars: &Bars) -> Result<Option<Exit
             data: Some(data),
             records,
             taps,
+            embeddings,
             device,
         }) => {
             let request = FeaturesRequest {
@@ -46,6 +47,7 @@ pub fn run(command: &Command, format: Format, bars: &Bars) -> Result<Option<Exit
                 taps: taps.config(),
                 subject: taps.subject(),
                 row_type: taps.row_type.into(),
+                embeddings: *embeddings,
                 cuda: device.cuda,
             };
             print(format, &features::run(&request, bars)?, features_text)?;

@@ -424,3 +424,29 @@ fn a_recipe_of_images_trains_a_classifier() {
     assert_eq!(refused.status.code(), Some(1));
     assert!(stderr(&refused).contains("labels.npy"), "{}", stderr(&refused));
 }
+
+/// An encoder has no next tokens: its rows are mean hidden states, those of the library.
+#[test]
+fn an_encoder_gives_embeddings() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = repository().join("crates/ascribe-models/tests/fixtures/bert");
+    let tokens: [&[u32]; 2] = [&[3, 5, 7, 11], &[2, 4, 8, 16, 1, 9]];
+    let data = dir.path().join("data.jsonl");
+    fs::write(&data, tokens.map(|t| json!({ "input_ids": t }).to_string()).join("\n")).unwrap();
+    let store = dir.path().join("store");
+    let features = |extra: &[&str]| {
+        let [model, data, store] = [&model, &data, &store].map(|path| path.display().to_string());
+        let args = ["features", "--model", &model, "--data", &data, "--out", &store, "--format", "json"];
+        run(&[&args[..], extra].concat())
+    };
+    let refused = features(&[]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("--embeddings") && !store.exists(), "{}", stderr(&refused));
+    let said = object(&features(&["--embeddings"]));
+    let decoder = ascribe_models::Decoder::open(&model).unwrap();
+    assert_eq!(said["dim"], json!(decoder.config().hidden_size));
+    let expected = decoder.mean_hidden(&tokens.map(ascribe_models::Sequence::whole)).unwrap();
+    let expected: Vec<u8> = expected.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let shard = shards(&store).concat();
+    assert!(shard.windows(expected.len()).any(|bytes| bytes == expected), "the rows stand in the shard");
+}

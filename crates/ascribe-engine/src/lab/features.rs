@@ -8,14 +8,13 @@ use std::sync::mpsc::sync_channel;
 
 use ascribe_core::{Digest, ExampleId, FeatureSink as _, Progress, RowType};
 use ascribe_corpus::SpecialTokens;
-use ascribe_models::features::{Example, Precision};
-use ascribe_models::graph::{GraphStage, Numbers, Place, Placement};
-use ascribe_models::{GradientStage, Sequence, TapConfig};
+use ascribe_models::TapConfig;
 use ascribe_store::{FeatureWriter, StoreError};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
 use super::data::{DataOptions, LabData};
+use super::maker::Maker;
 use super::model::{LabModel, Subject};
 use super::plan::{self, FeatureSizes};
 use crate::error::EngineError;
@@ -36,10 +35,8 @@ pub(super) const CHUNK_NUMBERS: usize = 4 << 20;
 /// Tokens between two looks at the stop flag, per thread.
 const CHUNK_TOKENS_PER_THREAD: usize = 8 << 10;
 
-/// Positions of a batch on a device.
-const DEVICE_BATCH_TOKENS: usize = 16 << 10;
-/// Chunks that may wait for the writer.
-const WAITING_CHUNKS: usize = 2;
+/// Chunks that may wait for the writer; the plan counts them.
+const WAITING_CHUNKS: usize = 1;
 
 /// What rows are made of.
 #[derive(Clone, Debug)]
@@ -60,6 +57,8 @@ pub struct FeaturesRequest {
     pub subject: Subject,
     /// Numbers at rest.
     pub row_type: RowType,
+    /// Rows are mean hidden states in the place of gradients; the only rows of an encoder.
+    pub embeddings: bool,
     /// CUDA device that the passes run on, in a build with the feature `cuda`; none for the processor.
     pub cuda: Option<usize>,
 }
@@ -116,6 +115,9 @@ pub struct LabFile {
     pub options: DataOptions,
     /// Taps and projection.
     pub taps: TapConfig,
+    /// Rows are mean hidden states.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub embeddings: bool,
     /// CUDA device that made the rows: they agree with the processor's to rounding, not to the byte.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cuda: Option<usize>,
@@ -151,24 +153,33 @@ pub struct ExampleLine {
 pub fn run(request: &FeaturesRequest, progress: &dyn Progress) -> Result<FeaturesReport, EngineError> {
     plan::check_weights(&request.model)?;
     progress.start("load model", 0, "");
-    let model = LabModel::open_subject(&request.model, &request.subject)?;
+    let model = match request.embeddings {
+        true => LabModel::open_reader(&request.model, &request.subject)?,
+        false => LabModel::open_subject(&request.model, &request.subject)?,
+    };
     progress.finish(&format!("{} parameters", model.decoder().parameters().len()));
     let options = model.options(&request.options)?;
     let tokenizer = || model.tokenizer(request.special_tokens);
     let vocab_size = model.decoder().config().vocab_size;
     let data = LabData::read(&request.data, &options, vocab_size, &tokenizer, progress)?;
     let (clock, cpu) = (std::time::Instant::now(), cpu_seconds());
-    let stage = model.stage(&request.taps, &request.subject)?;
-    let device = on_device(request, &model, &stage)?;
-    let spec = stage.spec("final", data.digest());
-    plan::check(&plan::features(&model, &data, sizes(request, &stage, &data)), &request.out, &model, &data)?;
+    let maker = Maker::new(request, &model)?;
+    let spec = maker.spec(data.digest());
+    let sizes = FeatureSizes {
+        dim: spec.dim,
+        rows: data.windows.len(),
+        memory: maker.memory(data.longest()),
+        datasets: data.datasets.len(),
+        row_type: request.row_type,
+    };
+    plan::check(&plan::features(&model, &data, sizes), &request.out, &model, &data)?;
     let spec_sha256 = spec.hash();
     let rows_per_shard = (SHARD_NUMBERS / spec.dim).clamp(1, SHARD_ROWS_MAX) as u32;
     let n_rows = data.windows.len() as u64;
     let writer = FeatureWriter::create_or_resume(&request.out, &spec, request.row_type, rows_per_shard, n_rows)?;
     write_notes(request, &options, &model, &data)?;
     let first = writer.n_committed() as usize;
-    let writer = fill(&stage, device.as_ref(), &data, writer, progress)?;
+    let writer = fill(&maker, &data, writer, progress)?;
     writer.finish()?;
     let (seconds, cpu_seconds) = (clock.elapsed().as_secs_f64(), cpu_seconds() - cpu);
     let tokens_done: u64 = data.windows[first..].iter().map(|w| data.sequence(w).tokens.len() as u64).sum();
@@ -188,35 +199,9 @@ pub fn run(request: &FeaturesRequest, progress: &dyn Progress) -> Result<Feature
     })
 }
 
-/// The stage on the device that was asked for.
-fn on_device<'m>(
-    request: &FeaturesRequest,
-    model: &'m LabModel,
-    stage: &GradientStage<'_>,
-) -> Result<Option<GraphStage<'m>>, EngineError> {
-    let Some(ordinal) = request.cuda else { return Ok(None) };
-    let numbers = match request.taps.precision {
-        Precision::F32 => Numbers::F32,
-        Precision::Bf16 => Numbers::Bf16,
-    };
-    let placement = Placement { place: Place::Cuda(ordinal), numbers, batch_tokens: DEVICE_BATCH_TOKENS };
-    Ok(Some(GraphStage::new(model.decoder(), stage, placement)?))
-}
-
-fn sizes(request: &FeaturesRequest, stage: &GradientStage<'_>, data: &LabData) -> FeatureSizes {
-    FeatureSizes {
-        dim: stage.dim(),
-        rows: data.windows.len(),
-        memory: stage.memory(data.longest()),
-        datasets: data.datasets.len(),
-        row_type: request.row_type,
-    }
-}
-
 /// Makes what the store lacks. One thread writes while the others go on with the next rows.
 fn fill(
-    stage: &GradientStage<'_>,
-    device: Option<&GraphStage<'_>>,
+    maker: &Maker<'_>,
     data: &LabData,
     mut writer: FeatureWriter,
     progress: &dyn Progress,
@@ -225,7 +210,7 @@ fn fill(
     if first == total {
         return Ok(writer);
     }
-    progress.start("gradients", total as u64, "rows");
+    progress.start(maker.name(), total as u64, "rows");
     progress.advance(first as u64);
     let (send, receive) = sync_channel::<(Vec<ExampleId>, Array2<f32>)>(WAITING_CHUNKS);
     let writer = std::thread::scope(|scope| {
@@ -235,7 +220,7 @@ fn fill(
             }
             Ok(writer)
         });
-        let made = make_rows(stage, device, data, first, progress, |ids, rows| send.send((ids, rows)).is_ok());
+        let made = make_rows(maker, data, first, progress, |ids, rows| send.send((ids, rows)).is_ok());
         drop(send);
         // A disk that is full is the cause of rows that nobody took, so it is told first.
         let writer = writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
@@ -247,14 +232,13 @@ fn fill(
 
 /// Hands rows to `take`, in order, until it refuses.
 fn make_rows(
-    stage: &GradientStage<'_>,
-    device: Option<&GraphStage<'_>>,
+    maker: &Maker<'_>,
     data: &LabData,
     first: usize,
     progress: &dyn Progress,
     take: impl Fn(Vec<ExampleId>, Array2<f32>) -> bool,
 ) -> Result<(), EngineError> {
-    let rows_max = (CHUNK_NUMBERS / stage.dim()).max(rayon::current_num_threads());
+    let rows_max = (CHUNK_NUMBERS / maker.dim()).max(rayon::current_num_threads());
     let tokens_max = CHUNK_TOKENS_PER_THREAD * rayon::current_num_threads();
     let mut at = first;
     while at < data.windows.len() {
@@ -271,16 +255,7 @@ fn make_rows(
                 fits
             })
             .collect();
-        let mut rows = Array2::zeros((windows.len(), stage.dim()));
-        if let Some(device) = device {
-            let sequences: Vec<Sequence<'_>> = windows.iter().map(|window| data.sequence(window)).collect();
-            device.rows(&sequences, rows.view_mut())?;
-        } else {
-            // Labels that are drawn belong to the example, whatever else is computed with it.
-            let examples: Vec<Example<'_>> =
-                windows.iter().map(|window| Example::numbered(data.sequence(window), window.id.to_u64())).collect();
-            stage.rows_of(&examples, rows.view_mut())?;
-        }
+        let rows = maker.rows(data, &windows)?;
         at += windows.len();
         if !take(windows.iter().map(|window| window.id).collect(), rows) {
             break;
@@ -323,6 +298,7 @@ fn write_notes(
         records: data.records.len() as u64,
         options: options.clone(),
         taps: request.taps.clone(),
+        embeddings: request.embeddings,
         cuda: request.cuda,
     };
     files::write_atomic(&request.out.join(LAB_FILE), format!("{}\n", serde_json::to_string_pretty(&lab)?).as_bytes())

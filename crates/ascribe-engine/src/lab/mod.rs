@@ -6,6 +6,7 @@
 pub mod data;
 pub mod features;
 pub mod finetune;
+mod maker;
 pub mod model;
 pub mod plan;
 pub mod settings;

@@ -44,6 +44,19 @@ impl LabModel {
     /// # Errors
     /// From the model: the file, tensor or field, what was expected and what was found.
     pub fn open(dir: &Path) -> Result<Self, EngineError> {
+        let model = Self::open_any(dir)?;
+        if model.decoder().config().arch.is_encoder() {
+            return Err(EngineError::Content {
+                path: dir.into(),
+                expected: "a decoder, which predicts next tokens (an encoder gives `features --embeddings`)".into(),
+                found: "an encoder".into(),
+            });
+        }
+        Ok(model)
+    }
+
+    /// [`LabModel::open`] that takes encoders too.
+    fn open_any(dir: &Path) -> Result<Self, EngineError> {
         if !dir.is_dir() && dir.extension().is_none_or(|extension| extension != "gguf") {
             return Err(EngineError::Content {
                 path: dir.into(),
@@ -52,13 +65,6 @@ impl LabModel {
             });
         }
         let decoder = Decoder::open(dir)?;
-        if decoder.config().arch.is_encoder() {
-            return Err(EngineError::Content {
-                path: dir.into(),
-                expected: "a decoder, which predicts next tokens".into(),
-                found: "an encoder".into(),
-            });
-        }
         // A tokenizer stands beside a GGUF file.
         let folder = if dir.is_file() { dir.parent().unwrap_or(Path::new(".")) } else { dir };
         Ok(Self { dir: folder.into(), body: Body::Plain(Box::new(decoder)) })
@@ -74,7 +80,19 @@ impl LabModel {
     /// # Errors
     /// As [`LabModel::open`], and of an adapter that is broken or belongs to another model.
     pub fn open_subject(dir: &Path, subject: &Subject) -> Result<Self, EngineError> {
-        let model = Self::open(dir)?;
+        Self::open(dir)?.with(subject)
+    }
+
+    /// [`LabModel::open_subject`] for reading alone: an encoder will do.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_reader(dir: &Path, subject: &Subject) -> Result<Self, EngineError> {
+        Self::open_any(dir)?.with(subject)
+    }
+
+    fn with(self, subject: &Subject) -> Result<Self, EngineError> {
+        let model = self;
         let Some(adapter_dir) = &subject.adapter else { return Ok(model) };
         let folder = model.dir.clone();
         let decoder = model.into_decoder();
