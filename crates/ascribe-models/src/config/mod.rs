@@ -68,6 +68,23 @@ pub struct DecoderConfig {
     pub arch: Arch,
 }
 
+/// The JSON of the `config.json` of `dir`, and its path.
+pub(crate) fn read_json(dir: &Path) -> Result<(Value, PathBuf), ModelError> {
+    let path = dir.join(CONFIG_FILE);
+    let size = std::fs::metadata(&path).map_err(ModelError::io("read", &path))?.len();
+    if size > MAX_CONFIG_BYTES {
+        let expected = format!("at most {MAX_CONFIG_BYTES} bytes of JSON");
+        return Err(ModelError::Format { path, expected, found: format!("{size} bytes") });
+    }
+    let bytes = std::fs::read(&path).map_err(ModelError::io("read", &path))?;
+    let value: Value = serde_json::from_slice(&bytes).map_err(|error| ModelError::Format {
+        path: path.clone(),
+        expected: "a JSON object".into(),
+        found: error.to_string(),
+    })?;
+    Ok((value, path))
+}
+
 impl DecoderConfig {
     /// A small decoder with the usual constants: rotary base 10,000, eps 10⁻⁵, tied embedding, fresh weights of 0.02.
     ///
@@ -107,18 +124,7 @@ impl DecoderConfig {
     /// [`ModelError::Io`], [`ModelError::Format`] if it is no JSON object, [`ModelError::Config`] naming the field that is
     /// missing or not supported.
     pub fn from_file(dir: &Path) -> Result<Self, ModelError> {
-        let path = dir.join(CONFIG_FILE);
-        let size = std::fs::metadata(&path).map_err(ModelError::io("read", &path))?.len();
-        if size > MAX_CONFIG_BYTES {
-            let expected = format!("at most {MAX_CONFIG_BYTES} bytes of JSON");
-            return Err(ModelError::Format { path, expected, found: format!("{size} bytes") });
-        }
-        let bytes = std::fs::read(&path).map_err(ModelError::io("read", &path))?;
-        let value: Value = serde_json::from_slice(&bytes).map_err(|error| ModelError::Format {
-            path: path.clone(),
-            expected: "a JSON object".into(),
-            found: error.to_string(),
-        })?;
+        let (value, path) = read_json(dir)?;
         Self::from_json(&value, &path)
     }
 

@@ -17,6 +17,7 @@ use rayon::prelude::*;
 #[cfg(test)]
 pub(crate) use recipe::tests::recipe as test_recipe;
 pub use recipe::{Schedule, TrainRecipe};
+pub(crate) use state::Metadata;
 use subject::Subject;
 
 use crate::config::DecoderConfig;

@@ -167,13 +167,14 @@ fn numbers_digest(parts: &[&[f32]]) -> Digest {
     Digest::of(&bytes)
 }
 
-struct Metadata {
+/// The metadata of a state file, and what it must say.
+pub(crate) struct Metadata {
     path: PathBuf,
     entries: std::collections::HashMap<String, String>,
 }
 
 impl Metadata {
-    fn read(bytes: &[u8], path: &Path) -> Result<Self, ModelError> {
+    pub fn read(bytes: &[u8], path: &Path) -> Result<Self, ModelError> {
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| ModelError::Format {
             path: path.into(),
             expected: "a safetensors header".into(),
@@ -182,7 +183,7 @@ impl Metadata {
         Ok(Self { path: path.into(), entries: header.metadata().clone().unwrap_or_default() })
     }
 
-    fn get(&self, key: &str) -> Result<String, ModelError> {
+    pub fn get(&self, key: &str) -> Result<String, ModelError> {
         self.entries.get(key).cloned().ok_or_else(|| ModelError::Format {
             path: self.path.clone(),
             expected: format!("metadata entry `{key}`"),
@@ -190,7 +191,7 @@ impl Metadata {
         })
     }
 
-    fn expect(&self, key: &'static str, expected: &str) -> Result<(), ModelError> {
+    pub fn expect(&self, key: &'static str, expected: &str) -> Result<(), ModelError> {
         let found = self.get(key)?;
         if found == expected {
             return Ok(());
@@ -198,6 +199,7 @@ impl Metadata {
         let what = match key {
             "recipe" => "recipe of the saved state (remove its folder to start anew)",
             "config" => "model shape of the saved state (remove its folder to start anew)",
+            "members" => "members of the saved state (remove its folder to start anew)",
             "adapter" => "adapter of the saved state (remove its folder to start anew)",
             "base" => "model under the adapter of the saved state (remove its folder to start anew)",
             _ => "format version of the saved state",

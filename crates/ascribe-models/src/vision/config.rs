@@ -9,11 +9,8 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::config::CONFIG_FILE;
+use crate::config::read_json;
 use crate::error::ModelError;
-
-/// A configuration file larger than this is not one.
-const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// No side, width or number of channels beyond this is believed.
 const MAX_SIZE: usize = 1 << 16;
@@ -140,18 +137,7 @@ impl ClassifierConfig {
     /// # Errors
     /// [`ModelError::Io`], [`ModelError::Format`] if it is no JSON object, [`ModelError::Config`] naming the field.
     pub fn from_file(dir: &Path) -> Result<Self, ModelError> {
-        let path = dir.join(CONFIG_FILE);
-        let size = std::fs::metadata(&path).map_err(ModelError::io("read", &path))?.len();
-        if size > MAX_CONFIG_BYTES {
-            let expected = format!("at most {MAX_CONFIG_BYTES} bytes of JSON");
-            return Err(ModelError::Format { path, expected, found: format!("{size} bytes") });
-        }
-        let bytes = std::fs::read(&path).map_err(ModelError::io("read", &path))?;
-        let value: Value = serde_json::from_slice(&bytes).map_err(|error| ModelError::Format {
-            path: path.clone(),
-            expected: "a JSON object".into(),
-            found: error.to_string(),
-        })?;
+        let (value, path) = read_json(dir)?;
         Self::from_json(&value, &path)
     }
 

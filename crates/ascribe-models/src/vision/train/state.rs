@@ -3,16 +3,15 @@
 //! One safetensors file, written under another name and renamed. Its metadata carry a format version, the SHA-256 of all
 //! numbers, and the recipe, network and members that they belong to.
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ascribe_core::{Digest, RowType};
-use safetensors::SafeTensors;
 use serde::Serialize;
 
 use super::{ClassifierRecipe, ClassifierTrainer};
 use crate::error::ModelError;
 use crate::layout::ParameterSlot;
+use crate::train::Metadata;
 use crate::vision::{Classifier, ClassifierConfig, build, tensors};
 use crate::weights;
 
@@ -121,42 +120,4 @@ fn numbers_digest(parts: &[&[f32]; 4]) -> Digest {
 fn members_digest(members: &[u32]) -> Digest {
     let bytes: Vec<u8> = members.iter().flat_map(|id| id.to_le_bytes()).collect();
     Digest::of(&bytes)
-}
-
-struct Metadata {
-    path: PathBuf,
-    entries: HashMap<String, String>,
-}
-
-impl Metadata {
-    fn read(bytes: &[u8], path: &Path) -> Result<Self, ModelError> {
-        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| ModelError::Format {
-            path: path.into(),
-            expected: "a safetensors header".into(),
-            found: error.to_string(),
-        })?;
-        Ok(Self { path: path.into(), entries: header.metadata().clone().unwrap_or_default() })
-    }
-
-    fn get(&self, key: &str) -> Result<String, ModelError> {
-        self.entries.get(key).cloned().ok_or_else(|| ModelError::Format {
-            path: self.path.clone(),
-            expected: format!("metadata entry `{key}`"),
-            found: "none".into(),
-        })
-    }
-
-    fn expect(&self, key: &'static str, expected: &str) -> Result<(), ModelError> {
-        let found = self.get(key)?;
-        if found == expected {
-            return Ok(());
-        }
-        let what = match key {
-            "recipe" => "recipe of the saved state (remove its folder to start anew)",
-            "config" => "network of the saved state (remove its folder to start anew)",
-            "members" => "members of the saved state (remove its folder to start anew)",
-            _ => "format version of the saved state",
-        };
-        Err(ModelError::Mismatch { what, expected: expected.into(), found })
-    }
 }

@@ -179,7 +179,7 @@ fn states_of_other_runs_and_changed_files_are_refused() {
     refused(resume(mlp(), test_recipe(3), &members), "recipe of the saved state");
     refused(resume(mlp(), test_recipe(2), &members[1..]), "members of the saved state");
     let wider = ClassifierConfig::new([1, 1, 2], 3, ClassifierKind::Mlp { widths: vec![7, 5] });
-    refused(resume(wider, test_recipe(2), &members), "network of the saved state");
+    refused(resume(wider, test_recipe(2), &members), "model shape of the saved state");
     let path = dir.path().join("classifier-state.safetensors");
     let whole = std::fs::read(&path).unwrap();
     let mut changed = whole.clone();
