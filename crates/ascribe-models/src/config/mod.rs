@@ -1,4 +1,4 @@
-//! What a model looks like: Hugging Face `config.json` of the families of [`Family`](crate::Family), read strictly.
+//! What a model looks like: Hugging Face `config.json` of the families of [`Family`], read strictly.
 //!
 //! A field that changes the arithmetic and is not supported is refused by name; fields about generation or bookkeeping
 //! are ignored. Which field means what in which family lives in `families`, the way back in `write`.
