@@ -21,7 +21,7 @@ pub(super) enum Maker<'m> {
     /// Gradients, the same bytes for any threads and any company.
     Gradients(GradientStage<'m>),
     /// The same gradients from a device, to rounding.
-    Device(GradientStage<'m>, GraphStage<'m>),
+    Device(GradientStage<'m>, Box<GraphStage<'m>>),
     /// Mean hidden states.
     Embeddings(&'m Decoder),
 }
@@ -50,7 +50,7 @@ impl<'m> Maker<'m> {
         };
         let placement = Placement { place: Place::Cuda(ordinal), numbers, batch_tokens: DEVICE_BATCH_TOKENS };
         let device = GraphStage::new(model.decoder(), &stage, placement)?;
-        Ok(Self::Device(stage, device))
+        Ok(Self::Device(stage, Box::new(device)))
     }
 
     /// What a progress bar calls it.
