@@ -89,6 +89,8 @@ pub struct FeaturesReport {
     pub dim: u64,
     /// Hash of the feature spec: rows of equal hashes compare.
     pub spec_sha256: Digest,
+    /// Instruction sets of the products: a processor without bf16 products multiplies bf16 numbers in f32.
+    pub instructions: &'static str,
     /// The store.
     pub store: PathBuf,
 }
@@ -195,6 +197,7 @@ pub fn run(request: &FeaturesRequest, progress: &dyn Progress) -> Result<Feature
         seconds,
         dim: spec.dim as u64,
         spec_sha256,
+        instructions: ascribe_linalg::packed::isa(),
         store: request.out.clone(),
     })
 }
