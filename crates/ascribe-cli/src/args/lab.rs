@@ -42,7 +42,7 @@ pub struct FeaturesArgs {
     pub taps: TapArgs,
     /// Rows are mean hidden states in the place of gradients: what similarity is measured on, and the only rows of an encoder
     /// (BERT, MiniLM).
-    #[arg(long, requires = "data", conflicts_with_all = ["adapter_weights", "moments"])]
+    #[arg(long, requires = "data", conflicts_with_all = ["taps", "exclude", "fused", "projection", "loss", "precision", "embedding", "norms", "biases", "positions", "adapter_weights", "moments", "seed"])]
     pub embeddings: bool,
     /// Where the passes run: `cpu`, `cuda` or `cuda:N` (only in a build with `--features cuda`). A device's rows agree with
     /// the processor's to rounding, not to the byte.

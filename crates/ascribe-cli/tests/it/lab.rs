@@ -440,6 +440,9 @@ fn an_encoder_gives_embeddings() {
     let refused = features(&[]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(stderr(&refused).contains("--embeddings") && !store.exists(), "{}", stderr(&refused));
+    // What only gradients have is not silently left out.
+    let both = features(&["--embeddings", "--precision", "bf16"]);
+    assert!(!both.status.success() && stderr(&both).contains("--precision"), "{}", stderr(&both));
     let said = object(&features(&["--embeddings"]));
     let decoder = ascribe_models::Decoder::open(&model).unwrap();
     assert_eq!(said["dim"], json!(decoder.config().hidden_size));
