@@ -15,7 +15,7 @@ use crate::args::Format;
 pub fn print<T: Serialize>(format: Format, value: &T, text: impl FnOnce(&T) -> String) -> Result<()> {
     let rendered = match format {
         Format::Json => serde_json::to_string_pretty(value)?,
-        Format::Text => text(value),
+        Format::Text | Format::Croissant | Format::Rsl | Format::AiAct => text(value),
     };
     match writeln!(std::io::stdout(), "{}", rendered.trim_end()) {
         // The reader has seen enough (`ascribe eval | head`): not an error of anybody's.

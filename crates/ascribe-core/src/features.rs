@@ -30,6 +30,26 @@ pub trait FeatureReader: Sync {
     /// # Errors
     /// The medium's: a missing, torn or changed shard.
     fn block(&self, block_idx: usize) -> Result<Features<'_>, Self::Error>;
+    /// Ids of block `block_idx`. A medium that keeps them apart from the rows need not touch those.
+    ///
+    /// # Errors
+    /// As [`FeatureReader::block`].
+    fn block_ids(&self, block_idx: usize) -> Result<Cow<'_, [ExampleId]>, Self::Error> {
+        Ok(self.block(block_idx)?.ids)
+    }
+    /// Chosen rows of block `block_idx` by their place in it. A medium that widens rows need not widen the others.
+    ///
+    /// # Errors
+    /// As [`FeatureReader::block`].
+    ///
+    /// # Panics
+    /// If a place is behind the block's end.
+    fn rows_at(&self, block_idx: usize, places: &[u32]) -> Result<Features<'_>, Self::Error> {
+        let block = self.block(block_idx)?;
+        let places: Vec<usize> = places.iter().map(|&place| place as usize).collect();
+        let ids = places.iter().map(|&place| block.ids[place]).collect();
+        Ok(Features { ids: Cow::Owned(ids), rows: block.rows.select(ndarray::Axis(0), &places).into() })
+    }
 }
 
 /// Takes rows in a fixed order and makes them durable.

@@ -14,14 +14,44 @@ pub enum RowType {
     Bf16,
     /// IEEE half precision.
     F16,
+    /// Codes −127 … 127 with one f32 scale per row.
+    Int8,
+    /// Codes −7 … 7, two to a byte (the first number in the low half), with one f32 scale per row.
+    Int4,
 }
 
 impl RowType {
-    /// Bytes of one number.
-    pub const fn len_bytes(self) -> usize {
+    /// All row types, most bits first.
+    pub const ALL: [Self; 5] = [Self::F32, Self::Bf16, Self::F16, Self::Int8, Self::Int4];
+
+    /// Bits of one number.
+    pub const fn bits(self) -> usize {
         match self {
-            Self::F32 => 4,
-            Self::Bf16 | Self::F16 => 2,
+            Self::F32 => 32,
+            Self::Bf16 | Self::F16 => 16,
+            Self::Int8 => 8,
+            Self::Int4 => 4,
+        }
+    }
+
+    /// Bytes of `n` numbers side by side, without scale or padding.
+    pub const fn row_bytes(self, n: usize) -> usize {
+        (n * self.bits()).div_ceil(8)
+    }
+
+    /// True for codes that mean nothing without their row's scale.
+    pub const fn has_scale(self) -> bool {
+        matches!(self, Self::Int8 | Self::Int4)
+    }
+
+    /// Name in files and on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
         }
     }
 }
@@ -93,6 +123,11 @@ pub enum ProjectorSpec {
         nnz: usize,
         /// Version of the generator.
         version: u32,
+    },
+    /// `P_outᵀ · G · P_in` per module with matrices that were fitted, not drawn: LoGra's PCA form (arXiv:2405.13954, 4.1).
+    Given {
+        /// SHA-256 over names, shapes and numbers of the matrices.
+        matrices: Digest,
     },
 }
 

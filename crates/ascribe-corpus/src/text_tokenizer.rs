@@ -98,6 +98,11 @@ impl TextTokenizer {
         self.inner.get_vocab(false).values().max().map_or(0, |&id| u64::from(id) + 1)
     }
 
+    /// One more than the largest id that a text can become, added tokens included.
+    pub fn id_bound_with_added(&self) -> u64 {
+        self.inner.get_vocab(true).values().max().map_or(0, |&id| u64::from(id) + 1)
+    }
+
     /// Encodes a text. Special tokens stand for no bytes (0 to 0).
     ///
     /// # Errors
@@ -201,6 +206,7 @@ mod tests {
         added.inner.add_special_tokens([image]).unwrap();
         added.check_fits(Path::new("tokenizer.json"), 5).unwrap();
         assert_eq!(ids(&added, "<image>"), [5]);
+        assert_eq!((added.id_bound(), added.id_bound_with_added()), (5, 6));
         let message = tokenizer.check_fits(Path::new("m/tokenizer.json"), 3).unwrap_err().to_string();
         assert!(message.contains("m/tokenizer.json") && message.contains("`play` has id 3"), "{message}");
     }

@@ -66,7 +66,7 @@ fn main() -> Result<()> {
     for checkpoint in &context.checkpoints {
         let store = open_train(&context, &checkpoint.name)?;
         let rows = load_rows(&FeatureStore::open(&out.join(query_dir(&checkpoint.name)), None)?)?;
-        let sums = store.dataset_sums()?.sums;
+        let sums = store.dataset_sums()?.sums();
         let covariance = Covariance::fit(&store, &NoProgress)?;
         let plain = rows.mapv(f64::from);
         pool.push((

@@ -208,6 +208,7 @@ fn response(sources: &[Source], q: usize) -> ResponseRow {
         prompt: chars(text, 0, split),
         response: chars(text, split, RESPONSE_CHARS),
         bits_per_byte: 1.2 + stream.uniform(),
+        verdict: "Payable.".into(),
         shares,
         truth: Some(truth.iter().map(|t| t / truth_sum.max(f64::MIN_POSITIVE)).collect()),
         top,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use ascribe_core::{Digest, Progress};
+use ascribe_ledger::{Conservation, Journal, PayoutTree, payout_rows, read_payout_csv};
 use serde::Serialize;
 
 use crate::demo::is_output;
@@ -33,7 +34,7 @@ pub struct AuditReport {
 ///
 /// First the seal of `run.toml` and the digest of every file are checked, which finds any changed byte in seconds; only
 /// a folder that passes is worth the second step, which makes everything again from registered records and weights:
-/// gradients, curvature, scores, shares, payouts, page. Timings on the page are taken from the run file; everything
+/// gradients, curvature, scores, shares, payouts, page. Between the two, journal, rows and tree are held against each other ([`books`]). Timings on the page are taken from the run file; everything
 /// else must come out of the inputs.
 ///
 /// # Errors
@@ -43,6 +44,7 @@ pub fn run(home: &Home, dir: &Path, progress: &dyn Progress) -> Result<AuditRepo
     let run_file = RunFile::read(dir)?;
     let found = digests(dir)?;
     refuse(compare(&run_file.outputs, &found, "run.toml", "the folder"))?;
+    refuse(books(dir)?)?;
     let again = dir.join(AGAIN_DIR);
     if again.exists() {
         std::fs::remove_dir_all(&again).map_err(|e| EngineError::io(&again, e))?;
@@ -53,6 +55,37 @@ pub fn run(home: &Home, dir: &Path, progress: &dyn Progress) -> Result<AuditRepo
     refuse(differences?)?;
     removed.map_err(|e| EngineError::io(&again, e))?;
     Ok(AuditReport { files: found.len() as u64 + 1, identical: true, differences: Vec::new() })
+}
+
+/// The payout files against each other, by their own readers and without the inputs: the journal closes, its balances are the rows of
+/// `payout.csv`, and the Merkle tree pays those rows.
+///
+/// # Errors
+/// A file that cannot be read, books that do not close.
+pub fn books(dir: &Path) -> Result<Vec<String>, EngineError> {
+    let journal = Journal::from_json(&files::read(&dir.join(pay::JOURNAL_FILE))?)?;
+    let rows = payout_rows(&journal)?;
+    Conservation::of(&journal, &rows)?;
+    let mut differences = Vec::new();
+    let text = String::from_utf8_lossy(&files::read(&dir.join(pay::PAYOUT_CSV))?).into_owned();
+    let (run_id, written) = read_payout_csv(&text)?;
+    if run_id.is_some_and(|id| id != journal.run_id()) {
+        differences.push(format!("{}: of another run than {}", pay::PAYOUT_CSV, pay::JOURNAL_FILE));
+    }
+    if written != rows {
+        differences.push(format!("{}: its rows are not the balances of {}", pay::PAYOUT_CSV, pay::JOURNAL_FILE));
+    }
+    let tree = PayoutTree::from_json(&files::read(&dir.join(pay::MERKLE_FILE))?)?;
+    let paid: u128 = tree.leaves().iter().map(|leaf| leaf.amount).sum();
+    let due: u128 = rows
+        .iter()
+        .filter(|row| row.account.as_ref().is_some_and(|a| a.evm().is_some()))
+        .map(|row| row.amount.minor)
+        .sum();
+    if paid != due {
+        differences.push(format!("{}: pays {paid}, the journal owes {due}", pay::MERKLE_FILE));
+    }
+    Ok(differences)
 }
 
 fn refuse(differences: Vec<String>) -> Result<(), EngineError> {

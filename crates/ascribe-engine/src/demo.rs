@@ -14,7 +14,7 @@ use crate::run_file::{RUN_FILE, RUN_FORMAT_VERSION, RunFile};
 use crate::summary::DemoSummary;
 use crate::walk::evaluate::COMBINED;
 use crate::walk::stamps::Stamps;
-use crate::walk::{Context, evaluate, features, fit, index, pay, report, score, shares};
+use crate::walk::{Context, calibrate, evaluate, features, fit, index, pay, report, score, shares};
 
 /// Runs the walk into `out`, skipping what is finished there, and writes `run.toml` last: a folder with a run file is a
 /// whole run.
@@ -43,6 +43,7 @@ pub fn run(home: &Home, model: &str, out: &Path, progress: &dyn Progress) -> Res
     clock.lap("index", "HNSW, recall measured against exact search".into());
     let evaluation = evaluate::run(&context, &mut stamps, progress)?;
     clock.lap("evaluate", format!("{} retraining seeds", evaluation.seeds.len()));
+    let intervals = calibrate::run(&context, &mut stamps, progress)?;
     let book = shares::run(&context, &mut stamps, progress)?;
     let paid = pay::run(&context, &mut stamps, &book, progress)?;
     clock.lap("shares and payout", format!("{} payees", paid.rows.len()));
@@ -60,6 +61,12 @@ pub fn run(home: &Home, model: &str, out: &Path, progress: &dyn Progress) -> Res
         default_method: COMBINED.to_owned(),
         conservation: paid.conservation.holds(),
         coverage_ppm: book.coverage_ppm,
+        payable: (intervals.responses.len() - intervals.n_too_noisy()) as u64,
+        too_noisy_to_pay: intervals.n_too_noisy() as u64,
+        noise_threshold: intervals.threshold,
+        share_std_errors: intervals.sources,
+        additivity_residual: intervals.additivity_residual,
+        pool: intervals.pool,
         hnsw_recall_at_10: index.recall_at_10,
         retraining_seeds: evaluation.seeds.len() as u64,
         ceiling_share_error: evaluation.ceiling.as_ref().map(|c| c.share_error.mean),
@@ -97,9 +104,9 @@ fn outputs(out: &Path) -> Result<std::collections::BTreeMap<String, Digest>, Eng
     paths.map(|p| Ok((p.clone(), files::digest(&out.join(&p))?))).collect()
 }
 
-/// True for files whose digests stand in the run file: all but itself.
+/// True for files whose digests stand in the run file: all but itself and what others add about it afterwards.
 pub fn is_output(path: &str) -> bool {
-    path != RUN_FILE
+    path != RUN_FILE && !path.starts_with("evidence/")
 }
 
 /// Stops the time of stations.

@@ -70,6 +70,16 @@ pub enum EngineError {
         /// Found.
         found: String,
     },
+    /// A method's scores cannot be used.
+    #[error("scores of method `{method}`: expected {expected}, found {found}")]
+    Scores {
+        /// The method.
+        method: String,
+        /// Expected.
+        expected: String,
+        /// Found.
+        found: String,
+    },
     /// A stage needs more than the machine has.
     #[error("{stage}: expected {expected} of {what}, found {found}; hint: {hint}")]
     DoesNotFit {
@@ -123,6 +133,9 @@ pub enum EngineError {
     /// From the store.
     #[error(transparent)]
     Store(#[from] ascribe_store::StoreError),
+    /// From the verbatim index.
+    #[error(transparent)]
+    Verbatim(#[from] ascribe_verbatim::VerbatimError),
     /// From the index.
     #[error(transparent)]
     Index(#[from] ascribe_index::IndexError),

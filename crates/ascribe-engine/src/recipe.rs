@@ -20,6 +20,9 @@ pub struct Recipe {
     pub name: String,
     /// Seed of initialisation and order. A retrain bank uses `seed`, `seed + 1`, …
     pub seed: u64,
+    /// Names of the registered datasets that it learns from; all of them if none are named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub datasets: Vec<String>,
     /// Windows, split, vocabulary.
     pub corpus: CorpusConfig,
     /// Shape.
@@ -60,12 +63,19 @@ pub struct Attribution {
     pub norms: bool,
     /// Numbers at rest.
     pub row_type: RowType,
+    /// Who chooses the damping of block Fisher. Only written down when it is not `fixed`.
+    #[serde(default, skip_serializing_if = "DampingRule::is_fixed")]
+    pub damping: DampingRule,
     /// Damping of the last checkpoint's block Fisher, relative to the block's mean eigenvalue.
     pub damping_rel: f64,
     /// Damping of the trajectory's block Fisher.
     pub trajectory_damping_rel: f64,
-    /// Channels of the default method, by method name.
+    /// Channels of the default method: names of methods, or parts of gradient methods (`walk::channels`).
     pub channels: Vec<String>,
+    /// Half width of a share's 95 % interval of what was drawn by chance, above which a response is too noisy to pay. Only written
+    /// down when it is not the default.
+    #[serde(default = "noise_threshold", skip_serializing_if = "is_noise_threshold")]
+    pub noise_threshold: f64,
     /// Examples kept per response and method in the score file.
     pub top_k: usize,
     /// Columns of the HNSW index's re-projection.
@@ -78,6 +88,31 @@ pub struct Attribution {
     pub period: String,
     /// Token address in the Merkle leaves.
     pub token: String,
+}
+
+fn noise_threshold() -> f64 {
+    ascribe_methods::group::intervals::DEFAULT_THRESHOLD
+}
+
+fn is_noise_threshold(value: &f64) -> bool {
+    *value == noise_threshold()
+}
+
+/// Who chooses the damping of block Fisher.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DampingRule {
+    /// `damping_rel` and `trajectory_damping_rel`, the same for all modules.
+    #[default]
+    Fixed,
+    /// The held-out likelihood of gradients, per module and checkpoint (`ascribe_methods::damping`).
+    HeldOutLikelihood,
+}
+
+impl DampingRule {
+    fn is_fixed(&self) -> bool {
+        *self == Self::Fixed
+    }
 }
 
 impl Recipe {

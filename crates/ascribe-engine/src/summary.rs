@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::walk::intervals::PoolInterval;
+
 /// The demo's result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DemoSummary {
@@ -25,6 +27,24 @@ pub struct DemoSummary {
     pub conservation: bool,
     /// Share of the pool that measured evidence covers, in ppm.
     pub coverage_ppm: u32,
+    /// Responses whose shares can be paid, by the spread of what was drawn by chance.
+    #[serde(default)]
+    pub payable: u64,
+    /// Responses that are too noisy to pay.
+    #[serde(default)]
+    pub too_noisy_to_pay: u64,
+    /// Half width of a share's 95 % interval above which that is so.
+    #[serde(default)]
+    pub noise_threshold: f64,
+    /// Root mean square standard error of a share by source (projection, checkpoints, retraining seeds).
+    #[serde(default)]
+    pub share_std_errors: BTreeMap<String, f64>,
+    /// Mean second-order part that sums of dataset influence leave out, relative to their size.
+    #[serde(default)]
+    pub additivity_residual: f64,
+    /// Mean share of every dataset over all responses, with 95 % bounds from resampled responses.
+    #[serde(default)]
+    pub pool: Vec<PoolInterval>,
     /// Recall@10 of the HNSW index against exact search.
     pub hnsw_recall_at_10: f64,
     /// Seeds of the retrain bank.

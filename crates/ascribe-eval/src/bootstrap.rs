@@ -58,6 +58,45 @@ pub fn bootstrap_mean(values: &[Option<f64>], seed: u64) -> Result<Estimate, Eva
     })
 }
 
+/// Any statistic of `n` items with a percentile bootstrap interval: `statistic` sees item numbers, first `0..n`, then
+/// [`DRAWS`] lists of n drawn with repetition from the stream `"bootstrap"` under `seed`.
+///
+/// Draws where it is not defined (a kind of item was not drawn) are left out of the interval. `n` counts items, `n_undefined`
+/// draws.
+///
+/// # Errors
+/// No item; a statistic that is not defined on all items, on no draw, or not finite.
+pub fn bootstrap_statistic(
+    n: usize,
+    seed: u64,
+    statistic: impl Fn(&[usize]) -> Option<f64>,
+) -> Result<Estimate, EvalError> {
+    let all: Vec<usize> = (0..n).collect();
+    let below = u32::try_from(n).map_err(|_| EvalError::shape("items", "below 2^32", n))?;
+    let undefined = EvalError::Empty { what: "the set of items where the statistic is defined" };
+    if n == 0 {
+        return Err(undefined);
+    }
+    let value = statistic(&all).ok_or_else(|| undefined.clone())?;
+    let mut stream = Stream::new(seed, "bootstrap");
+    let mut draw = vec![0; n];
+    let mut values: Vec<f64> = Vec::with_capacity(DRAWS);
+    for _ in 0..DRAWS {
+        draw.iter_mut().for_each(|i| *i = stream.below(below) as usize);
+        values.extend(statistic(&draw));
+    }
+    if let Some(&found) = values.iter().chain([&value]).find(|v| !v.is_finite()) {
+        return Err(EvalError::NotFinite { what: "a resampled statistic", row: 0, column: 0, found });
+    }
+    if values.is_empty() {
+        return Err(undefined);
+    }
+    values.sort_by(f64::total_cmp);
+    let tail = (1.0 - LEVEL) / 2.0;
+    let (low, high) = (quantile(&values, tail), quantile(&values, 1.0 - tail));
+    Ok(Estimate { mean: value, low, high, n, n_undefined: DRAWS - values.len() })
+}
+
 /// Mean of `a − b` over the queries where both are defined, with its interval: is one method better on the *same* queries?
 ///
 /// An interval that leaves out 0 says yes. Queries hang together in both methods, so this is far sharper than two
@@ -119,6 +158,19 @@ mod tests {
         assert!(bootstrap_mean(&[None, None], 1).unwrap_err().to_string().contains("is empty"));
         let error = bootstrap_mean(&[Some(1.0), Some(f64::NAN)], 1).unwrap_err().to_string();
         assert!(error.contains("row 1"), "{error}");
+    }
+
+    #[test]
+    fn the_mean_as_a_statistic_is_the_mean() {
+        let values = normal(50, 4);
+        let plain: Vec<f64> = values.iter().flatten().copied().collect();
+        let got = bootstrap_statistic(50, 9, |draw| Some(draw.iter().map(|&i| plain[i]).sum::<f64>() / 50.0)).unwrap();
+        let mean = bootstrap_mean(&values, 9).unwrap();
+        assert!((got.mean - mean.mean).abs() < 1e-14 && (got.low - mean.low).abs() < 1e-14, "{got:?} {mean:?}");
+        assert!(bootstrap_statistic(3, 1, |_| None).is_err() && bootstrap_statistic(0, 1, |_| Some(1.0)).is_err());
+        // Defined unless item 0 is missing: (2/3)^3 of the draws.
+        let part = bootstrap_statistic(3, 1, |draw| draw.contains(&0).then_some(1.0)).unwrap().n_undefined as f64;
+        assert!((part / DRAWS as f64 - 8.0 / 27.0).abs() < 0.06, "{part}");
     }
 
     #[test]

@@ -46,6 +46,25 @@ pub fn lds(
     Ok((0..n_queries).map(query).collect())
 }
 
+/// The removal form: per query the Spearman correlation between the summed scores of the players that subset m *lacks* and
+/// the loss after training on it. Inputs as in [`lds`].
+///
+/// For one query both sums add to the same total, so this orders subsets exactly as [`lds`] does as long as no two sums are
+/// equal to rounding; it is here because published figures name either, and because it stays exact where nearly all players
+/// are kept (the sum over the few removed ones carries no rounding of the rest). Source: bergson.
+///
+/// # Errors
+/// As [`lds`].
+pub fn lds_removed(
+    scores: ArrayView2<'_, f64>,
+    included: ArrayView2<'_, bool>,
+    losses: ArrayView2<'_, f64>,
+) -> Result<Vec<Option<f64>>, EvalError> {
+    // Spearman(Σ removed, loss) = Spearman(Σ over kept of "removed", −loss) with both signs turned.
+    let removed = included.mapv(|kept| !kept);
+    lds(scores, removed.view(), losses.mapv(|loss| -loss).view())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,6 +83,26 @@ mod tests {
         assert!(got.iter().all(|r| (r.unwrap() - 1.0).abs() < 1e-12), "{got:?}");
         let reversed = lds(scores.mapv(|v| -v).view(), included.view(), losses.view()).unwrap();
         assert!(reversed.iter().all(|r| (r.unwrap() + 1.0).abs() < 1e-12));
+    }
+
+    #[test]
+    fn both_forms_agree() {
+        let mut stream = Stream::new(2, "lds-forms");
+        let scores = Array2::from_shape_fn((4, 9), |_| stream.normal());
+        let included = Array2::from_shape_fn((25, 9), |_| stream.uniform() < 0.5);
+        let losses = Array2::from_shape_fn((4, 25), |_| stream.normal());
+        let (kept, removed) = (
+            lds(scores.view(), included.view(), losses.view()).unwrap(),
+            lds_removed(scores.view(), included.view(), losses.view()).unwrap(),
+        );
+        for (a, b) in kept.iter().zip(&removed) {
+            assert!((a.unwrap() - b.unwrap()).abs() < 1e-12, "{a:?} {b:?}");
+        }
+        // Where only one player each is missing, rounding of a large common part must not decide.
+        let big = arr2(&[[1e16, 3.0, 1.0, 2.0]]);
+        let one_out = Array2::from_shape_fn((3, 4), |(m, i)| i != m + 1);
+        let losses = arr2(&[[3.0, 1.0, 2.0]]);
+        assert_eq!(lds_removed(big.view(), one_out.view(), losses.view()).unwrap(), [Some(1.0)]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Spearman's rank correlation, ties averaged.
+//! Pearson's correlation, and Spearman's as Pearson's of ranks, ties averaged.
 
 /// Ranks from 1; equal values get the mean of theirs.
 pub fn ranks(values: &[f64]) -> Vec<f64> {
@@ -39,6 +39,30 @@ pub fn spearman(a: &[f64], b: &[f64]) -> Option<f64> {
     (aa > 0.0 && bb > 0.0).then(|| ab / (aa * bb).sqrt())
 }
 
+/// Pearson correlation of two lists. `None` when either is constant, holds a number that is not finite, or has fewer than two
+/// entries. Two passes in f64 over numbers scaled by the largest, so that neither tiny nor huge ones lose their digits.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn pearson(a: &[f64], b: &[f64]) -> Option<f64> {
+    assert_eq!(a.len(), b.len(), "a correlation needs two lists of one length");
+    if a.len() < 2 || a.iter().chain(b).any(|v| !v.is_finite()) {
+        return None;
+    }
+    let deviations = |values: &[f64]| -> Option<Vec<f64>> {
+        if values.iter().all(|&v| v == values[0]) {
+            return None;
+        }
+        let largest = values.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+        let mean = values.iter().map(|v| v / largest).sum::<f64>() / values.len() as f64;
+        Some(values.iter().map(|v| v / largest - mean).collect())
+    };
+    let (a, b) = (deviations(a)?, deviations(b)?);
+    let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
+    let (aa, bb) = (dot(&a, &a), dot(&b, &b));
+    (aa > 0.0 && bb > 0.0).then(|| dot(&a, &b) / (aa * bb).sqrt())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,6 +96,16 @@ mod tests {
                 prop_assert!((negated.unwrap() + rho).abs() < 1e-12);
             }
         }
+    }
+
+    #[test]
+    fn pearson_by_hand() {
+        // Deviations (−1, 0, 1) and (−1, −1, 2): 3/√12.
+        assert!((pearson(&[1.0, 2.0, 3.0], &[0.0, 0.0, 3.0]).unwrap() - 3.0 / 12.0f64.sqrt()).abs() < 1e-15);
+        assert!((pearson(&[1e300, 2e300], &[-1e-300, -3e-300]).unwrap() + 1.0).abs() < 1e-12);
+        assert_eq!(pearson(&[0.1, 0.1, 0.1], &[1.0, 2.0, 3.0]), None);
+        assert_eq!(pearson(&[1.0, f64::INFINITY], &[1.0, 2.0]), None);
+        assert_eq!(pearson(&[1.0], &[1.0]), None);
     }
 
     #[test]

@@ -51,6 +51,22 @@ pub enum IndexError {
         /// The row.
         row: u64,
     },
+    /// Bytes that are not the partial answer of a shard's job.
+    #[error("a partial answer is not one: expected {expected} (hint: run the shard's job again)")]
+    Partial {
+        /// What should have stood there.
+        expected: &'static str,
+    },
+    /// A companion that proves nothing.
+    #[error(
+        "the companion cannot certify a search: expected {expected}, found {found} (hint: `ascribe store convert`)"
+    )]
+    NoCompanion {
+        /// What it should have.
+        expected: &'static str,
+        /// What it has.
+        found: String,
+    },
     /// A setting outside its range.
     #[error("{setting}: expected {expected}, found {found}")]
     BadSetting {
@@ -60,6 +76,14 @@ pub enum IndexError {
         expected: &'static str,
         /// As given.
         found: usize,
+    },
+    /// A server beside us did not do what it was asked.
+    #[error("the index at {address}: {reason}")]
+    Backend {
+        /// Where it is, without a password.
+        address: String,
+        /// Its words.
+        reason: String,
     },
     /// The index belongs to other rows.
     #[error("{path} was built over other rows: expected {expected}, found {found} (hint: build the index again)")]
@@ -90,7 +114,7 @@ impl std::fmt::Display for RowsOf {
 
 impl IndexError {
     /// Wraps an error of a reader.
-    pub(crate) fn reader(error: impl std::error::Error + Send + Sync + 'static) -> Self {
+    pub fn reader(error: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self::Reader(Box::new(error))
     }
 }

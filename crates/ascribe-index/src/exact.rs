@@ -13,7 +13,7 @@ use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
 
 use crate::error::IndexError;
-use crate::{Effort, Hit, VectorIndex, check_queries};
+use crate::{Effort, Filter, Hit, VectorIndex, check_queries};
 
 /// Queries of one product: enough to be bound by arithmetic, and 32 × 1,024 scores stay in the cache.
 const QUERY_GROUP: usize = 64;
@@ -49,11 +49,12 @@ impl<R: FeatureReader> VectorIndex for ExactIndex<'_, R> {
     }
 
     /// Streams the blocks over rayon's current pool. Cost `2·Q·N·dim` in f32; memory: one block of scores per thread.
-    fn search_many(
+    fn search_filtered(
         &self,
         queries: ArrayView2<'_, f32>,
         k: usize,
         _effort: Effort,
+        filter: &Filter,
     ) -> Result<Vec<Vec<Hit>>, IndexError> {
         check_queries(queries, k, self.n_rows(), self.dim())?;
         if k == 0 {
@@ -65,7 +66,8 @@ impl<R: FeatureReader> VectorIndex for ExactIndex<'_, R> {
             .into_par_iter()
             .map(|block_idx| {
                 let block = self.reader.block(block_idx).map_err(IndexError::reader)?;
-                best_of_block(&block, queries.view(), &query_norms, k).map_err(|row| self.name_row(block_idx, row))
+                best_of_block(&block, queries.view(), &query_norms, k, filter)
+                    .map_err(|row| self.name_row(block_idx, row))
             })
             .collect::<Result<_, IndexError>>()?;
         Ok(merge(blocks, queries.nrows(), k))
@@ -97,6 +99,7 @@ fn best_of_block(
     queries: ArrayView2<'_, f32>,
     query_norms: &[f64],
     k: usize,
+    filter: &Filter,
 ) -> Result<BlockHits, usize> {
     let standard = block.rows.as_standard_layout();
     let row_norms: Vec<f64> = standard.rows().into_iter().map(|x| norm(&x)).collect();
@@ -104,6 +107,10 @@ fn best_of_block(
         return Err(row);
     }
     let (n_rows, gamma) = (row_norms.len(), gamma(queries.ncols()));
+    let allowed: Vec<usize> = (0..n_rows).filter(|&n| filter.is_all() || filter.allows(block.ids[n])).collect();
+    if allowed.is_empty() {
+        return Ok(BlockHits { n_rows, hits: vec![Vec::new(); queries.nrows()] });
+    }
     let mut hits = Vec::with_capacity(queries.nrows());
     for start in (0..queries.nrows()).step_by(QUERY_GROUP) {
         let group = queries.slice(s![start..(start + QUERY_GROUP).min(queries.nrows()), ..]); // [G, dim]
@@ -112,7 +119,8 @@ fn best_of_block(
             let (query, query_norm) = (queries.row(i), query_norms[i]);
             let bound = |n: usize| gamma * query_norm * row_norms[n];
             let query = query.as_slice().expect("queries are in standard layout");
-            let mut best: Vec<Hit> = candidates(line.as_slice().expect("scores are in standard layout"), bound, k)
+            let line = line.as_slice().expect("scores are in standard layout");
+            let mut best: Vec<Hit> = candidates(line, &allowed, bound, k)
                 .into_iter()
                 .map(|n| {
                     let row = standard.row(n);
@@ -144,19 +152,19 @@ fn scores(queries: ArrayView2<'_, f32>, rows: ArrayView2<'_, f32>) -> Array2<f32
     scores
 }
 
-/// Rows that may be among the `k` best: their upper end reaches the k-th best lower end.
-fn candidates(scores: &[f32], bound: impl Fn(usize) -> f64, k: usize) -> Vec<usize> {
+/// Rows of `allowed` that may be among its `k` best: their upper end reaches the k-th best lower end.
+fn candidates(scores: &[f32], allowed: &[usize], bound: impl Fn(usize) -> f64, k: usize) -> Vec<usize> {
     let end = |n: usize, sign: f64| {
         let score = f64::from(scores[n]);
         // An f32 sum that overflowed says nothing: the row stays a candidate and lifts no threshold.
         if score.is_finite() { score + sign * bound(n) } else { sign * f64::INFINITY }
     };
-    if scores.len() <= k {
-        return (0..scores.len()).collect();
+    if allowed.len() <= k {
+        return allowed.to_vec();
     }
-    let mut lower: Vec<f64> = (0..scores.len()).map(|n| end(n, -1.0)).collect();
+    let mut lower: Vec<f64> = allowed.iter().map(|&n| end(n, -1.0)).collect();
     let (_, &mut threshold, _) = lower.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
-    (0..scores.len()).filter(|&n| end(n, 1.0) >= threshold).collect()
+    allowed.iter().copied().filter(|&n| end(n, 1.0) >= threshold).collect()
 }
 
 /// Relative error bound of an f32 dot product. Two terms more than there are, which covers the f64 sums beside it and
@@ -198,13 +206,14 @@ mod tests {
 
     #[test]
     fn a_row_within_the_error_of_the_kth_stays_a_candidate() {
-        let scores = [1.0, 0.5, 0.999, 0.2];
-        assert_eq!(candidates(&scores, |_| 0.0, 1), [0]);
-        assert_eq!(candidates(&scores, |_| 0.001, 1), [0, 2]);
-        assert_eq!(candidates(&scores, |_| 0.001, 2), [0, 2]);
-        assert_eq!(candidates(&scores, |_| 0.25, 2), [0, 1, 2]);
-        assert_eq!(candidates(&[1.0, f32::NAN, f32::INFINITY, 0.0], |_| 0.0, 1), [0, 1, 2]);
-        assert_eq!(candidates(&scores, |_| 0.0, 4), [0, 1, 2, 3]);
+        let (scores, all) = ([1.0, 0.5, 0.999, 0.2], [0, 1, 2, 3]);
+        assert_eq!(candidates(&scores, &all, |_| 0.0, 1), [0]);
+        assert_eq!(candidates(&scores, &all, |_| 0.001, 1), [0, 2]);
+        assert_eq!(candidates(&scores, &all, |_| 0.001, 2), [0, 2]);
+        assert_eq!(candidates(&scores, &all, |_| 0.25, 2), [0, 1, 2]);
+        assert_eq!(candidates(&[1.0, f32::NAN, f32::INFINITY, 0.0], &all, |_| 0.0, 1), [0, 1, 2]);
+        assert_eq!(candidates(&scores, &all, |_| 0.0, 4), all);
+        assert_eq!(candidates(&scores, &[1, 3], |_| 0.0, 1), [1]);
     }
 
     #[test]

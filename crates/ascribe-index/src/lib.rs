@@ -1,4 +1,4 @@
-//! Top-k over feature rows by inner product: exact, and approximate with exact re-ranking.
+//! Top-k over feature rows by inner product: exact, certified through rows in few bits, and approximate with exact re-ranking.
 //!
 //! Here lives how the best rows of a store are found and how well an approximate search finds them. Here never lives:
 //! how rows are kept (store), what a query vector means or which way is up (methods; positive is a proponent, and whoever
@@ -21,18 +21,24 @@
 //! # Ok::<(), ascribe_index::IndexError>(())
 //! ```
 
+pub mod backend;
 mod candidates;
+pub mod certified;
 pub mod error;
 pub mod exact;
+pub mod filter;
 pub mod hnsw;
 pub mod recall;
+pub mod shard_job;
 
 use ascribe_core::ExampleId;
 use ndarray::{ArrayView1, ArrayView2};
 
+pub use certified::{Certificate, CertifiedIndex};
 pub use error::IndexError;
 pub use exact::ExactIndex;
-pub use hnsw::{HnswIndex, HnswParams};
+pub use filter::Filter;
+pub use hnsw::{HnswIndex, HnswParams, Metric, RecallCurve};
 pub use recall::{Recall, recall_at_k};
 
 /// A row that was found.
@@ -78,7 +84,7 @@ impl Default for Effort {
 
 /// Finds the rows with the largest inner product.
 ///
-/// One suite of tests runs over every implementation.
+/// One suite of tests (`tests/contract`) runs over every implementation.
 pub trait VectorIndex {
     /// Rows that are searched.
     fn n_rows(&self) -> u64;
@@ -86,14 +92,29 @@ pub trait VectorIndex {
     /// Numbers per row and per query.
     fn dim(&self) -> usize;
 
-    /// The `k` best rows for each query of `[Q, dim]`, best first, ties by id.
+    /// The `k` best rows that `filter` allows for each query of `[Q, dim]`, best first, ties by id; all of them where it
+    /// allows fewer.
     ///
     /// The answer for a query does not depend on its neighbours in the batch nor on the number of threads.
     ///
     /// # Errors
     /// [`IndexError::TooMany`] if `k` exceeds the rows, [`IndexError::DimMismatch`], [`IndexError::QueryNotFinite`],
     /// and those of the reader.
-    fn search_many(&self, queries: ArrayView2<'_, f32>, k: usize, effort: Effort) -> Result<Vec<Vec<Hit>>, IndexError>;
+    fn search_filtered(
+        &self,
+        queries: ArrayView2<'_, f32>,
+        k: usize,
+        effort: Effort,
+        filter: &Filter,
+    ) -> Result<Vec<Vec<Hit>>, IndexError>;
+
+    /// [`VectorIndex::search_filtered`] among all rows.
+    ///
+    /// # Errors
+    /// The same.
+    fn search_many(&self, queries: ArrayView2<'_, f32>, k: usize, effort: Effort) -> Result<Vec<Vec<Hit>>, IndexError> {
+        self.search_filtered(queries, k, effort, &Filter::default())
+    }
 
     /// The `k` best rows for one query `[dim]`.
     ///
@@ -106,7 +127,10 @@ pub trait VectorIndex {
 }
 
 /// What every index checks of a batch before it searches.
-fn check_queries(queries: ArrayView2<'_, f32>, k: usize, n_rows: u64, dim: usize) -> Result<(), IndexError> {
+///
+/// # Errors
+/// [`IndexError::TooMany`], [`IndexError::DimMismatch`], [`IndexError::QueryNotFinite`].
+pub fn check_queries(queries: ArrayView2<'_, f32>, k: usize, n_rows: u64, dim: usize) -> Result<(), IndexError> {
     if queries.ncols() != dim {
         return Err(IndexError::DimMismatch { what: "query", expected: dim, found: queries.ncols() });
     }

@@ -3,7 +3,7 @@
 use ndarray::ArrayView2;
 
 use crate::error::IndexError;
-use crate::{Effort, VectorIndex};
+use crate::{Effort, Hit, VectorIndex};
 
 /// Recall of one index against another.
 #[derive(Clone, PartialEq, Debug)]
@@ -37,15 +37,27 @@ pub fn recall_at_k(
         return Err(IndexError::BadSetting { setting: "k of recall", expected: "at least 1", found: 0 });
     }
     let (truth, found) = (exact.search_many(queries, k, effort)?, index.search_many(queries, k, effort)?);
-    let per_query: Vec<f64> = truth
-        .iter()
-        .zip(&found)
-        .map(|(truth, found)| {
-            let n_common = truth.iter().filter(|t| found.iter().any(|f| f.row == t.row)).count();
-            n_common as f64 / truth.len() as f64
-        })
-        .collect();
-    let mean = if per_query.is_empty() { 1.0 } else { per_query.iter().sum::<f64>() / per_query.len() as f64 };
-    let min = per_query.iter().copied().fold(1.0, f64::min);
+    let per_query = per_query(&truth, &found);
+    let (mean, min) = summary(&per_query);
     Ok(Recall { k, effort, mean, min, per_query })
+}
+
+/// Mean and least part of the true hits that were found.
+pub(crate) fn mean_and_least(truth: &[Vec<Hit>], found: &[Vec<Hit>]) -> (f64, f64) {
+    summary(&per_query(truth, found))
+}
+
+fn per_query(truth: &[Vec<Hit>], found: &[Vec<Hit>]) -> Vec<f64> {
+    let part = |(truth, found): (&Vec<Hit>, &Vec<Hit>)| {
+        let n_common = truth.iter().filter(|t| found.iter().any(|f| f.row == t.row)).count();
+        n_common as f64 / truth.len() as f64
+    };
+    truth.iter().zip(found).map(part).collect()
+}
+
+/// Mean and least; 1 and 1 of nothing.
+fn summary(per_query: &[f64]) -> (f64, f64) {
+    let n = per_query.len();
+    let mean = if n == 0 { 1.0 } else { per_query.iter().sum::<f64>() / n as f64 };
+    (mean, per_query.iter().copied().fold(1.0, f64::min))
 }

@@ -60,6 +60,11 @@ impl Caip10 {
         let (chain, address) = self.0.strip_prefix("eip155:")?.split_once(':')?;
         Some((chain.parse().ok()?, address.parse().ok()?))
     }
+
+    /// The IBAN when the namespace is `iban` (`iban:DE:DE89…`, the reference being the country).
+    pub fn iban(&self) -> Option<&str> {
+        self.0.strip_prefix("iban:")?.split_once(':').map(|(_, iban)| iban)
+    }
 }
 
 impl fmt::Display for Caip10 {
@@ -88,6 +93,12 @@ impl FromStr for Caip10 {
         }
         if !(1..=128).contains(&address.len()) || !all(address, b"-.%") {
             return Err(bad("a CAIP-10 address has 1 to 128 of a-z, A-Z, 0-9, -, . and %"));
+        }
+        if namespace == "iban" {
+            if !address.starts_with(reference) || reference.len() != 2 {
+                return Err(bad("the reference of an iban account is the IBAN's country"));
+            }
+            crate::payout::pain001::check_iban(address)?;
         }
         if namespace != "eip155" {
             return Ok(Self(text.to_owned()));

@@ -57,6 +57,9 @@ const EXPONENTS: &[(&str, u8)] = &[
     ("USDT", 6),
 ];
 
+/// Those of the list that are tokens: no bank transfers them.
+const TOKENS: &[&str] = &["DAI", "ETH", "EURC", "USDC", "USDT"];
+
 /// A currency with its number of decimals. Serialises as its code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Currency {
@@ -80,6 +83,11 @@ impl Currency {
     /// The code (`USD`).
     pub const fn code(self) -> &'static str {
         self.code
+    }
+
+    /// True for a currency of ISO 4217, false for a token.
+    pub fn is_iso(self) -> bool {
+        !TOKENS.contains(&self.code)
     }
 
     /// Decimals of the major unit.
@@ -259,7 +267,8 @@ fn parse_decimal(text: &str, exponent: u8) -> Result<u128, DecimalFault> {
     Ok(minor)
 }
 
-fn decimal(value: u128, decimals: u8) -> String {
+/// Decimal text with exactly `decimals` decimals.
+pub(crate) fn decimal(value: u128, decimals: u8) -> String {
     let decimals = usize::from(decimals);
     if decimals == 0 {
         return value.to_string();

@@ -142,6 +142,22 @@ pub enum LedgerError {
         "no payee can be paid, so there is no payout tree; hint: raise the pool, lower the minimum, or name accounts on the tree's chain"
     )]
     EmptyTree,
+    /// A token has fewer decimals than the pool's currency.
+    #[error(
+        "token decimals: expected at least the currency's {expected}, found {found}; amounts could not be said exactly"
+    )]
+    TokenDecimals {
+        /// Decimals of the currency.
+        expected: u8,
+        /// Decimals of the token.
+        found: u8,
+    },
+    /// No file for a bank can be made of this run.
+    #[error("no bank file: {why}")]
+    NoBankFile {
+        /// Why not.
+        why: String,
+    },
     /// A leaf of a cumulative tree fell or vanished.
     #[error("cumulative amount of {account} fell from {before} to {now}; claims that were made cannot be taken back")]
     LeafFell {

@@ -13,8 +13,10 @@ use crate::amount::{Money, integer_text};
 use crate::apportion::PPM;
 use crate::error::{LedgerError, check_name};
 
-/// Digests that every run must name: the share table that gave the weights and the registry that gave the terms.
+/// Digests that every run must name: the registry that gave the terms, and the share table that gave the weights.
 pub const REQUIRED_INPUTS: [&str; 2] = ["registry", "shares"];
+/// What stands in for a share table where shares are computed within the run: the score file itself.
+const SCORES_INPUT: &str = "scores";
 
 /// Largest pool in sub-units. A pool passes over the books three times (funded, accrued, settled), and the sum of all
 /// that was moved must fit 128 bits too; in cents this is still some 10^30 dollars.
@@ -140,7 +142,8 @@ impl Run {
     /// A missing required input, coverage above one million ppm, a pool above [`POOL_MAX_SUB_UNITS`], names that would garble the books.
     pub fn check(&self) -> Result<(), LedgerError> {
         for missing in REQUIRED_INPUTS {
-            if !self.inputs.contains_key(missing) {
+            let from_scores = missing == "shares" && self.inputs.contains_key(SCORES_INPUT);
+            if !self.inputs.contains_key(missing) && !from_scores {
                 return Err(LedgerError::MissingInput { missing });
             }
         }

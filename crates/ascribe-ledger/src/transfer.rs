@@ -141,6 +141,14 @@ pub enum UnattributedReason {
     NoShares,
     /// The dataset has a weight but nobody is licensed to be paid for it.
     NoPayee,
+    /// The dataset is not in the registry.
+    Unregistered,
+    /// The licence does not permit this use, or is not in force.
+    NotLicensed,
+    /// The dataset is under embargo in this period.
+    Embargo,
+    /// Above what the policy lets one owner have.
+    Cap,
 }
 
 /// Why a transfer was made.

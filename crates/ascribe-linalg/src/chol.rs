@@ -67,7 +67,7 @@ impl Cholesky {
     /// # Panics
     /// If a row has not `n` numbers.
     pub fn solve_rows(&self, rows: ArrayViewMut2<'_, f64>) {
-        self.each_group(rows, GROUP, true);
+        self.each_group(rows, GROUP, true, true);
     }
 
     /// Replaces every row `x` of `rows`, `[r, n]`, by `L⁻¹x`, so that `‖L⁻¹x‖² = xᵀA⁻¹x`. Cost `r·n²`.
@@ -75,10 +75,18 @@ impl Cholesky {
     /// # Panics
     /// If a row has not `n` numbers.
     pub fn whiten_rows(&self, rows: ArrayViewMut2<'_, f64>) {
-        self.each_group(rows, WHITEN_GROUP, false);
+        self.each_group(rows, WHITEN_GROUP, true, false);
     }
 
-    fn each_group(&self, mut rows: ArrayViewMut2<'_, f64>, height: usize, back: bool) {
+    /// Replaces every row `x` of `rows`, `[r, n]`, by `L⁻ᵀx`: the second half of a solve. Cost `r·n²`.
+    ///
+    /// # Panics
+    /// If a row has not `n` numbers.
+    pub fn back_rows(&self, rows: ArrayViewMut2<'_, f64>) {
+        self.each_group(rows, GROUP, false, true);
+    }
+
+    fn each_group(&self, mut rows: ArrayViewMut2<'_, f64>, height: usize, forth: bool, back: bool) {
         let n = self.dim();
         assert_eq!(rows.ncols(), n, "a right-hand side has another length than the matrix");
         if n == 0 {
@@ -92,7 +100,9 @@ impl Cholesky {
             }
             // Row-major [height, n] is column-major [n, height].
             let mut rhs = MatMut::from_column_major_slice_mut(&mut group, n, height);
-            solve_lower_triangular_in_place(self.lower.as_ref(), rhs.as_mut(), Par::Seq);
+            if forth {
+                solve_lower_triangular_in_place(self.lower.as_ref(), rhs.as_mut(), Par::Seq);
+            }
             if back {
                 solve_upper_triangular_in_place(self.lower.transpose(), rhs.as_mut(), Par::Seq);
             }

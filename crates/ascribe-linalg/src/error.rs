@@ -35,4 +35,22 @@ pub enum LinalgError {
         /// Rows of the matrix.
         dim: usize,
     },
+    /// Stored bytes of a row have another length.
+    #[error("a coded row: expected {expected} bytes, found {found}")]
+    Length {
+        /// Bytes that the codec writes.
+        expected: usize,
+        /// Bytes found.
+        found: usize,
+    },
+    /// A byte that no encoder writes.
+    #[error("a coded row, group {group}, byte {byte}: no encoder writes {found}")]
+    BadCode {
+        /// Group of the row.
+        group: usize,
+        /// Byte of the row, or first byte of the scale.
+        byte: usize,
+        /// The byte, or the scale.
+        found: f64,
+    },
 }

@@ -65,7 +65,7 @@ mod tests {
     #[test]
     fn a_narrow_side_is_kept_whole() {
         let p = TwoSided::new(1, "m", 4, 100, 8, 8);
-        assert_eq!(p.p_in, Array2::eye(4));
+        assert_eq!(p.p_in, Array2::<f32>::eye(4));
         assert_eq!(p.dim(), 32);
     }
 }

@@ -5,6 +5,8 @@
 
 use rayon::prelude::*;
 
+use crate::elementwise::dispatch::kernel;
+
 /// Numbers per block. A block is summed in [`LANES`] interleaved partial sums; blocks are joined pairwise.
 pub const BLOCK: usize = 1024;
 
@@ -39,21 +41,26 @@ pub fn sum(values: &[f64]) -> f64 {
 /// If the lengths differ.
 pub fn dot(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len(), "a dot product needs two slices of one length");
-    let blocks = a.chunks(BLOCK).zip(b.chunks(BLOCK)).map(|(a, b)| {
+    let blocks = a.chunks(BLOCK).zip(b.chunks(BLOCK)).map(|(a, b)| dot_block(a, b));
+    tree(blocks.collect())
+}
+
+kernel! {
+    /// One block of a dot product. A product of two f32 numbers is exact in f64, so it makes no difference whether a processor
+    /// fuses it with the sum: the twins give the same bits.
+    fn dot_block / dot_block_at (a: &[f32], b: &[f32]) -> f64 {
         let mut lanes = [0.0f64; LANES];
-        let mut chunks = a.chunks_exact(LANES).zip(b.chunks_exact(LANES));
-        for (x, y) in &mut chunks {
+        let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+        for (x, y) in a.iter().zip(b) {
             for lane in 0..LANES {
                 lanes[lane] += f64::from(x[lane]) * f64::from(y[lane]);
             }
         }
-        let rest = a.len() - a.len() % LANES;
-        for (lane, (x, y)) in a[rest..].iter().zip(&b[rest..]).enumerate() {
-            lanes[lane] += f64::from(*x) * f64::from(*y);
+        for (lane, (x, y)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+            *lane += f64::from(*x) * f64::from(*y);
         }
         join_lanes(lanes)
-    });
-    tree(blocks.collect())
+    }
 }
 
 /// Adds neighbours until one is left; an odd last one waits for the next level. The empty sum is 0.
@@ -72,6 +79,7 @@ fn sum_block(range: std::ops::Range<usize>, term: &impl Fn(usize) -> f64) -> f64
     join_lanes(lanes)
 }
 
+#[inline(always)]
 fn join_lanes(l: [f64; LANES]) -> f64 {
     ((l[0] + l[1]) + (l[2] + l[3])) + ((l[4] + l[5]) + (l[6] + l[7]))
 }
@@ -86,6 +94,20 @@ mod tests {
         for n in [0usize, 1, 7, 8, 9, 1023, 1024, 1025, 5000] {
             assert_eq!(sum_by(n, |i| i as f64), (n * n.saturating_sub(1) / 2) as f64, "n = {n}");
             assert_eq!(dot(&vec![2.0; n], &vec![3.0; n]), 6.0 * n as f64, "n = {n}");
+        }
+    }
+
+    #[test]
+    fn twins_give_the_same_bits() {
+        use crate::elementwise::dispatch::{Level, level};
+        let mut stream = Stream::new(3, "sum-test");
+        let x: Vec<f32> = (0..2000).map(|_| (stream.normal() * 1e3) as f32).collect();
+        for n in [0, 1, 7, 8, 100, 1000] {
+            let (a, b) = (&x[..n], &x[1000..1000 + n]);
+            let portable = dot_block_at(Level::Portable, a, b);
+            for twin in [Level::V3, Level::V4].into_iter().filter(|twin| *twin <= level()) {
+                assert_eq!(dot_block_at(twin, a, b).to_bits(), portable.to_bits(), "{twin:?} {n}");
+            }
         }
     }
 

@@ -91,6 +91,52 @@ pub enum MethodError {
         #[source]
         source: LinalgError,
     },
+    /// Something would take more memory than was allowed.
+    #[error("{what} needs {bytes} bytes, more than the limit of {limit} (hint: {hint})")]
+    TooLarge {
+        /// What would take it.
+        what: String,
+        /// Bytes it needs.
+        bytes: u64,
+        /// Bytes allowed.
+        limit: u64,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A curvature matrix of many modules cannot be inverted.
+    #[error("{what} cannot be inverted (hint: {hint})")]
+    Curvature {
+        /// Which matrix.
+        what: String,
+        /// What to do.
+        hint: &'static str,
+        /// What the kernel says.
+        #[source]
+        source: LinalgError,
+    },
+    /// An iteration met something that it cannot go on with.
+    #[error("{method}, query {query}, step {step}: {found} (hint: {hint})")]
+    Iteration {
+        /// The algorithm.
+        method: &'static str,
+        /// Row of the query.
+        query: usize,
+        /// Step, from 1; 0 before the first.
+        step: usize,
+        /// What was met.
+        found: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A model refused a pass.
+    #[error("the model failed at {at}")]
+    Model {
+        /// Which pass, of which examples.
+        at: String,
+        /// The model's error.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The user asked to stop.
     #[error("stopped on request")]
     Stopped,

@@ -1,6 +1,6 @@
 //! Trajectory influence: inner products summed over the checkpoints that training passed through.
 //!
-//! `τ(q, i) = Σ_c η_c ⟨ĝ_i^c, q̂^c⟩`. Source: TracInCP, arXiv:2002.08484, eq. 5; `η_c` is the learning rate times the
+//! `τ(q, i) = Σ_c η_c ⟨ĝ_i^c, q̂^c⟩`. Source: TracInCP, arXiv:2002.08484; `η_c` is the learning rate times the
 //! steps that checkpoint c stands for. With preconditioned queries the same sum gives a trajectory of block-Fisher
 //! influences. Here never lives: choosing checkpoints or weights (that is measured), files.
 

@@ -43,6 +43,7 @@ mod layout;
 pub mod lora;
 pub mod memory;
 mod ops;
+pub mod taps;
 pub mod train;
 pub mod vision;
 mod weights;
@@ -52,7 +53,9 @@ pub use config::DecoderConfig;
 pub use decoder::{Decoder, Loss, Sequence};
 pub use error::ModelError;
 pub use features::{
-    Example, GhostProducts, GradientStage, Granularity, Memory, Normalizer, Precision, Projection, RowReport, TapConfig,
+    Example, GhostProducts, GivenBases, GradientStage, Granularity, Memory, ModuleBasis, Normalizer, Precision,
+    Projection, RowReport, TapConfig,
 };
 pub use layout::{ParameterLayout, ParameterSlot};
+pub use taps::{Capture, LinearTap, TapRows, TappedDecoder};
 pub use train::{Schedule, StepReport, TrainRecipe, Trainer};

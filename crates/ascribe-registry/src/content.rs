@@ -11,13 +11,17 @@ use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 
-use ascribe_core::Digest;
+use ascribe_core::{Digest, NoProgress};
 use ascribe_tlog::RootBuilder;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{RegistryError, clip};
 use crate::files;
+use crate::ingest::Ingest;
+use crate::manifest::Manifest;
+use crate::reference::Reference;
 use crate::registry::Dataset;
+use crate::source::{Fields, SourceSet};
 
 /// Name of the record file of a dataset.
 pub const RECORDS_FILE: &str = "records.jsonl";
@@ -42,11 +46,11 @@ pub struct Record {
 /// The form of a line, both ways.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Line<'a> {
+pub(crate) struct Line<'a> {
     #[serde(borrow)]
-    id: Cow<'a, str>,
+    pub(crate) id: Cow<'a, str>,
     #[serde(borrow)]
-    text: Cow<'a, str>,
+    pub(crate) text: Cow<'a, str>,
 }
 
 /// What a record file adds up to.
@@ -169,7 +173,7 @@ impl<R: BufRead> Iterator for RecordReader<R> {
 }
 
 /// One line of the strict form, or what is wrong with it.
-fn parse_line(line: &str) -> Result<Line<'_>, String> {
+pub(crate) fn parse_line(line: &str) -> Result<Line<'_>, String> {
     if line.is_empty() {
         return Err("expected a record, found a blank line".to_owned());
     }
@@ -188,16 +192,46 @@ fn parse_line(line: &str) -> Result<Line<'_>, String> {
     Ok(parsed)
 }
 
-/// Reads a record file without keeping its records.
+/// Reads a record file without keeping its records, on all threads and in bounded memory.
 ///
 /// # Errors
 /// Whatever is wrong with the file, see [`RecordReader`].
 pub fn summarise(path: &Path) -> Result<ContentSummary, RegistryError> {
-    let mut reader = RecordReader::open(path)?;
-    for record in &mut reader {
-        record?;
+    let set = SourceSet::strict(path)?;
+    Ingest { set: &set, fields: &Fields::default(), strict: true }.run(None, &NoProgress)
+}
+
+/// What the records of a dataset add up to, wherever they lie.
+///
+/// # Errors
+/// As [`summarise`]; for records that were registered where they lie, whatever reading them meets.
+pub(crate) fn summarise_dataset(dataset: &Dataset) -> Result<ContentSummary, RegistryError> {
+    with_ingest(dataset, |ingest| ingest.run(None, &NoProgress))
+}
+
+/// Does something with the records of a dataset, wherever they lie.
+pub(crate) fn with_ingest<T>(
+    dataset: &Dataset,
+    work: impl FnOnce(&Ingest<'_>) -> Result<T, RegistryError>,
+) -> Result<T, RegistryError> {
+    with_ingest_in(&dataset.dir, work)
+}
+
+/// The same for the folder of a dataset.
+pub(crate) fn with_ingest_in<T>(
+    dir: &Path,
+    work: impl FnOnce(&Ingest<'_>) -> Result<T, RegistryError>,
+) -> Result<T, RegistryError> {
+    let (set, fields, strict) = sources_of(dir)?;
+    work(&Ingest { set: &set, fields: &fields, strict })
+}
+
+/// Where the records of the dataset in a folder lie, how they are read, and whether every line must be canonical.
+pub(crate) fn sources_of(dir: &Path) -> Result<(SourceSet, Fields, bool), RegistryError> {
+    match Reference::read(dir)? {
+        Some(reference) => Ok((reference.set()?, reference.fields().clone(), false)),
+        None => Ok((SourceSet::strict(&dir.join(RECORDS_FILE))?, Fields::default(), true)),
     }
-    Ok(reader.summary())
 }
 
 /// Reads all records of a dataset and checks them against its manifest: what is returned is what was registered.
@@ -206,10 +240,25 @@ pub fn summarise(path: &Path) -> Result<ContentSummary, RegistryError> {
 /// Whatever is wrong with the file, see [`RecordReader`], and [`RegistryError::Field`] when count, length or content
 /// root are not those of the manifest.
 pub fn read_records(dataset: &Dataset) -> Result<Vec<Record>, RegistryError> {
-    let path = dataset.records_path();
-    let mut reader = RecordReader::open(&path)?;
     let capacity = dataset.manifest.record_count.min(1 << 20) as usize;
     let mut records = Vec::with_capacity(capacity);
+    if Reference::read(&dataset.dir)?.is_some() {
+        check_summary(dataset, &summarise_dataset(dataset)?)?;
+        with_ingest(dataset, |ingest| {
+            ingest.each_record(&NoProgress, |row, record| {
+                let row = u32::try_from(row).map_err(|_| too_many(dataset))?;
+                records.push(Record {
+                    row,
+                    id: record.id.clone().into_owned(),
+                    text: record.text.clone().into_owned(),
+                });
+                Ok::<(), RegistryError>(())
+            })
+        })?;
+        return Ok(records);
+    }
+    let path = dataset.records_path();
+    let mut reader = RecordReader::open(&path)?;
     for record in &mut reader {
         records.push(record?);
     }
@@ -217,17 +266,26 @@ pub fn read_records(dataset: &Dataset) -> Result<Vec<Record>, RegistryError> {
     Ok(records)
 }
 
+fn too_many(dataset: &Dataset) -> RegistryError {
+    let found = dataset.manifest.record_count;
+    RegistryError::field(&dataset.manifest_path(), "record_count", "at most 2^32 records to be read at once", found)
+}
+
 /// Compares what a record file adds up to with what its manifest says.
 pub(crate) fn check_summary(dataset: &Dataset, found: &ContentSummary) -> Result<(), RegistryError> {
-    let (path, manifest) = (dataset.records_path(), &dataset.manifest);
+    check_manifest(&dataset.records_path(), &dataset.manifest, found)
+}
+
+/// The same for a manifest alone; `path` is what errors name.
+pub(crate) fn check_manifest(path: &Path, manifest: &Manifest, found: &ContentSummary) -> Result<(), RegistryError> {
     if found.record_count != manifest.record_count {
-        return Err(RegistryError::field(&path, "record_count", manifest.record_count, found.record_count));
+        return Err(RegistryError::field(path, "record_count", manifest.record_count, found.record_count));
     }
     if found.root != manifest.content_root {
-        return Err(RegistryError::field(&path, "content_root", manifest.content_root, found.root));
+        return Err(RegistryError::field(path, "content_root", manifest.content_root, found.root));
     }
     if found.len_bytes != manifest.len_bytes {
-        return Err(RegistryError::field(&path, "len_bytes", manifest.len_bytes, found.len_bytes));
+        return Err(RegistryError::field(path, "len_bytes", manifest.len_bytes, found.len_bytes));
     }
     Ok(())
 }

@@ -167,6 +167,47 @@ pub enum RegistryError {
         /// Start of the run, Unix seconds.
         start: u64,
     },
+    /// The licence was revoked before the run began.
+    #[error("{dataset}: licence revoked from {from} on ({reason:?}): expected an earlier start, found {start}")]
+    LicenceRevoked {
+        /// The dataset.
+        dataset: String,
+        /// First moment from which it no longer counts, Unix seconds.
+        from: u64,
+        /// Start of the run, Unix seconds.
+        start: u64,
+        /// The reason that the licensor gave.
+        reason: String,
+    },
+    /// A source file cannot be read as what its name says.
+    #[error("{}: {reason}", path.display())]
+    BadSource {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A keystore does not open.
+    #[error("{}: {reason}", path.display())]
+    Keystore {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The database refused.
+    #[error("registry database: {0}")]
+    Sql(#[from] ascribe_sql::SqlError),
+    /// What was asked for contradicts what is registered.
+    #[error("{what}: expected {expected}, found {found}")]
+    Refused {
+        /// Of what.
+        what: String,
+        /// What would have been accepted.
+        expected: String,
+        /// What was found.
+        found: String,
+    },
     /// The terms do not allow the use.
     #[error("{dataset}: licence does not permit {usage}: expected it among the permits, found {found}")]
     NotPermitted {
@@ -189,6 +230,12 @@ pub enum RegistryError {
         /// Root of the log in the folder.
         found: String,
     },
+    /// The transparency log refuses.
+    #[error(transparent)]
+    Log(#[from] ascribe_tlog::TlogError),
+    /// A usage receipt is not what it must be.
+    #[error(transparent)]
+    Usage(#[from] crate::usage::UsageError),
     /// Work was stopped at the user's wish.
     #[error("stopped; nothing was changed")]
     Stopped,
@@ -199,6 +246,21 @@ impl RegistryError {
     pub(crate) fn io(path: &Path, doing: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { path, doing, source }
+    }
+
+    /// A request that contradicts what is registered.
+    pub(crate) fn refused(
+        what: impl std::fmt::Display,
+        expected: impl std::fmt::Display,
+        found: impl std::fmt::Display,
+    ) -> Self {
+        Self::Refused { what: what.to_string(), expected: expected.to_string(), found: clip(&found.to_string()) }
+    }
+
+    /// A column that a source does not have.
+    pub(crate) fn no_column(path: &Path, wanted: &str, columns: &[String]) -> Self {
+        let found = format!("{} (hint: name it with --text-field and --id-field)", columns.join(", "));
+        Self::field(path, "columns", format!("one named {wanted:?}"), found)
     }
 
     /// A stated value that is not the right one.

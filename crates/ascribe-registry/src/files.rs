@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::path::Path;
 
+use ascribe_core::{Digest, DigestStream};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -14,12 +15,17 @@ pub(crate) const SMALL_FILE_CAP_BYTES: u64 = 4 << 20;
 
 /// Reads a whole file of at most [`SMALL_FILE_CAP_BYTES`].
 pub(crate) fn read_small(path: &Path, what: &'static str) -> Result<Vec<u8>, RegistryError> {
+    read_capped(path, what, SMALL_FILE_CAP_BYTES)
+}
+
+/// Reads a whole file of at most `cap` bytes.
+pub(crate) fn read_capped(path: &Path, what: &'static str, cap: u64) -> Result<Vec<u8>, RegistryError> {
     let file = open(path, what)?;
     let mut bytes = Vec::new();
-    file.take(SMALL_FILE_CAP_BYTES + 1).read_to_end(&mut bytes).map_err(RegistryError::io(path, "reading"))?;
-    if bytes.len() as u64 > SMALL_FILE_CAP_BYTES {
+    file.take(cap + 1).read_to_end(&mut bytes).map_err(RegistryError::io(path, "reading"))?;
+    if bytes.len() as u64 > cap {
         let found = fs::metadata(path).map_or(bytes.len() as u64, |meta| meta.len());
-        return Err(RegistryError::FileTooLarge { path: path.to_owned(), cap: SMALL_FILE_CAP_BYTES, found });
+        return Err(RegistryError::FileTooLarge { path: path.to_owned(), cap, found });
     }
     Ok(bytes)
 }
@@ -63,4 +69,16 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), RegistryErro
         let _ = fs::remove_file(&temporary);
         RegistryError::Io { path: path.to_owned(), doing: "writing", source }
     })
+}
+
+/// SHA-256 of a file that may be large.
+pub(crate) fn digest_of(path: &Path, mut file: File) -> Result<Digest, RegistryError> {
+    let (mut stream, mut buffer) = (DigestStream::default(), vec![0; 1 << 18]);
+    loop {
+        let n = file.read(&mut buffer).map_err(RegistryError::io(path, "reading"))?;
+        if n == 0 {
+            return Ok(stream.finish());
+        }
+        stream.update(&buffer[..n]);
+    }
 }

@@ -1,4 +1,4 @@
-//! Signing keys and secp256k1 signatures in Ethereum's form. Never a key from an argument, a variable or a file.
+//! secp256k1 keys and signatures in Ethereum's form. Never a key from an argument or a variable.
 
 use std::fmt;
 use std::path::Path;
@@ -7,6 +7,7 @@ use alloy_primitives::{Address, B256, keccak256};
 use k256::ecdsa::{RecoveryId, Signature, SigningKey, VerifyingKey};
 
 use crate::error::RegistryError;
+use crate::signer::Signer;
 
 /// Bytes of a signature: r, s, v.
 pub(crate) const SIGNATURE_LEN_BYTES: usize = 65;
@@ -28,19 +29,39 @@ impl LicenceKey {
         Self(key.expect("a keccak digest is a valid scalar but for odds of 2^-127"))
     }
 
+    /// A key from its secret. The caller wipes its own copy; this one is wiped when it is dropped.
+    ///
+    /// # Errors
+    /// Bytes that are no scalar of the group.
+    pub(crate) fn from_secret(secret: &[u8; 32]) -> Result<Self, String> {
+        let key = SigningKey::from_slice(secret);
+        key.map(Self).map_err(|_| "expected a secret between 1 and the group order, found another number".to_owned())
+    }
+
     /// The address that its signatures recover to.
     pub fn address(&self) -> Address {
         address_of(self.0.verifying_key())
     }
 
     /// Signs a digest (RFC 6979, low s): r ‖ s ‖ v. The same key and digest give the same bytes.
-    pub(crate) fn sign(&self, digest: B256) -> [u8; SIGNATURE_LEN_BYTES] {
+    pub(crate) fn sign_digest(&self, digest: B256) -> [u8; SIGNATURE_LEN_BYTES] {
         let (signature, recovery) =
             self.0.sign_prehash_recoverable(digest.as_slice()).expect("a 32-byte digest can always be signed");
         let mut bytes = [0; SIGNATURE_LEN_BYTES];
         bytes[..64].copy_from_slice(&signature.to_bytes());
         bytes[64] = V_BASE + recovery.to_byte();
         bytes
+    }
+}
+
+impl Signer for LicenceKey {
+    fn licensor(&self) -> String {
+        self.address().to_checksum(None)
+    }
+
+    fn sign(&self, payload: &[u8]) -> Result<Vec<u8>, RegistryError> {
+        let digest: [u8; 32] = payload.try_into().expect("what secp256k1 signs is a 32-byte digest");
+        Ok(self.sign_digest(B256::from(digest)).to_vec())
     }
 }
 
@@ -116,8 +137,8 @@ mod tests {
         let (key, path) = (LicenceKey::demo("somebody"), Path::new("l.json"));
         for message in 0..8u8 {
             let digest = keccak256([message]);
-            let good = key.sign(digest);
-            assert_eq!(good, key.sign(digest));
+            let good = key.sign_digest(digest);
+            assert_eq!(good, key.sign_digest(digest));
             check_signature(path, digest, &good, key.address()).unwrap();
             let error = check_signature(path, digest, &twin(&good), key.address()).unwrap_err();
             assert!(matches!(error, RegistryError::HighS { .. }), "{error}");

@@ -21,9 +21,11 @@ use alloy_sol_types::{Eip712Domain, SolStruct};
 use ascribe_core::Digest;
 use serde::{Deserialize, Serialize};
 
-use crate::error::RegistryError;
+use crate::error::{RegistryError, clip};
 use crate::key::{LicenceKey, SIGNATURE_LEN_BYTES, check_signature};
 use crate::manifest::{Manifest, Payee, check_payees, check_usage};
+use crate::prepare::Grant;
+use crate::signer::Signer;
 use crate::wire;
 
 /// Version of the licence file that this code reads and writes.
@@ -125,7 +127,7 @@ impl RegistryDomain {
         }
     }
 
-    fn to_eip712(&self) -> Eip712Domain {
+    pub(crate) fn to_eip712(&self) -> Eip712Domain {
         Eip712Domain::new(
             Some(self.name.clone().into()),
             Some(self.version.clone().into()),
@@ -136,13 +138,35 @@ impl RegistryDomain {
     }
 }
 
+/// Who can grant a licence, by the one spelling of its name: an address, or a `did:key`.
+pub trait Licensor: Clone + PartialEq {
+    /// The name as it stands in a file.
+    fn spell(&self) -> String;
+
+    /// Inverse of [`Licensor::spell`]; every other spelling is refused.
+    ///
+    /// # Errors
+    /// What was expected and found.
+    fn parse(text: &str) -> Result<Self, String>;
+}
+
+impl Licensor for Address {
+    fn spell(&self) -> String {
+        self.to_checksum(None)
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        Self::parse_checksummed(text, None).map_err(|_| format!("expected an EIP-55 address, found {:?}", clip(text)))
+    }
+}
+
 /// The signed message. 64-bit and wider integers are decimal strings in JSON, because JSON numbers round above 2⁵³.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct LicenceMessage {
+#[serde(deny_unknown_fields, rename_all = "camelCase", bound = "L: Licensor")]
+pub struct LicenceMessage<L = Address> {
     /// Who grants, and signs.
-    #[serde(with = "wire::address")]
-    pub licensor: Address,
+    #[serde(with = "wire::licensor")]
+    pub licensor: L,
     /// `urn:uuid:…` of the dataset.
     pub dataset: String,
     /// RFC 6962 root over the record hashes.
@@ -223,6 +247,66 @@ impl LicenceMessage {
         };
         LicenceDigest(message.eip712_signing_hash(&domain.to_eip712()).0)
     }
+}
+
+impl<L: Licensor> LicenceMessage<L> {
+    /// The message that a licensor grants for a dataset.
+    pub fn of(licensor: L, manifest: &Manifest, terms: &[u8], grant: Grant) -> Self {
+        Self {
+            licensor,
+            dataset: manifest.uuid.clone(),
+            content_root: manifest.content_root,
+            record_count: manifest.record_count,
+            metadata_sha256: manifest.metadata_sha256(),
+            licence: manifest.licence.clone(),
+            terms_sha256: Digest::of(terms),
+            permits: manifest.permits.clone(),
+            prohibits: manifest.prohibits.clone(),
+            payees: manifest.payees.clone(),
+            valid_from: grant.valid_from,
+            valid_until: grant.valid_until,
+            nonce: grant.nonce,
+            supersedes: grant.supersedes,
+        }
+    }
+
+    /// The same message with its licensor by name.
+    pub fn named(&self) -> LicenceMessage<String> {
+        let Self { record_count, valid_from, valid_until, nonce, supersedes, .. } = *self;
+        LicenceMessage {
+            licensor: self.licensor.spell(),
+            dataset: self.dataset.clone(),
+            content_root: self.content_root,
+            record_count,
+            metadata_sha256: self.metadata_sha256,
+            licence: self.licence.clone(),
+            terms_sha256: self.terms_sha256,
+            permits: self.permits.clone(),
+            prohibits: self.prohibits.clone(),
+            payees: self.payees.clone(),
+            valid_from,
+            valid_until,
+            nonce,
+            supersedes,
+        }
+    }
+
+    /// Checks that the message says what the manifest and the legal text say.
+    ///
+    /// # Errors
+    /// [`RegistryError::Field`] for the first field that does not.
+    pub(crate) fn check_against(&self, path: &Path, manifest: &Manifest, terms: &[u8]) -> Result<(), RegistryError> {
+        let check = |field: &str, expected: String, found: String| check_equal(path, field, &expected, &found);
+        check("message.dataset", manifest.uuid.clone(), self.dataset.clone())?;
+        check("message.contentRoot", manifest.content_root.to_string(), self.content_root.to_string())?;
+        check("message.recordCount", manifest.record_count.to_string(), self.record_count.to_string())?;
+        check("message.metadataSha256", manifest.metadata_sha256().to_string(), self.metadata_sha256.to_string())?;
+        check("message.licence", manifest.licence.clone(), self.licence.clone())?;
+        check("message.termsSha256", Digest::of(terms).to_string(), self.terms_sha256.to_string())?;
+        check("message.permits", json(&manifest.permits), json(&self.permits))?;
+        check("message.prohibits", json(&manifest.prohibits), json(&self.prohibits))?;
+        check("message.payees", json(&manifest.payees), json(&self.payees))
+    }
 
     /// What no licensor may sign: no content, shares that are no whole, unknown or contradicting uses, an empty window.
     ///
@@ -242,27 +326,57 @@ impl LicenceMessage {
     }
 }
 
-/// Signs a licence. `owner` decides whether `key` counts, and is marked, as a demo key.
+/// Signs a licence. `owner` decides whether the key counts, and is marked, as a demo key.
 ///
 /// # Errors
-/// As [`LicenceMessage::validate`]; a licensor that is not the key's address is [`RegistryError::WrongSigner`].
+/// As [`LicenceMessage::validate`]; a licensor that is not the signer is [`RegistryError::WrongSigner`].
 pub fn sign_licence(
     path: &Path,
     domain: RegistryDomain,
     message: LicenceMessage,
     owner: &str,
-    key: &LicenceKey,
+    signer: &dyn Signer,
 ) -> Result<Licence, RegistryError> {
     message.validate(path)?;
-    if message.licensor != key.address() {
-        let (expected, found) = (message.licensor.to_checksum(None), key.address().to_checksum(None));
+    let (expected, found) = (message.licensor.spell(), signer.licensor());
+    if expected != found {
         return Err(RegistryError::WrongSigner { path: path.to_owned(), expected, found });
     }
-    let digest = message.digest(&domain);
-    let signature = key.sign(B256::from(digest.0));
-    let demo_key = key.address() == LicenceKey::demo(owner).address();
-    let demo_notice = demo_key.then(|| DEMO_NOTICE.to_owned());
-    Ok(Licence { format_version: LICENCE_FORMAT_VERSION, domain, message, signature, digest, demo_key, demo_notice })
+    let signature = signer.sign(&message.digest(&domain).0)?;
+    let signature = signature.try_into().map_err(|found: Vec<u8>| {
+        RegistryError::field(path, "signature", format!("{SIGNATURE_LEN_BYTES} bytes"), found.len())
+    })?;
+    Ok(Licence::new(domain, message, signature, owner))
+}
+
+impl Licence {
+    /// A licence with a signature that somebody made, not checked yet.
+    pub fn new(
+        domain: RegistryDomain,
+        message: LicenceMessage,
+        signature: [u8; SIGNATURE_LEN_BYTES],
+        owner: &str,
+    ) -> Self {
+        let digest = message.digest(&domain);
+        let demo_key = message.licensor == LicenceKey::demo(owner).address();
+        let demo_notice = demo_key.then(|| DEMO_NOTICE.to_owned());
+        Self { format_version: LICENCE_FORMAT_VERSION, domain, message, signature, digest, demo_key, demo_notice }
+    }
+
+    /// Checks what can be checked of a licence by itself: form, domain, message, digest and signature.
+    ///
+    /// # Errors
+    /// [`RegistryError::Field`], and the signature errors ([`RegistryError::RecoveryByte`], [`RegistryError::HighS`],
+    /// [`RegistryError::WrongSigner`]).
+    pub fn check_signed(&self, path: &Path, domain: &RegistryDomain) -> Result<(), RegistryError> {
+        let version = (LICENCE_FORMAT_VERSION.to_string(), self.format_version.to_string());
+        check_equal(path, "format_version", &version.0, &version.1)?;
+        check_equal(path, "domain", &json(domain), &json(&self.domain))?;
+        self.message.validate(path)?;
+        let digest = self.message.digest(&self.domain);
+        check_equal(path, "digest", &digest.to_string(), &self.digest.to_string())?;
+        check_signature(path, B256::from(digest.0), &self.signature, self.message.licensor)
+    }
 }
 
 /// Checks a licence against the registry's domain, its manifest, its legal text and its own signature.
@@ -281,24 +395,10 @@ pub fn verify_licence(
     terms: &[u8],
 ) -> Result<(), RegistryError> {
     let message = &licence.message;
-    let check = |field: &str, expected: String, found: String| {
-        if expected == found { Ok(()) } else { Err(RegistryError::field(path, field, expected, found)) }
-    };
-    check("format_version", LICENCE_FORMAT_VERSION.to_string(), licence.format_version.to_string())?;
-    check("domain", json(domain), json(&licence.domain))?;
+    check_equal(path, "domain", &json(domain), &json(&licence.domain))?;
     message.validate(path)?;
-    check("message.dataset", manifest.uuid.clone(), message.dataset.clone())?;
-    check("message.contentRoot", manifest.content_root.to_string(), message.content_root.to_string())?;
-    check("message.recordCount", manifest.record_count.to_string(), message.record_count.to_string())?;
-    check("message.metadataSha256", manifest.metadata_sha256().to_string(), message.metadata_sha256.to_string())?;
-    check("message.licence", manifest.licence.clone(), message.licence.clone())?;
-    check("message.termsSha256", Digest::of(terms).to_string(), message.terms_sha256.to_string())?;
-    check("message.permits", json(&manifest.permits), json(&message.permits))?;
-    check("message.prohibits", json(&manifest.prohibits), json(&message.prohibits))?;
-    check("message.payees", json(&manifest.payees), json(&message.payees))?;
-    let digest = message.digest(&licence.domain);
-    check("digest", digest.to_string(), licence.digest.to_string())?;
-    check_signature(path, B256::from(digest.0), &licence.signature, message.licensor)?;
+    message.check_against(path, manifest, terms)?;
+    licence.check_signed(path, domain)?;
     let demo_address = LicenceKey::demo(&manifest.owner).address();
     let demo_key = message.licensor == demo_address;
     if !demo_key && *domain == RegistryDomain::demo() {
@@ -306,10 +406,16 @@ pub fn verify_licence(
         let found = message.licensor.to_checksum(None);
         return Err(RegistryError::WrongSigner { path: path.to_owned(), expected, found });
     }
-    check("demo_key", demo_key.to_string(), licence.demo_key.to_string())?;
-    check("demo_notice", json(&demo_key.then_some(DEMO_NOTICE)), json(&licence.demo_notice))
+    check_equal(path, "demo_key", &demo_key.to_string(), &licence.demo_key.to_string())?;
+    let notice = demo_key.then_some(DEMO_NOTICE);
+    check_equal(path, "demo_notice", &json(&notice), &json(&licence.demo_notice))
 }
 
-fn json<T: Serialize>(value: &T) -> String {
+/// Refuses a field that is not what it should be.
+pub(crate) fn check_equal(path: &Path, field: &str, expected: &str, found: &str) -> Result<(), RegistryError> {
+    if expected == found { Ok(()) } else { Err(RegistryError::field(path, field, expected, found)) }
+}
+
+pub(crate) fn json<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("file types have string keys and no floats")
 }

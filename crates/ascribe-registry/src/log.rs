@@ -1,4 +1,4 @@
-//! `licences.log`: the digests of all licences in the order of their registration, one a line, append-only.
+//! `licences.log`: the digests of all licences and revocations in the order of registration, one a line, append-only.
 //!
 //! The tree over it is RFC 6962 with the 32-byte digests as entries. Which licences existed when a model was trained
 //! is what size and root of the log, stated in the run record, fix. The log proves order, not time.
@@ -16,6 +16,12 @@ use crate::licence::LicenceDigest;
 
 /// Name of the log file of a registry.
 pub const LOG_FILE: &str = "licences.log";
+
+/// Longest log that is read: 8 million licences.
+pub(crate) const LOG_CAP_BYTES: u64 = 512 << 20;
+
+/// Bytes of a line: `0x`, 64 digits and a newline.
+pub(crate) const LOG_LINE_BYTES: u64 = 67;
 
 /// Size and root of the log at some moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,7 +48,7 @@ impl LicenceLog {
     /// [`RegistryError::Missing`], [`RegistryError::Field`] naming the line that is no digest or stands twice.
     pub fn read(registry_dir: &Path) -> Result<Self, RegistryError> {
         let path = registry_dir.join(LOG_FILE);
-        let bytes = files::read_small(&path, "licence log")?;
+        let bytes = files::read_capped(&path, "licence log", LOG_CAP_BYTES)?;
         Self::parse(path, &bytes)
     }
 
@@ -71,6 +77,12 @@ impl LicenceLog {
             log.push(digest);
         }
         Ok(log)
+    }
+
+    /// Takes note of a line that was appended to the file; returns its index.
+    pub(crate) fn note(&mut self, digest: LicenceDigest) -> u64 {
+        self.push(digest);
+        self.digests.len() as u64 - 1
     }
 
     fn push(&mut self, digest: LicenceDigest) {
@@ -103,6 +115,16 @@ impl LicenceLog {
         self.index_by_digest.get(&digest).copied()
     }
 
+    /// The digest at `index`, if the log is that long.
+    pub fn digest_at(&self, index: u64) -> Option<LicenceDigest> {
+        usize::try_from(index).ok().and_then(|index| self.digests.get(index)).copied()
+    }
+
+    /// The digests, in order.
+    pub fn digests(&self) -> &[LicenceDigest] {
+        &self.digests
+    }
+
     /// Where the log lies.
     pub fn path(&self) -> &Path {
         &self.path
@@ -123,7 +145,7 @@ impl LicenceLog {
 /// As [`LicenceLog::read`], and [`RegistryError::Io`] when writing fails: the old log then stands.
 pub(crate) fn append(registry_dir: &Path, digest: LicenceDigest) -> Result<u64, RegistryError> {
     let path = registry_dir.join(LOG_FILE);
-    let mut bytes = match files::read_small(&path, "licence log") {
+    let mut bytes = match files::read_capped(&path, "licence log", LOG_CAP_BYTES) {
         Err(RegistryError::Missing { .. }) => Vec::new(),
         read => read?,
     };

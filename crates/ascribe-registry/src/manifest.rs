@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::account::check_account;
 use crate::error::RegistryError;
+use crate::spdx_terms;
 
 /// Version of the manifest form that this code reads and writes.
 pub const MANIFEST_FORMAT_VERSION: u32 = 1;
@@ -125,7 +126,7 @@ impl Manifest {
                 self.notes.len(),
             ));
         }
-        check_spdx(path, &self.licence)?;
+        spdx_terms::check(path, &self.licence)?;
         check_usage(path, &self.permits, &self.prohibits)?;
         check_payees(path, &self.payees)?;
         if self.record_count == 0 {
@@ -153,8 +154,12 @@ pub fn permits_usage(permits: &[String], prohibits: &[String], usage: &str) -> b
     permits.iter().any(covers) && !prohibits.iter().any(covers)
 }
 
-/// Checks a dataset name: it becomes a folder name, so nothing that could leave the registry folder passes.
-pub(crate) fn check_name(path: &Path, name: &str) -> Result<(), RegistryError> {
+/// Checks a dataset name: it becomes a folder name, so nothing that could leave the registry folder passes. `path` is what the
+/// error names.
+///
+/// # Errors
+/// [`RegistryError::Field`].
+pub fn check_name(path: &Path, name: &str) -> Result<(), RegistryError> {
     let plain = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     if plain && !name.is_empty() && name.len() <= NAME_CAP_BYTES && !name.starts_with('-') {
         return Ok(());
@@ -168,16 +173,6 @@ fn check_text(path: &Path, field: &str, text: &str) -> Result<(), RegistryError>
         return Ok(());
     }
     Err(RegistryError::field(path, field, "one line of text", format!("{text:?}")))
-}
-
-fn check_spdx(path: &Path, licence: &str) -> Result<(), RegistryError> {
-    match spdx::Expression::parse(licence) {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            let found = format!("{licence:?} ({})", error.reason);
-            Err(RegistryError::field(path, "licence", "an SPDX licence expression", found))
-        }
-    }
 }
 
 /// Checks that tokens are known, unique, and not permitted and prohibited at once.

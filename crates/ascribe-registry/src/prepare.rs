@@ -10,7 +10,7 @@ use std::path::Path;
 use ascribe_core::{Digest, Progress};
 use serde::de::DeserializeOwned;
 
-use crate::content::{RECORDS_FILE, RecordReader, record_line};
+use crate::content::{ContentSummary, RECORDS_FILE, RecordReader, record_line};
 use crate::error::RegistryError;
 use crate::files;
 use crate::key::LicenceKey;
@@ -21,6 +21,8 @@ use crate::registry::TERMS_FILE;
 use crate::select::{
     DatasetRule, Pair, SELECTION_FORMAT_VERSION, Selection, SourceRecord, choose_pairs, eligible, select,
 };
+use crate::spdx_terms;
+use crate::tiles;
 
 /// What a person says about a new dataset; the rest of the manifest follows from the records.
 #[derive(Clone, Debug)]
@@ -67,6 +69,41 @@ pub fn demo_account(party: &str) -> String {
     format!("eip155:{DEMO_CHAIN_ID}:{}", LicenceKey::demo(party).address().to_checksum(None))
 }
 
+/// The manifest of a dataset: what a person said about it and what its records add up to.
+///
+/// # Errors
+/// As [`Manifest::validate`]; [`RegistryError::Field`] without a legal text.
+pub(crate) fn manifest_of(
+    datasets_dir: &Path,
+    new: &NewDataset,
+    summary: &ContentSummary,
+) -> Result<Manifest, RegistryError> {
+    check_name(datasets_dir, &new.name)?;
+    let dir = datasets_dir.join(&new.name);
+    let manifest = Manifest {
+        format_version: MANIFEST_FORMAT_VERSION,
+        uuid: dataset_uuid(&new.name),
+        name: new.name.clone(),
+        title: new.title.clone(),
+        owner: new.owner.clone(),
+        language: new.language.clone(),
+        licence: spdx_terms::normalise(&dir.join(MANIFEST_FILE), &new.licence)?,
+        permits: new.permits.clone(),
+        prohibits: new.prohibits.clone(),
+        payees: new.payees.clone(),
+        source: new.source.clone(),
+        record_count: summary.record_count,
+        len_bytes: summary.len_bytes,
+        content_root: summary.root,
+        notes: new.notes.clone(),
+    };
+    manifest.validate(&dir.join(MANIFEST_FILE))?;
+    if new.terms.trim().is_empty() {
+        return Err(RegistryError::field(&dir.join(TERMS_FILE), "legal text", "some text", "none"));
+    }
+    Ok(manifest)
+}
+
 /// Writes `records.jsonl`, `terms.txt` and `manifest.json` of a dataset into `datasets_dir/NAME`.
 ///
 /// # Errors
@@ -89,28 +126,8 @@ pub fn write_dataset<'a>(
         record?;
     }
     let summary = reader.summary();
-    let manifest = Manifest {
-        format_version: MANIFEST_FORMAT_VERSION,
-        uuid: dataset_uuid(&new.name),
-        name: new.name.clone(),
-        title: new.title.clone(),
-        owner: new.owner.clone(),
-        language: new.language.clone(),
-        licence: new.licence.clone(),
-        permits: new.permits.clone(),
-        prohibits: new.prohibits.clone(),
-        payees: new.payees.clone(),
-        source: new.source.clone(),
-        record_count: summary.record_count,
-        len_bytes: summary.len_bytes,
-        content_root: summary.root,
-        notes: new.notes.clone(),
-    };
+    let manifest = manifest_of(datasets_dir, new, &summary)?;
     let manifest_path = dir.join(MANIFEST_FILE);
-    manifest.validate(&manifest_path)?;
-    if new.terms.trim().is_empty() {
-        return Err(RegistryError::field(&dir.join(TERMS_FILE), "legal text", "some text", "none"));
-    }
     fs::create_dir_all(&dir).map_err(RegistryError::io(&dir, "creating"))?;
     files::write_atomic(&records_path, &content)?;
     files::write_atomic(&dir.join(TERMS_FILE), new.terms.as_bytes())?;
@@ -134,26 +151,12 @@ pub fn license_dataset(
     let manifest: Manifest = files::parse_json(&manifest_path, &files::read_small(&manifest_path, "manifest")?)?;
     manifest.validate(&manifest_path)?;
     let terms = files::read_small(&dir.join(TERMS_FILE), "legal text")?;
-    let message = LicenceMessage {
-        licensor: key.address(),
-        dataset: manifest.uuid.clone(),
-        content_root: manifest.content_root,
-        record_count: manifest.record_count,
-        metadata_sha256: manifest.metadata_sha256(),
-        licence: manifest.licence.clone(),
-        terms_sha256: Digest::of(&terms),
-        permits: manifest.permits.clone(),
-        prohibits: manifest.prohibits.clone(),
-        payees: manifest.payees.clone(),
-        valid_from: grant.valid_from,
-        valid_until: grant.valid_until,
-        nonce: grant.nonce,
-        supersedes: grant.supersedes,
-    };
+    let message = LicenceMessage::of(key.address(), &manifest, &terms, grant);
     let path = dir.join(LICENCE_FILE);
     let licence = sign_licence(&path, RegistryDomain::demo(), message, &manifest.owner, key)?;
     files::write_atomic(&path, &files::to_json(&licence))?;
     let index = log::append(datasets_dir, licence.digest)?;
+    tiles::follow_demo(datasets_dir)?;
     Ok((licence.digest, index))
 }
 
@@ -203,6 +206,7 @@ pub fn build_demo(
         license_dataset(datasets_dir, &rule.name, &LicenceKey::demo(&rule.owner), grant)?;
         progress.advance(1);
     }
+    tiles::mirror_demo(datasets_dir)?;
     progress.finish(&format!("{} datasets written and licensed", manifests.len()));
     Ok(manifests)
 }

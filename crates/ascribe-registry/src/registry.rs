@@ -1,6 +1,6 @@
 //! A registry folder, opened: its datasets in a fixed order, its licence log, its owners. Checks live in `verify`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -10,10 +10,15 @@ use serde::Serialize;
 use crate::content::RECORDS_FILE;
 use crate::error::RegistryError;
 use crate::files;
-use crate::licence::{LICENCE_FILE, Licence, RegistryDomain};
+use crate::history::{self, Past};
+use crate::licence::{LICENCE_FILE, RegistryDomain};
 use crate::log::LicenceLog;
 use crate::manifest::{MANIFEST_FILE, Manifest, Payee};
+use crate::revocation::{REVOCATION_FILE, Revocation};
 use crate::run::DatasetUse;
+use crate::settings::Settings;
+use crate::signed::SignedLicence;
+use crate::tiles::TILES_DIR;
 
 /// Name of the legal text of a dataset.
 pub const TERMS_FILE: &str = "terms.txt";
@@ -28,7 +33,11 @@ pub struct Dataset {
     /// Its manifest.
     pub manifest: Manifest,
     /// Its licence.
-    pub licence: Licence,
+    pub licence: SignedLicence,
+    /// Why and from when on that licence no longer counts, if it was revoked.
+    pub revocation: Option<Revocation>,
+    /// Earlier licences, with the manifests and texts that they were for.
+    pub history: Vec<Past>,
     /// SHA-256 of the manifest file.
     pub manifest_sha256: Digest,
     /// SHA-256 of the licence file.
@@ -78,11 +87,15 @@ impl Dataset {
         let licence_path = dir.join(LICENCE_FILE);
         let licence_bytes = files::read_small(&licence_path, "licence")?;
         let licence = files::parse_json(&licence_path, &licence_bytes)?;
+        let revocation = history::read_revocation(&dir.join(REVOCATION_FILE))?;
+        let history = history::read(&dir)?;
         Ok(Self {
             ordinal: 0,
             dir,
             manifest,
             licence,
+            revocation,
+            history,
             manifest_sha256: Digest::of(&manifest_bytes),
             licence_sha256: Digest::of(&licence_bytes),
         })
@@ -121,41 +134,73 @@ impl Owners {
 pub struct Registry {
     pub(crate) domain: RegistryDomain,
     pub(crate) datasets: Vec<Dataset>,
+    /// Earlier licences of datasets whose current version has none yet.
+    pub(crate) lapsed: Vec<Past>,
+    unlicensed: Vec<String>,
     pub(crate) log: LicenceLog,
     owners: Owners,
     digest: Digest,
 }
 
 impl Registry {
-    /// Opens the registry in `datasets_dir` under the demo domain. Reads manifests, licences and the log; record bytes
-    /// and signatures are checked by [`Registry::verify`].
+    /// Opens the registry in `datasets_dir` in the domain that its settings file names, or the demo domain without one.
+    /// Reads manifests, licences and the log; record bytes and signatures are checked by [`Registry::verify`].
     ///
     /// # Errors
     /// A folder without its files, a file that does not have the declared form, a manifest that contradicts itself,
     /// datasets of one owner with different payees, no dataset at all.
     pub fn open(datasets_dir: &Path) -> Result<Self, RegistryError> {
-        Self::open_in(datasets_dir, RegistryDomain::demo())
+        Self::open_in(datasets_dir, Settings::domain_of(datasets_dir)?)
     }
 
     /// Opens a registry whose licences were signed in `domain`.
     ///
+    /// Outside the demo domain a dataset may wait for its licence: such a one is left out and listed in
+    /// [`Registry::unlicensed`]. Whose licence file was merely taken away is found by [`Registry::verify`], because its digest
+    /// stands in the log. Every dataset of the demo registry has a licence.
+    ///
     /// # Errors
     /// As [`Registry::open`].
     pub fn open_in(datasets_dir: &Path, domain: RegistryDomain) -> Result<Self, RegistryError> {
-        let mut datasets = Vec::new();
+        let mut unlicensed = HashSet::new();
+        if domain != RegistryDomain::demo() {
+            for dir in dataset_dirs(datasets_dir)? {
+                if dir.join(MANIFEST_FILE).exists() && !dir.join(LICENCE_FILE).exists() {
+                    unlicensed.extend(dir.file_name().map(|name| name.to_string_lossy().into_owned()));
+                }
+            }
+        }
+        let registry = Self::open_without(datasets_dir, domain, &unlicensed)?;
+        if registry.datasets.is_empty() {
+            return Err(RegistryError::Missing { path: datasets_dir.to_owned(), what: "dataset folders" });
+        }
+        Ok(registry)
+    }
+
+    /// As [`Registry::open_in`], without the datasets of these names (those that nobody has licensed yet).
+    pub(crate) fn open_without(
+        datasets_dir: &Path,
+        domain: RegistryDomain,
+        unlicensed: &HashSet<String>,
+    ) -> Result<Self, RegistryError> {
+        let (mut datasets, mut lapsed) = (Vec::new(), Vec::new());
         for dir in dataset_dirs(datasets_dir)? {
-            datasets.push(Dataset::open(dir)?);
+            let name = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            if unlicensed.contains(&name) {
+                lapsed.extend(history::read(&dir)?);
+            } else {
+                datasets.push(Dataset::open(dir)?);
+            }
         }
         datasets.sort_by(|a, b| a.manifest.name.cmp(&b.manifest.name));
         for (ordinal, dataset) in (0..).zip(&mut datasets) {
             dataset.ordinal = ordinal;
         }
-        if datasets.is_empty() {
-            return Err(RegistryError::Missing { path: datasets_dir.to_owned(), what: "dataset folders" });
-        }
         let (log, owners) = (LicenceLog::read(datasets_dir)?, collect_owners(&datasets)?);
         let digest = digest_of(&datasets);
-        Ok(Self { domain, datasets, log, owners, digest })
+        let mut unlicensed: Vec<String> = unlicensed.iter().cloned().collect();
+        unlicensed.sort_unstable();
+        Ok(Self { domain, datasets, lapsed, unlicensed, log, owners, digest })
     }
 
     /// The datasets; a dataset's ordinal is its position here.
@@ -166,6 +211,16 @@ impl Registry {
     /// The dataset of that name.
     pub fn dataset(&self, name: &str) -> Option<&Dataset> {
         self.datasets.iter().find(|dataset| dataset.name() == name)
+    }
+
+    /// Names of datasets in the folder whose current version nobody has licensed yet, ascending. They are no part of it.
+    pub fn unlicensed(&self) -> &[String] {
+        &self.unlicensed
+    }
+
+    /// The domain that its licences were signed in.
+    pub fn domain(&self) -> &RegistryDomain {
+        &self.domain
     }
 
     /// The licence log.
@@ -196,24 +251,26 @@ impl Registry {
             name: dataset.name().to_owned(),
             uuid: dataset.manifest.uuid.clone(),
             content_root: dataset.manifest.content_root,
-            licence_digest: dataset.licence.digest,
-            log_index: self.log.index_of(dataset.licence.digest)?,
+            licence_digest: dataset.licence.digest(),
+            log_index: self.log.index_of(dataset.licence.digest())?,
             records_used,
             epochs,
             sampling_seed,
+            filter_sha256: None,
         })
     }
 }
 
-/// Folders of a registry folder; files beside them and hidden folders are none of ours.
-fn dataset_dirs(datasets_dir: &Path) -> Result<Vec<PathBuf>, RegistryError> {
+/// Folders of a registry folder; files beside them, hidden folders and the licence log's tiles are no datasets.
+pub(crate) fn dataset_dirs(datasets_dir: &Path) -> Result<Vec<PathBuf>, RegistryError> {
     if !datasets_dir.is_dir() {
         return Err(RegistryError::Missing { path: datasets_dir.to_owned(), what: "registry folder" });
     }
     let mut dirs = Vec::new();
     for entry in fs::read_dir(datasets_dir).map_err(RegistryError::io(datasets_dir, "listing"))? {
         let entry = entry.map_err(RegistryError::io(datasets_dir, "listing"))?;
-        if entry.path().is_dir() && !entry.file_name().to_string_lossy().starts_with('.') {
+        let name = entry.file_name();
+        if entry.path().is_dir() && !name.to_string_lossy().starts_with('.') && name != TILES_DIR {
             dirs.push(entry.path());
         }
     }

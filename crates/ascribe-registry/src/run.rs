@@ -1,6 +1,7 @@
 //! The record of a training run: what was trained, on which registered content, under which licences, when.
 //!
-//! On disk it is an in-toto Statement v1 with a SLSA provenance v1 predicate (see `run_wire`), unsigned for now.
+//! On disk it is an in-toto Statement v1 with a SLSA provenance v1 predicate (see `run_wire`); `run_signed` puts it into a
+//! signed envelope, `run_check` holds it against a registry.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -41,6 +42,25 @@ pub struct DatasetUse {
     pub epochs: String,
     /// Seed of the order in which they were drawn.
     pub sampling_seed: u64,
+    /// SHA-256 of whatever chose the records (a filter's code or list), if there was one.
+    pub filter_sha256: Option<Digest>,
+}
+
+/// What a run record says beyond what every trainer of ours has always written. Records of before have none of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RunDetail {
+    /// The program that trained, when it was not ours (`pytorch 2.9`).
+    pub trainer: Option<String>,
+    /// Git commit of the training code, 40 or 64 hex digits.
+    pub code_commit: Option<String>,
+    /// SHA-256 of the weights that training began with.
+    pub base_model_sha256: Option<Digest>,
+    /// Digest over all files of the finished model, as OpenSSF Model Signing computes it.
+    pub output_model_sha256: Option<Digest>,
+    /// The checkpoint of the licence log that the run began with: a signed note with its cosignatures.
+    pub start_checkpoint: Option<String>,
+    /// An RFC 3161 answer over the text of that checkpoint.
+    pub start_time_stamp: Option<Vec<u8>>,
 }
 
 /// A training run.
@@ -68,6 +88,8 @@ pub struct RunRecord {
     pub datasets: Vec<DatasetUse>,
     /// The licence log as it stood when the run began.
     pub licence_log: LogHead,
+    /// Commit, base model, output model, checkpoint.
+    pub detail: RunDetail,
 }
 
 impl RunRecord {
@@ -76,10 +98,7 @@ impl RunRecord {
     /// # Errors
     /// [`RegistryError::Missing`], [`RegistryError::Json`], [`RegistryError::Field`].
     pub fn read(path: &Path) -> Result<Self, RegistryError> {
-        let statement: Statement = files::parse_json(path, &files::read_small(path, "training-run record")?)?;
-        let record = statement.into_record(path)?;
-        record.validate(path)?;
-        Ok(record)
+        Self::from_bytes(path, &files::read_small(path, "training-run record")?)
     }
 
     /// Validates and writes a record, whole or not at all.
@@ -87,9 +106,26 @@ impl RunRecord {
     /// # Errors
     /// [`RegistryError::Field`], [`RegistryError::Io`].
     pub fn write(&self, path: &Path) -> Result<(), RegistryError> {
+        files::write_atomic(path, &self.to_bytes(path)?)
+    }
+
+    /// The bytes of the statement: what a signature covers.
+    ///
+    /// # Errors
+    /// [`RegistryError::Field`].
+    pub fn to_bytes(&self, path: &Path) -> Result<Vec<u8>, RegistryError> {
         self.validate(path)?;
-        let statement = Statement::from_record(path, self)?;
-        files::write_atomic(path, &files::to_json(&statement))
+        Ok(files::to_json(&Statement::from_record(path, self)?))
+    }
+
+    /// Reads the bytes of a statement.
+    ///
+    /// # Errors
+    /// [`RegistryError::Json`], [`RegistryError::Field`].
+    pub fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self, RegistryError> {
+        let record = files::parse_json::<Statement>(path, bytes)?.into_record(path)?;
+        record.validate(path)?;
+        Ok(record)
     }
 
     /// Checks everything that can be checked without the registry.
@@ -125,6 +161,15 @@ impl RunRecord {
             if !seen.insert(subject.name.as_str()) {
                 return refuse("subject.name", "each file once", format!("{:?} twice", subject.name));
             }
+        }
+        if let Some(commit) = &self.detail.code_commit {
+            let hex = commit.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+            if !hex || !matches!(commit.len(), 40 | 64) {
+                return refuse("codeCommit", "40 or 64 lower-case hex digits", format!("{commit:?}"));
+            }
+        }
+        if self.detail.trainer.as_ref().is_some_and(|trainer| trainer.trim().is_empty()) {
+            return refuse("builder.version.trainer", "a name", "none".to_owned());
         }
         self.validate_datasets(path)
     }

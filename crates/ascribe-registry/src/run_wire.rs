@@ -4,15 +4,22 @@
 //! |---|---|
 //! | subjects | `subject[] {name, digest.sha256}` |
 //! | recipe, seed, steps, epochs | `predicate.buildDefinition.externalParameters` |
-//! | licence log | `predicate.buildDefinition.internalParameters.licenceLog` |
+//! | base model | `predicate.buildDefinition.externalParameters.baseModel` |
+//! | licence log, checkpoint, commit | `predicate.buildDefinition.internalParameters` |
 //! | datasets | `predicate.buildDefinition.resolvedDependencies[] {name, uri, digest.rfc6962-sha256, annotations}` |
 //! | run id, start, end | `predicate.runDetails.metadata` |
+//! | the finished model as a whole | `predicate.runDetails.byproducts[] {name: model, digest.sha256}` |
+//!
+//! A run that was trained by somebody else's program has the builder `urn:ascribe:recorder`, and names that program beside
+//! our version: we state what we were told, and what we saw of the files.
 //!
 //! Seeds are decimal strings: they use all 64 bits. Times are RFC 3339 in UTC, whole seconds.
 
 use std::path::Path;
 
 use ascribe_core::Digest;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -20,13 +27,15 @@ use time::format_description::well_known::Rfc3339;
 use crate::error::RegistryError;
 use crate::licence::LicenceDigest;
 use crate::log::LogHead;
-use crate::run::{DatasetUse, RunRecord, Subject};
+use crate::run::{DatasetUse, RunDetail, RunRecord, Subject};
 use crate::wire;
 
 const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
 const PREDICATE_TYPE: &str = "https://slsa.dev/provenance/v1";
 const BUILD_TYPE: &str = "urn:ascribe:training-run:v1";
 const BUILDER_ID: &str = "urn:ascribe:trainer";
+const RECORDER_ID: &str = "urn:ascribe:recorder";
+const MODEL_BYPRODUCT: &str = "model";
 
 /// The whole file.
 #[derive(Serialize, Deserialize)]
@@ -77,12 +86,21 @@ struct ExternalParameters {
     seed: u64,
     steps: u64,
     epochs: String,
+    #[serde(rename = "baseModel", default, skip_serializing_if = "Option::is_none")]
+    base_model: Option<Sha256>,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct InternalParameters {
     licence_log: LogHead,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    code_commit: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    start_checkpoint: Option<String>,
+    /// Base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    start_time_stamp: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -110,6 +128,8 @@ struct Annotations {
     epochs: String,
     #[serde(with = "wire::decimal")]
     sampling_seed: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    filter_sha256: Option<Digest>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -117,6 +137,8 @@ struct Annotations {
 struct RunDetails {
     builder: Builder,
     metadata: Metadata,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    byproducts: Vec<WireSubject>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -130,6 +152,8 @@ struct Builder {
 #[serde(deny_unknown_fields)]
 struct BuilderVersion {
     ascribe: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    trainer: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -152,8 +176,14 @@ impl Statement {
                 seed: record.seed,
                 steps: record.steps,
                 epochs: record.epochs.clone(),
+                base_model: record.detail.base_model_sha256.map(|sha256| Sha256 { sha256 }),
             },
-            internal_parameters: InternalParameters { licence_log: record.licence_log },
+            internal_parameters: InternalParameters {
+                licence_log: record.licence_log,
+                code_commit: record.detail.code_commit.clone(),
+                start_checkpoint: record.detail.start_checkpoint.clone(),
+                start_time_stamp: record.detail.start_time_stamp.as_ref().map(|token| STANDARD.encode(token)),
+            },
             resolved_dependencies: record.datasets.iter().map(Dependency::from_use).collect(),
         };
         let metadata = Metadata {
@@ -161,8 +191,12 @@ impl Statement {
             started_on: format_time(path, "startedOn", record.started_unix_s)?,
             finished_on: format_time(path, "finishedOn", record.finished_unix_s)?,
         };
-        let version = BuilderVersion { ascribe: record.builder_version.clone() };
-        let run_details = RunDetails { builder: Builder { id: BUILDER_ID.to_owned(), version }, metadata };
+        let trainer = record.detail.trainer.clone();
+        let id = if trainer.is_some() { RECORDER_ID } else { BUILDER_ID }.to_owned();
+        let version = BuilderVersion { ascribe: record.builder_version.clone(), trainer };
+        let model = |sha256: Digest| WireSubject { name: MODEL_BYPRODUCT.to_owned(), digest: Sha256 { sha256 } };
+        let byproducts = record.detail.output_model_sha256.map(model).into_iter().collect();
+        let run_details = RunDetails { builder: Builder { id, version }, metadata, byproducts };
         Ok(Self {
             statement_type: STATEMENT_TYPE.to_owned(),
             subject: record.subjects.iter().map(subject).collect(),
@@ -174,17 +208,35 @@ impl Statement {
     /// The record that a file holds.
     pub(crate) fn into_record(self, path: &Path) -> Result<RunRecord, RegistryError> {
         let Predicate { build_definition: build, run_details: details } = self.predicate;
+        let trainer = details.builder.version.trainer;
+        let builder_id = if trainer.is_some() { RECORDER_ID } else { BUILDER_ID };
         let constants = [
             ("_type", STATEMENT_TYPE, &self.statement_type),
             ("predicateType", PREDICATE_TYPE, &self.predicate_type),
             ("buildType", BUILD_TYPE, &build.build_type),
-            ("builder.id", BUILDER_ID, &details.builder.id),
+            ("builder.id", builder_id, &details.builder.id),
         ];
         for (field, expected, found) in constants {
             if expected != found {
                 return Err(RegistryError::field(path, field, expected, found));
             }
         }
+        let output_model_sha256 = match details.byproducts.as_slice() {
+            [] => None,
+            [model] if model.name == MODEL_BYPRODUCT => Some(model.digest.sha256),
+            others => return Err(RegistryError::field(path, "byproducts", "the model alone", others.len())),
+        };
+        let token = |text: String| {
+            STANDARD.decode(&text).map_err(|_| RegistryError::field(path, "startTimeStamp", "base64", text))
+        };
+        let detail = RunDetail {
+            trainer,
+            code_commit: build.internal_parameters.code_commit,
+            base_model_sha256: build.external_parameters.base_model.map(|model| model.sha256),
+            output_model_sha256,
+            start_checkpoint: build.internal_parameters.start_checkpoint,
+            start_time_stamp: build.internal_parameters.start_time_stamp.map(token).transpose()?,
+        };
         let subject = |subject: WireSubject| Subject { name: subject.name, sha256: subject.digest.sha256 };
         Ok(RunRecord {
             invocation_id: details.metadata.invocation_id,
@@ -198,6 +250,7 @@ impl Statement {
             subjects: self.subject.into_iter().map(subject).collect(),
             datasets: build.resolved_dependencies.into_iter().map(Dependency::into_use).collect(),
             licence_log: build.internal_parameters.licence_log,
+            detail,
         })
     }
 }
@@ -214,6 +267,7 @@ impl Dependency {
                 records_used: used.records_used,
                 epochs: used.epochs.clone(),
                 sampling_seed: used.sampling_seed,
+                filter_sha256: used.filter_sha256,
             },
         }
     }
@@ -228,6 +282,7 @@ impl Dependency {
             records_used: self.annotations.records_used,
             epochs: self.annotations.epochs,
             sampling_seed: self.annotations.sampling_seed,
+            filter_sha256: self.annotations.filter_sha256,
         }
     }
 }
@@ -240,8 +295,13 @@ fn format_time(path: &Path, field: &str, unix_s: u64) -> Result<String, Registry
     written.ok_or_else(|| RegistryError::field(path, field, "a moment before the year 10000", format!("{unix_s} s")))
 }
 
-fn parse_time(path: &Path, field: &str, text: &str) -> Result<u64, RegistryError> {
+/// Unix seconds of an RFC 3339 moment in whole seconds; `None` for anything else.
+pub fn parse_moment(text: &str) -> Option<u64> {
     let moment = OffsetDateTime::parse(text, &Rfc3339).ok().filter(|moment| moment.nanosecond() == 0);
-    let seconds = moment.and_then(|moment| u64::try_from(moment.unix_timestamp()).ok());
-    seconds.ok_or_else(|| RegistryError::field(path, field, "an RFC 3339 moment in whole seconds", format!("{text:?}")))
+    moment.and_then(|moment| u64::try_from(moment.unix_timestamp()).ok())
+}
+
+fn parse_time(path: &Path, field: &str, text: &str) -> Result<u64, RegistryError> {
+    parse_moment(text)
+        .ok_or_else(|| RegistryError::field(path, field, "an RFC 3339 moment in whole seconds", format!("{text:?}")))
 }

@@ -84,20 +84,17 @@ pub(crate) mod decimal {
     }
 }
 
-/// An address in its EIP-55 spelling.
-pub(crate) mod address {
-    use alloy_primitives::Address;
-
+/// A licensor in its one spelling.
+pub(crate) mod licensor {
     use super::*;
+    use crate::licence::Licensor;
 
-    pub(crate) fn serialize<S: Serializer>(address: &Address, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&address.to_checksum(None))
+    pub(crate) fn serialize<L: Licensor, S: Serializer>(licensor: &L, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&licensor.spell())
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Address, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        Address::parse_checksummed(&text, None)
-            .map_err(|_| D::Error::custom(format!("expected an EIP-55 address, found {:?}", clip(&text))))
+    pub(crate) fn deserialize<'de, L: Licensor, D: Deserializer<'de>>(deserializer: D) -> Result<L, D::Error> {
+        L::parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)
     }
 }
 

@@ -81,6 +81,16 @@ pub enum SharesError {
         /// Number of registered datasets.
         known: usize,
     },
+    /// A response has more owners than a rule can enumerate.
+    #[error(
+        "a response of {found} owners; Shapley values are enumerated for at most {max}; hint: use influence_proportional"
+    )]
+    TooManyOwners {
+        /// Most.
+        max: usize,
+        /// Found.
+        found: usize,
+    },
     /// A name is empty or too long.
     #[error("bad {what} {found:?}: expected 1 to {max} characters without control characters or outer spaces")]
     BadName {

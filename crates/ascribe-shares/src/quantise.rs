@@ -32,7 +32,12 @@ pub struct Scale {
 impl Scale {
     /// The scale of a row; `None` when every value is zero. Values must be finite.
     pub fn of_row(row: &[f64]) -> Option<Self> {
-        row.iter().filter_map(|value| top_bit(*value)).max().map(|top| Self { shift: TOP_BITS - top })
+        Self::of(row.iter().copied())
+    }
+
+    /// The same of values from anywhere.
+    pub fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
+        values.filter_map(top_bit).max().map(|top| Self { shift: TOP_BITS - top })
     }
 
     /// `value · 2^shift`, truncated toward zero; magnitudes of `2^62` and more become `±2^62`.

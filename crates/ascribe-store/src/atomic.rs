@@ -1,7 +1,7 @@
 //! Files that appear whole or not at all: written beside their place, synced, renamed into it, folder synced.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::StoreError;
@@ -94,6 +94,45 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes).map_err(|source| StoreError::io("write", path, source))?;
     file.commit()
+}
+
+/// Writes a file whole or not at all; returns its length and BLAKE3 (hex), taken as the bytes pass.
+///
+/// # Errors
+/// Those of `fill` and of the file system; nothing half written stays.
+pub fn write_hashed(
+    path: &Path,
+    fill: impl FnOnce(&mut Hashing<'_>) -> Result<(), StoreError>,
+) -> Result<(u64, String), StoreError> {
+    let mut file = AtomicFile::create(path)?;
+    let mut out = Hashing { out: BufWriter::with_capacity(1 << 20, &mut file), hasher: blake3::Hasher::new(), len: 0 };
+    fill(&mut out)?;
+    out.flush().map_err(|source| StoreError::io("write", path, source))?;
+    let (len, blake3) = (out.len, out.hasher.finalize().to_hex().to_string());
+    drop(out);
+    file.commit()?;
+    Ok((len, blake3))
+}
+
+/// A file under way that hashes what passes through.
+#[derive(Debug)]
+pub struct Hashing<'a> {
+    out: BufWriter<&'a mut AtomicFile>,
+    hasher: blake3::Hasher,
+    len: u64,
+}
+
+impl Write for Hashing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.out.write(bytes)?;
+        self.hasher.update(&bytes[..n]);
+        self.len += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 /// Makes a rename, creation or removal in `dir` survive a power loss.

@@ -119,6 +119,51 @@ pub enum StoreError {
         /// The lock file.
         path: PathBuf,
     },
+    /// Somebody else committed the generation that was about to be committed.
+    #[error(
+        "{path}: generation {generation} was committed by another writer (hint: open the store again and repeat the step)"
+    )]
+    Conflict {
+        /// The manifest that is there already.
+        path: PathBuf,
+        /// Its number.
+        generation: u64,
+    },
+    /// A row that should be deleted is not there.
+    #[error("{path}: expected {what}, found none (hint: nothing was changed; `ascribe store stats` lists datasets)")]
+    NoSuchRow {
+        /// The store.
+        path: PathBuf,
+        /// The dataset or example.
+        what: String,
+    },
+    /// The caller asked to stop; what is committed stays.
+    #[error("stopped on request; run the same command again to go on from here")]
+    Stopped,
+    /// An append was begun and not finished.
+    #[error(
+        "{path}: an append of {expected_rows} rows is unfinished (hint: finish it, or remove this file to give it up)"
+    )]
+    Pending {
+        /// The file that says so.
+        path: PathBuf,
+        /// Rows that it is to add.
+        expected_rows: u64,
+    },
+    /// A companion's rows are no longer those of its store.
+    #[error(
+        "{path} was made of other rows: expected {expected}, found {found} (hint: `ascribe store convert DIR --rows {row_type} --companion` makes it again)"
+    )]
+    Stale {
+        /// The companion.
+        path: PathBuf,
+        /// Digest of the store's rows.
+        expected: String,
+        /// Digest of the rows that it was made of.
+        found: String,
+        /// How it keeps numbers.
+        row_type: &'static str,
+    },
     /// A number that is not finite was about to be stored.
     #[error("{place}: expected a finite number, found {found}")]
     NotFinite {

@@ -6,9 +6,10 @@
 //!
 //! | format | module | golden files |
 //! |---|---|---|
-//! | feature store | [`features`] | `tests/formats/features/v1` |
+//! | feature store | [`features`] | `tests/formats/features/v1`, `v2` |
 //! | score file | [`scores`] | `tests/formats/scores/v1` |
 //! | factor file | [`factors`] | `tests/formats/factors/v1` |
+//! | score files of other tools, read only | [`score_rows`] | none of ours |
 //!
 //! All numbers on disk are little-endian; a big-endian host does not compile this crate (it would need copies where
 //! the others map).
@@ -21,11 +22,13 @@ pub mod error;
 pub mod factors;
 pub mod features;
 mod limits;
+pub mod lock;
 pub mod mmap;
+pub mod score_rows;
 pub mod scores;
-mod tensors;
+pub mod tensors;
 
 pub use error::{SpecDifference, StoreError};
 pub use factors::{FactorData, FactorFile};
-pub use features::{FeatureStore, FeatureWriter};
+pub use features::{FeatureStore, FeatureWriter, ShardView};
 pub use scores::{Level, ScoreFile, ScoreFileMeta, ScoreRow, ScoreWriter, read_scores};

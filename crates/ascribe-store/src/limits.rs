@@ -16,3 +16,5 @@ pub const SHARD_MAX_BYTES: u64 = 4 << 30;
 pub const DATASETS_MAX: u32 = 1 << 16;
 /// Rows of a score file.
 pub const SCORE_ROWS_MAX: u64 = 1 << 31;
+/// Generations of a store.
+pub const GENERATIONS_MAX: u64 = 1 << 32;

@@ -13,6 +13,15 @@ use std::path::Path;
 
 use crate::error::StoreError;
 
+/// How mapped pages will be used. Only a hint: what is read is the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Advice {
+    /// Read ahead: they are wanted soon.
+    WillNeed,
+    /// Drop them from this process; they are read again from the page cache or the disk when they are wanted again.
+    DontNeed,
+}
+
 /// A whole file as bytes.
 #[derive(Debug)]
 pub struct Map {
@@ -41,6 +50,21 @@ impl Map {
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|source| StoreError::io("map", path, source))?;
         Ok(Self { inner: Some(map) })
     }
+
+    /// Gives the system a hint about all pages. A system that refuses it changes nothing, so refusals are not told.
+    pub fn advise(&self, advice: Advice) {
+        #[cfg(unix)]
+        if let Some(map) = &self.inner {
+            let _ = match advice {
+                Advice::WillNeed => map.advise(memmap2::Advice::WillNeed),
+                // SAFETY: dropping pages loses changes that were not written back; a read-only map of a file that never
+                // changes has none, so the next read brings the same bytes.
+                Advice::DontNeed => unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) },
+            };
+        }
+        #[cfg(not(unix))]
+        let _ = advice;
+    }
 }
 
 impl Deref for Map {
@@ -62,7 +86,11 @@ mod tests {
         for len in [0usize, 1, 4096, 10_001] {
             let bytes: Vec<u8> = (0..len).map(|i| (i * 7) as u8).collect();
             std::fs::write(&path, &bytes).unwrap();
-            assert_eq!(&Map::open(&path).unwrap()[..], std::fs::read(&path).unwrap());
+            let map = Map::open(&path).unwrap();
+            for advice in [Advice::WillNeed, Advice::DontNeed, Advice::DontNeed] {
+                map.advise(advice);
+                assert_eq!(&map[..], std::fs::read(&path).unwrap());
+            }
         }
         assert!(matches!(Map::open(&dir.path().join("none")), Err(StoreError::Missing { .. })));
     }

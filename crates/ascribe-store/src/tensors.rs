@@ -18,7 +18,7 @@ use crate::limits::TENSOR_HEAD_MAX_BYTES;
 /// Name of the filling between two tensors.
 pub const PAD_PREFIX: &str = "_pad.";
 /// Start of every tensor, in the file and in the data section.
-const ALIGN: usize = 64;
+pub(crate) const ALIGN: usize = 64;
 const LEN_BYTES: usize = 8;
 
 /// A tensor to write.
@@ -34,6 +34,7 @@ pub struct Tensor<'a> {
 }
 
 impl<'a> Tensor<'a> {
+    /// A tensor of this name, type and shape over `bytes`, which must be as long as both say.
     pub fn new(name: &str, dtype: Dtype, shape: &[usize], bytes: impl Into<Cow<'a, [u8]>>) -> Self {
         Self { name: name.to_owned(), dtype, shape: shape.to_vec(), bytes: bytes.into() }
     }
@@ -47,6 +48,9 @@ enum Entry<'a> {
 }
 
 /// The head for tensors given as `(name, dtype, shape, length)`, padded so that the data section starts aligned.
+///
+/// # Errors
+/// A name or a metadata value that JSON cannot hold.
 pub fn head(
     tensors: &[(&str, Dtype, &[usize], usize)],
     metadata: &BTreeMap<String, String>,
@@ -84,6 +88,9 @@ fn pad_lens(lens: impl ExactSizeIterator<Item = usize>) -> Vec<usize> {
 /// Writes a whole file and returns its length in bytes.
 ///
 /// Same tensors, same metadata, same bytes.
+///
+/// # Errors
+/// Those of `out`.
 pub fn write(
     out: &mut impl Write,
     path: &Path,
@@ -114,6 +121,9 @@ pub struct Table {
 
 impl Table {
     /// Reads the head of `bytes`; every offset in it then lies inside `bytes`.
+    ///
+    /// # Errors
+    /// [`StoreError::Malformed`] for a head that is too long or not one of a safetensors file.
     pub fn read(path: &Path, bytes: &[u8]) -> Result<Self, StoreError> {
         if let Some(len) = bytes.first_chunk::<LEN_BYTES>().map(|b| u64::from_le_bytes(*b))
             && len > TENSOR_HEAD_MAX_BYTES as u64
@@ -126,6 +136,9 @@ impl Table {
     }
 
     /// Byte range of tensor `name` in the file, which must have this type and shape.
+    ///
+    /// # Errors
+    /// [`StoreError::Malformed`] if there is none, or one of another type or shape.
     pub fn range(
         &self,
         path: &Path,
@@ -145,6 +158,9 @@ impl Table {
     }
 
     /// Value of a metadata key.
+    ///
+    /// # Errors
+    /// [`StoreError::Malformed`] if it is not there.
     pub fn key(&self, path: &Path, key: &'static str) -> Result<&str, StoreError> {
         let found = self.metadata.metadata().as_ref().and_then(|map| map.get(key));
         found.map(String::as_str).ok_or_else(|| StoreError::malformed(path, "metadata", format!("key `{key}`"), "none"))

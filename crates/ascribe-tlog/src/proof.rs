@@ -1,69 +1,112 @@
 //! Inclusion and consistency proofs (RFC 6962 §2.1.1, §2.1.2) and their verifiers (RFC 9162 §2.1.3.2, §2.1.4.2).
 //!
-//! Provers hold all leaf hashes and walk the tree from the root down; verifiers hold a proof only and walk from the leaf
+//! Provers read nodes and walk the tree from the root down; verifiers hold a proof only and walk from the leaf
 //! up. The two share no code but the hashes, so that one checks the other.
 
 use ascribe_core::Digest;
 
 use crate::error::TlogError;
-use crate::hash::node_hash;
+use crate::hash::{EMPTY_ROOT, node_hash};
 use crate::root::{TreeHead, root_of_leaves};
 
-/// Sibling hashes from the leaf at `index` up to the root of `leaves`.
-///
-/// Length: at most `⌈log2 n⌉`. Cost: about `n` node hashes.
+/// Where the hashes of complete subtrees come from: a list in memory, or the tiles of a log.
+pub trait TreeNodes {
+    /// Leaves.
+    fn size(&self) -> u64;
+
+    /// Hash of the complete subtree of `2^level` leaves that begins at leaf `index · 2^level`, which lies in the tree.
+    ///
+    /// # Errors
+    /// When the source cannot be read.
+    fn node(&self, level: u8, index: u64) -> Result<Digest, TlogError>;
+}
+
+impl<L: AsRef<[Digest]> + ?Sized> TreeNodes for L {
+    fn size(&self) -> u64 {
+        self.as_ref().len() as u64
+    }
+
+    fn node(&self, level: u8, index: u64) -> Result<Digest, TlogError> {
+        let start = (index as usize) << level;
+        Ok(root_of_leaves(&self.as_ref()[start..start + (1 << level)]))
+    }
+}
+
+/// Root over the leaves of `start..end`, a range as RFC 6962 cuts them: complete subtrees, the largest first.
+fn range_root<N: TreeNodes + ?Sized>(nodes: &N, start: u64, end: u64) -> Result<Digest, TlogError> {
+    let (mut at, mut peaks) = (start, Vec::new());
+    while at < end {
+        let level = (end - at).ilog2();
+        peaks.push(nodes.node(level as u8, at >> level)?);
+        at += 1 << level;
+    }
+    Ok(peaks.into_iter().rev().reduce(|right, left| node_hash(left, right)).unwrap_or(EMPTY_ROOT))
+}
+
+/// Root as it was after the first `size` leaves. Cost: at most 63 nodes.
 ///
 /// # Errors
-/// [`TlogError::IndexOutOfRange`].
-pub fn inclusion_proof(leaves: &[Digest], index: u64) -> Result<Vec<Digest>, TlogError> {
-    let size = leaves.len() as u64;
+/// [`TlogError::SizeOrder`] if the tree is smaller; whatever reading a node gives.
+pub fn root_at<N: TreeNodes + ?Sized>(nodes: &N, size: u64) -> Result<Digest, TlogError> {
+    if size > nodes.size() {
+        return Err(TlogError::SizeOrder { old_size: size, new_size: nodes.size() });
+    }
+    range_root(nodes, 0, size)
+}
+
+/// Sibling hashes from the leaf at `index` up to the root of the tree.
+///
+/// Length: at most `⌈log2 n⌉`. Cost: at most `(log2 n)²/2` nodes; over a list in memory about `n` node hashes.
+///
+/// # Errors
+/// [`TlogError::IndexOutOfRange`]; whatever reading a node gives.
+pub fn inclusion_proof<N: TreeNodes + ?Sized>(nodes: &N, index: u64) -> Result<Vec<Digest>, TlogError> {
+    let size = nodes.size();
     if index >= size {
         return Err(TlogError::IndexOutOfRange { index, size });
     }
-    let (mut rest, mut position, mut path) = (leaves, index as usize, Vec::new());
-    while rest.len() > 1 {
-        let (left, right) = rest.split_at(left_width(rest.len()));
-        if position < left.len() {
-            path.push(root_of_leaves(right));
-            rest = left;
+    let (mut start, mut end, mut path) = (0, size, Vec::new());
+    while end - start > 1 {
+        let middle = start + left_width(end - start);
+        if index < middle {
+            path.push(range_root(nodes, middle, end)?);
+            end = middle;
         } else {
-            path.push(root_of_leaves(left));
-            position -= left.len();
-            rest = right;
+            path.push(range_root(nodes, start, middle)?);
+            start = middle;
         }
     }
     path.reverse();
     Ok(path)
 }
 
-/// Hashes that show the tree of the first `old_size` leaves to be a prefix of the tree of all `leaves`.
+/// Hashes that show the tree of the first `old_size` leaves to be a prefix of the whole tree.
 ///
-/// Equal sizes give an empty proof. Cost: about `n` node hashes.
+/// Equal sizes give an empty proof. Cost: as [`inclusion_proof`].
 ///
 /// # Errors
-/// [`TlogError::SizeOrder`] unless `0 < old_size ≤ leaves.len()`.
-pub fn consistency_proof(leaves: &[Digest], old_size: u64) -> Result<Vec<Digest>, TlogError> {
-    let new_size = leaves.len() as u64;
+/// [`TlogError::SizeOrder`] unless `0 < old_size ≤ size`; whatever reading a node gives.
+pub fn consistency_proof<N: TreeNodes + ?Sized>(nodes: &N, old_size: u64) -> Result<Vec<Digest>, TlogError> {
+    let new_size = nodes.size();
     if old_size == 0 || old_size > new_size {
         return Err(TlogError::SizeOrder { old_size, new_size });
     }
-    let (mut rest, mut old, mut path) = (leaves, old_size as usize, Vec::new());
+    let (mut start, mut end, mut path) = (0, new_size, Vec::new());
     // True while the old tree is a subtree on the left edge: the verifier knows its root already.
     let mut known = true;
-    while old < rest.len() {
-        let (left, right) = rest.split_at(left_width(rest.len()));
-        if old <= left.len() {
-            path.push(root_of_leaves(right));
-            rest = left;
+    while old_size < end {
+        let middle = start + left_width(end - start);
+        if old_size <= middle {
+            path.push(range_root(nodes, middle, end)?);
+            end = middle;
         } else {
-            path.push(root_of_leaves(left));
-            old -= left.len();
-            rest = right;
+            path.push(range_root(nodes, start, middle)?);
+            start = middle;
             known = false;
         }
     }
     if !known {
-        path.push(root_of_leaves(rest));
+        path.push(range_root(nodes, start, end)?);
     }
     path.reverse();
     Ok(path)
@@ -135,7 +178,7 @@ pub fn verify_consistency(old: TreeHead, new: TreeHead, proof: &[Digest]) -> Res
 }
 
 /// Leaves of the left subtree of `n > 1` leaves: the largest power of two below `n`.
-fn left_width(n: usize) -> usize {
+fn left_width(n: u64) -> u64 {
     1 << (n - 1).ilog2()
 }
 

@@ -112,15 +112,19 @@ fn package(file: &RepoFile) -> Option<Result<Package>> {
     if dir != "benches" && dir != "tests" && !(dir.starts_with("crates/") && dir.matches('/').count() == 1) {
         return None;
     }
-    let read = || -> Result<Package> {
+    let read = || -> Result<Option<Package>> {
         let text = file.text.as_deref().context("not a text file")?;
         let manifest: toml::Table = text.parse().context("not TOML")?;
+        // A workspace of its own has its own versions and lints.
+        if manifest.contains_key("workspace") {
+            return Ok(None);
+        }
         let name = manifest.get("package").and_then(|p| p.get("name")).and_then(toml::Value::as_str);
         let name = name.context("no `package.name`")?;
         let short = name.strip_prefix("ascribe-").unwrap_or(name).to_owned();
-        Ok(Package { dir: dir.to_owned(), short, manifest })
+        Ok(Some(Package { dir: dir.to_owned(), short, manifest }))
     };
-    Some(read().with_context(|| file.path.clone()))
+    read().with_context(|| file.path.clone()).transpose()
 }
 
 /// Tracked files and untracked ones that git does not ignore: what the next commit could contain.

@@ -6,6 +6,7 @@ use ascribe_core::RowType;
 use ascribe_corpus::SpecialTokens;
 use ascribe_engine::lab::data::DataOptions;
 use ascribe_engine::lab::model::Subject;
+use ascribe_engine::lab::scale::ScaleRequest;
 use ascribe_models::features::{Granularity, Precision, Projection};
 use ascribe_models::{Loss, TapConfig};
 use clap::{Args, ValueEnum};
@@ -48,6 +49,10 @@ pub struct FeaturesArgs {
     /// the processor's to rounding, not to the byte.
     #[arg(long, value_name = "PLACE", default_value = "cpu", value_parser = parse_device, requires = "data")]
     pub device: Device,
+    /// Make the i-th of n parts of the rows only, as `--shard 0/4` in one job of an array; then `ascribe store merge` joins the
+    /// parts, dataset by dataset, to the same bytes for every n.
+    #[arg(long, value_name = "i/n", default_value = "0/1", value_parser = super::parse_shard, requires = "data")]
+    pub shard: (u64, u64),
 }
 
 /// Where passes run.
@@ -246,11 +251,14 @@ impl From<RowTypeArg> for RowType {
 #[derive(Clone, Debug, Args)]
 pub struct PlanArgs {
     /// Hugging Face model folder.
-    #[arg(long, value_name = "DIR")]
-    pub model: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "rows", requires = "data")]
+    pub model: Option<PathBuf>,
     /// JSONL records.
-    #[arg(long, value_name = "FILE")]
-    pub data: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "rows")]
+    pub data: Option<PathBuf>,
+    /// A store on many machines in the place of a model and its records.
+    #[command(flatten)]
+    pub scale: ScaleArgs,
     /// Where the store or the run would go: whose disk is asked.
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub out: PathBuf,
@@ -266,6 +274,80 @@ pub struct PlanArgs {
     /// How long training would be, and how large its batches.
     #[command(flatten)]
     pub numbers: NumberArgs,
+}
+
+/// A store of any size on any number of machines.
+#[derive(Clone, Debug, Args)]
+pub struct ScaleArgs {
+    /// Plan a store of so many rows (`1e9`): bytes, memory, network, time, from a probe of one core of this machine.
+    #[arg(long, value_name = "N", value_parser = parse_count, conflicts_with_all = ["model", "data"])]
+    pub rows: Option<u64>,
+    /// Numbers per row.
+    #[arg(long, value_name = "N", default_value = "8192", requires = "rows")]
+    pub dim: usize,
+    /// Numbers at rest of that store: f32, bf16, f16, int8, int4.
+    #[arg(long, value_name = "TYPE", default_value = "int8", value_parser = parse_row_type, requires = "rows")]
+    pub stored: RowType,
+    /// Queries of a scoring job.
+    #[arg(long, value_name = "N", default_value = "64", value_parser = parse_count, requires = "rows")]
+    pub queries: u64,
+    /// Best rows per query.
+    #[arg(long, value_name = "N", default_value = "10", value_parser = parse_count, requires = "rows")]
+    pub best: u64,
+    /// Datasets.
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = parse_count, requires = "rows")]
+    pub datasets: u64,
+    /// Executors.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = parse_count, requires = "rows")]
+    pub executors: u64,
+    /// Cores of each executor.
+    #[arg(long, value_name = "N", default_value = "8", value_parser = parse_count, requires = "rows")]
+    pub cores: u64,
+    /// GB/s that an executor reads from its disk or from the object store.
+    #[arg(long, value_name = "X", default_value = "1", requires = "rows")]
+    pub disk_gb_s: f64,
+    /// GB/s of an executor's network.
+    #[arg(long, value_name = "X", default_value = "1", requires = "rows")]
+    pub network_gb_s: f64,
+    /// Tokens per CPU-second of the gradient stage (`ascribe plan --model` measures it): plans the making of the rows too.
+    #[arg(long, value_name = "X", requires = "rows")]
+    pub build_rate: Option<f64>,
+    /// Tokens per row.
+    #[arg(long, value_name = "N", default_value = "512", value_parser = parse_count, requires = "build_rate")]
+    pub row_tokens: u64,
+}
+
+impl ScaleArgs {
+    /// The engine's request, if one is made.
+    pub fn request(&self) -> Option<ScaleRequest> {
+        Some(ScaleRequest {
+            rows: self.rows?,
+            dim: self.dim,
+            row_type: self.stored,
+            queries: self.queries,
+            k: self.best,
+            datasets: self.datasets,
+            executors: self.executors,
+            cores: self.cores,
+            disk_gb_s: self.disk_gb_s,
+            network_gb_s: self.network_gb_s,
+            build: self.build_rate.map(|rate| (self.row_tokens, rate)),
+        })
+    }
+}
+
+/// A count, also as `1e9`.
+fn parse_count(text: &str) -> Result<u64, String> {
+    let whole = |x: f64| (x.fract() == 0.0 && (1.0..=1e15).contains(&x)).then_some(x as u64);
+    let found = text.parse().ok().or_else(|| whole(text.parse().ok()?));
+    found.filter(|&n| n > 0).ok_or_else(|| format!("expected a whole number from 1 to 1e15, found {text:?}"))
+}
+
+fn parse_row_type(text: &str) -> Result<RowType, String> {
+    let all = [RowType::F32, RowType::Bf16, RowType::F16, RowType::Int8, RowType::Int4];
+    all.into_iter()
+        .find(|row_type| row_type.name() == text)
+        .ok_or_else(|| format!("expected f32, bf16, f16, int8 or int4, found {text:?}"))
 }
 
 /// Text or records to read with a model.

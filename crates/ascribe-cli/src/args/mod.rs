@@ -1,7 +1,19 @@
 //! Arguments.
 
+pub mod bench;
 pub mod lab;
+pub mod ledger;
+pub mod log;
+pub mod pay;
+pub mod registry;
+pub mod reputation;
+pub mod run_record;
+pub mod search;
+pub mod serve;
+pub mod store;
+pub mod tokens;
 pub mod training;
+pub mod verbatim;
 
 use std::path::PathBuf;
 
@@ -35,6 +47,34 @@ pub enum Format {
     Text,
     /// One JSON object.
     Json,
+    /// `registry export`: Croissant 1.1 with an ODRL offer.
+    #[value(hide = true)]
+    Croissant,
+    /// `registry export`: RSL 1.0.
+    #[value(hide = true)]
+    Rsl,
+    /// `registry export`: the EU summary of training content, as Markdown.
+    #[value(hide = true)]
+    AiAct,
+}
+
+/// An audit.
+#[derive(Clone, Debug, Args)]
+pub struct AuditArgs {
+    /// Run folder.
+    pub dir: PathBuf,
+    /// Score file of a payout run, where it was too large to be copied into the folder.
+    #[arg(long, value_name = "FILE")]
+    pub scores: Option<PathBuf>,
+    /// Public key of the log that the run's record stands in: a verifier key line, or a file that holds one.
+    #[arg(long, value_name = "VKEY")]
+    pub log_key: Option<String>,
+    /// Public key of the usage log and its receipts.
+    #[arg(long, value_name = "VKEY")]
+    pub usage_key: Option<String>,
+    /// Public keys of witnesses whose cosignatures are reported.
+    #[arg(long, value_name = "VKEY")]
+    pub witness: Vec<String>,
 }
 
 /// Run folder of those who name none.
@@ -57,15 +97,20 @@ pub enum Command {
     /// The whole walk: from signed licences to a payout file and a report.
     #[command(after_help = "Example:\n  ascribe demo --out out/demo --format json")]
     Demo(RunArgs),
-    /// Recompute a run from its inputs and compare every byte.
-    #[command(after_help = "Example:\n  ascribe audit out/demo")]
-    Audit {
-        /// Run folder.
-        dir: PathBuf,
-    },
-    /// Station 1: check registered datasets, their content roots and licence signatures.
+    /// Recompute a run from its inputs and compare every byte: a run of the walk, or a payout run.
+    ///
+    /// With public keys, the logs beside it too: evidence/record.tlog-proof, the receipt of the run's record, and evidence/usage, the
+    /// usage log that the pool was settled by.
+    #[command(
+        after_help = "Example:\n  ascribe audit out/demo\n  ascribe audit payout --log-key log.vkey --usage-key usage.vkey"
+    )]
+    Audit(AuditArgs),
+    /// Station 1: registered datasets: add, check, compare and describe them.
     #[command(subcommand)]
-    Registry(RegistryCommand),
+    Registry(registry::RegistryCommand),
+    /// Sign, submit, check and revoke the licences of registered datasets.
+    #[command(subcommand)]
+    Licence(registry::LicenceCommand),
     /// Station 2: cut records into training examples and held-out responses.
     #[command(after_help = "Example:\n  ascribe corpus --out out/demo")]
     Corpus(RunArgs),
@@ -90,9 +135,13 @@ pub enum Command {
     /// Station 8: integer shares per response and owner, with coverage and intervals.
     #[command(after_help = "Example:\n  ascribe shares --out out/demo")]
     Shares(RunArgs),
-    /// Station 9: double-entry ledger, payout.csv and a Merkle tree.
-    #[command(after_help = "Example:\n  ascribe pay --out out/demo")]
-    Pay(RunArgs),
+    /// Station 9: double-entry ledger, payout.csv and a Merkle tree; and payout runs over score files of any tool.
+    #[command(after_help = "Example:\n  ascribe pay --out out/demo\n  ascribe pay run --scores scores.parquet \
+        --registry datasets --pool \"1000.00 USD\" --out payout")]
+    Pay(pay::PayArgs),
+    /// The book: revenue of responses, prepaid balances, settlements, disputes, on SQLite or PostgreSQL.
+    #[command(subcommand)]
+    Ledger(ledger::LedgerCommand),
     /// Station 10: the HTML report.
     #[command(after_help = "Example:\n  ascribe report --out out/demo")]
     Report(RunArgs),
@@ -112,12 +161,46 @@ pub enum Command {
     /// The retrain bank: measured truth from leave-one-dataset-out trainings.
     #[command(subcommand)]
     Bank(BankCommand),
-    /// Memory, disk and time of `features` and `finetune` before they begin; refuses what cannot fit.
-    #[command(after_help = "Example:\n  ascribe plan --model path/to/model --data records.jsonl --format json")]
+    /// Influence methods held against retraining: settings, banks, leaderboard.
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
+    /// Feature stores: verify, look into, convert, merge, export, delete from, compact.
+    #[command(subcommand)]
+    Store(store::StoreCommand),
+    /// The rows of a feature store that have the largest inner products with queries: exact, certified or approximate.
+    #[command(after_help = "Example:\n  ascribe search --store store --queries queries.npy --k 10 --format json\n  \
+        ascribe search --store store --queries queries.npy --mode ann --recall 0.95 --dataset 2,5")]
+    Search(search::SearchArgs),
+    /// Which runs of a response stand word for word in the data, and in which records: evidence beside influence.
+    #[command(subcommand)]
+    Verbatim(verbatim::VerbatimCommand),
+    /// Which tokens of which training examples helped a held-out response: EK-FAC influence, token by token, without a store.
+    #[command(after_help = "Example:\n  ascribe tokens --model wren --query 3 --top 20\n  \
+        ascribe tokens --query 3 --examples 12,857 --format json")]
+    Tokens(tokens::TokensArgs),
+    /// Memory, disk and time of `features` and `finetune` before they begin, refuses what cannot fit; with --rows, of a store on
+    /// many machines.
+    #[command(after_help = "Example:\n  ascribe plan --model path/to/model --data records.jsonl --format json\n  \
+        ascribe plan --rows 1e9 --dim 8192 --executors 64")]
     Plan(lab::PlanArgs),
     /// Mean negative log-likelihood of a text under a Hugging Face model folder.
     #[command(after_help = "Example:\n  ascribe nll --model models/wren --text README.md --format json")]
     Nll(lab::NllArgs),
+    /// Records of trainings: made for other trainers' models, signed, checked.
+    #[command(subcommand)]
+    Run(run_record::RunCommand),
+    /// Transparency logs (C2SP tlog-tiles): append, prove, verify, witness, time-stamp; the usage log.
+    #[command(subcommand)]
+    Log(log::LogCommand),
+    /// Datasets ranked by what they were measured to do for held-out responses: a page and JSON.
+    #[command(after_help = "Example:\n  ascribe reputation --out out/demo --format json")]
+    Reputation(reputation::ReputationArgs),
+    /// HTTP: per-response attribution with receipts, and the explorer page.
+    #[command(
+        args_conflicts_with_subcommands = false,
+        after_help = "Example:\n  ascribe serve --run out/demo --listen 127.0.0.1:8080\n  ascribe serve config show --run out/demo"
+    )]
+    Serve(serve::ServeArgs),
     /// Speed of the gradient stage beside the plain forward and backward of the same model.
     #[command(after_help = "Example:\n  ascribe speed --model wren --threads 1")]
     Speed {
@@ -127,18 +210,6 @@ pub enum Command {
         /// Training examples to run.
         #[arg(long, default_value_t = 512)]
         examples: usize,
-    },
-}
-
-/// Registry commands.
-#[derive(Debug, Subcommand)]
-pub enum RegistryCommand {
-    /// Recompute every hash and check every signature; refuse licences newer than the training run.
-    #[command(after_help = "Example:\n  ascribe registry verify --model wren")]
-    Verify {
-        /// Model folder under models/ whose training run the licences must precede.
-        #[arg(long, value_name = "NAME", default_value = ascribe_engine::DEFAULT_MODEL)]
-        model: String,
     },
 }
 

@@ -8,6 +8,7 @@ use ascribe_models::lora::{LoraConfig, Targets};
 use clap::{Args, ValueEnum};
 
 use super::lab::RecordArgs;
+use super::run_record::SealArgs;
 
 /// Fine-tuning of a model folder.
 #[derive(Clone, Debug, Args)]
@@ -36,6 +37,9 @@ pub struct FinetuneArgs {
     /// How records are read.
     #[command(flatten)]
     pub records: RecordArgs,
+    /// How the run is recorded.
+    #[command(flatten)]
+    pub seal: SealArgs,
 }
 
 impl FinetuneArgs {
@@ -76,6 +80,9 @@ pub struct TrainArgs {
     /// How records are read.
     #[command(flatten)]
     pub records: RecordArgs,
+    /// How the run is recorded.
+    #[command(flatten)]
+    pub seal: SealArgs,
 }
 
 /// How the learning rate falls.

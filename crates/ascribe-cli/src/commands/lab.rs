@@ -9,10 +9,13 @@ use ascribe_engine::lab::features::{self, FeaturesReport, FeaturesRequest};
 use ascribe_engine::lab::finetune::{self, FinetuneReport, FinetuneRequest, Start};
 use ascribe_engine::lab::model::{LabModel, Subject};
 use ascribe_engine::lab::plan::{self, Plan, PlanRequest, mib};
+use ascribe_engine::lab::scale::{self, ScalePlan};
 use ascribe_engine::nll;
 use ascribe_engine::train::vision::{self, ImageTrainReport, Judgement};
 
+use super::run_record::Seal;
 use crate::args::lab::{FeaturesArgs, NllArgs, PlanArgs, special_tokens};
+use crate::args::run_record::SealArgs;
 use crate::args::{Command, Format};
 use crate::bars::Bars;
 use crate::output::{print, table};
@@ -37,6 +40,7 @@ pub fn run(command: &Command, format: Format, bars: &Bars) -> Result<Option<Exit
             taps,
             embeddings,
             device,
+            shard,
         }) => {
             let request = FeaturesRequest {
                 model: model.clone(),
@@ -49,6 +53,7 @@ pub fn run(command: &Command, format: Format, bars: &Bars) -> Result<Option<Exit
                 row_type: taps.row_type.into(),
                 embeddings: *embeddings,
                 cuda: device.cuda,
+                part: *shard,
             };
             print(format, &features::run(&request, bars)?, features_text)?;
         }
@@ -65,7 +70,7 @@ pub fn run(command: &Command, format: Format, bars: &Bars) -> Result<Option<Exit
                 settings: args.numbers.settings(default_lr),
                 lora: args.lora(),
             };
-            print(format, &finetune::run(&request, bars)?, |r| finetune_text(r, &args.out))?;
+            finetune(&request, &args.seal, format, bars)?;
         }
         Command::Train(args) => {
             if let Some(recipe) = &args.recipe
@@ -85,11 +90,25 @@ pub fn run(command: &Command, format: Format, bars: &Bars) -> Result<Option<Exit
                 settings: args.numbers.settings(TRAIN_LR),
                 lora: None,
             };
-            print(format, &finetune::run(&request, bars)?, |r| finetune_text(r, &args.out))?;
+            finetune(&request, &args.seal, format, bars)?;
         }
         _ => return Ok(None),
     }
     Ok(Some(ExitCode::SUCCESS))
+}
+
+/// Trains; what comes from registered datasets is checked before and recorded after.
+fn finetune(request: &FinetuneRequest, seal: &SealArgs, format: Format, bars: &Bars) -> Result<()> {
+    let base = match &request.start {
+        Start::Model(dir) => Some(dir.as_path()),
+        Start::Config { .. } => None,
+    };
+    let begun = Seal::begin(seal, &request.data, base, request.settings.seed)?;
+    let report = finetune::run(request, bars)?;
+    if let Some(begun) = begun {
+        begun.finish(&request.out, report.settings_sha256, report.steps, report.epochs)?;
+    }
+    print(format, &report, |r| finetune_text(r, &request.out))
 }
 
 fn nll(args: &NllArgs, format: Format) -> Result<()> {
@@ -159,9 +178,16 @@ fn finetune_text(r: &FinetuneReport, out: &Path) -> String {
 
 /// Prints the plan; what does not fit is told on stderr, with exit code 1.
 fn plan(args: &PlanArgs, format: Format, bars: &Bars) -> Result<ExitCode> {
+    if let Some(request) = args.scale.request() {
+        print(format, &scale::run(&request)?, scale_text)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (Some(model), Some(data)) = (&args.model, &args.data) else {
+        anyhow::bail!("expected --model and --data, or --rows, found neither");
+    };
     let request = PlanRequest {
-        model: args.model.clone(),
-        data: args.data.clone(),
+        model: model.clone(),
+        data: data.clone(),
         out: args.out.clone(),
         options: args.records.options(),
         special_tokens: args.records.special_tokens(),
@@ -177,6 +203,41 @@ fn plan(args: &PlanArgs, format: Format, bars: &Bars) -> Result<ExitCode> {
         let _ = writeln!(std::io::stderr(), "error: {problem}");
     }
     Ok(if plan.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+fn scale_text(plan: &ScalePlan) -> String {
+    let (storage, score) = (&plan.storage, &plan.score);
+    let gb = |bytes: u64| format!("{:.3} GB", bytes as f64 / 1e9);
+    let mut text = format!(
+        "{} rows of {} numbers on {} executors of {} cores\n\nstorage {} in {} shards, {} per executor\nscoring about {:.1} s, \
+         bound by {}: computing {:.1} s ({:.0} CPU-seconds), reading {:.1} s, network {} in {:.2} s\nmemory {} an executor \
+         beside the mapped shards, {} the client\n",
+        plan.rows,
+        plan.dim,
+        plan.executors,
+        plan.cores,
+        gb(storage.total_bytes),
+        storage.shards,
+        gb(storage.per_executor_bytes),
+        score.seconds,
+        score.bound_by,
+        score.compute_seconds,
+        score.cpu_seconds,
+        score.read_seconds,
+        gb(score.network_bytes),
+        score.network_seconds,
+        mib(score.executor_bytes),
+        mib(score.client_bytes)
+    );
+    if let Some(build) = &plan.build {
+        text.push_str(&format!("rows made in about {:.0} s, {:.0} CPU-seconds\n", build.seconds, build.cpu_seconds));
+    }
+    let rates = &plan.rates;
+    text.push_str(&format!(
+        "\nmeasured here: {:.3e} multiply-adds a second and core; assumed: disks {} GB/s, network {} GB/s an executor\n",
+        rates.mul_adds_per_cpu_second, rates.disk_gb_s, rates.network_gb_s
+    ));
+    text
 }
 
 fn plan_text(plan: &Plan) -> String {

@@ -1,22 +1,43 @@
 //! Commands: each turns its arguments into calls of the engine and its result into output.
 
+mod audit;
+mod bench;
+mod fitted;
+mod guide;
 mod lab;
+mod ledger;
+mod licence;
+mod log;
+mod pay;
+mod registry;
+mod reputation;
+mod run_record;
+mod search;
+mod serve;
+mod shares;
+mod store;
+mod tokens;
+mod usage;
+mod verbatim;
 
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use ascribe_core::Progress;
-use ascribe_engine::recipe::Recipe;
+use ascribe_engine::recipe::{DampingRule, Recipe};
 use ascribe_engine::summary::DemoSummary;
+use ascribe_engine::walk::damping::DampingCurves;
 use ascribe_engine::walk::stamps::Stamps;
-use ascribe_engine::walk::{Context, evaluate, features, fit, index, pay, report, score, shares};
-use ascribe_engine::{Home, audit, bank, demo, train};
-use ascribe_registry::{Registry, RunRecord};
+use ascribe_engine::walk::{self, Context, calibrate, evaluate, features, fit, index, pay as payout, report, score};
+use ascribe_engine::{Home, bank, demo, train};
+use ascribe_registry::Registry;
 use serde_json::json;
 
+use crate::args::bench::BenchCommand;
+use crate::args::pay::PayArgs;
 use crate::args::training::TrainArgs;
-use crate::args::{BankCommand, Cli, Command, Format, RegistryCommand, RunArgs};
+use crate::args::{BankCommand, Cli, Command, Format, RunArgs};
 use crate::bars::{Bars, watch_interrupts};
 use crate::output::{print, table};
 
@@ -30,29 +51,60 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     }
     watch_interrupts()?;
     let (bars, format) = (Bars::new(cli.quiet), cli.format);
+    match &cli.command {
+        Command::Registry(command) => return registry::run(&cli, command, &bars).map(|()| ExitCode::SUCCESS),
+        Command::Licence(command) => return licence::run(&cli, command).map(|()| ExitCode::SUCCESS),
+        _ if !matches!(format, Format::Text | Format::Json) => {
+            anyhow::bail!("--format: expected text or json, found a format of registry export");
+        }
+        _ => {}
+    }
     if let Some(code) = lab::run(&cli.command, format, &bars)? {
         return Ok(code);
     }
+    match &cli.command {
+        Command::Store(command) => return store::run(command, format, &bars).map(|()| ExitCode::SUCCESS),
+        Command::Search(args) => return search::run(args, format, &bars).map(|()| ExitCode::SUCCESS),
+        Command::Bench(BenchCommand::Search(args)) => {
+            return search::measure(args, format, &bars).map(|()| ExitCode::SUCCESS);
+        }
+        Command::Serve(args) => return serve::run(cli.home.as_deref(), args, format).map(|()| ExitCode::SUCCESS),
+        Command::Verbatim(command) => {
+            return verbatim::run(cli.home.as_deref(), command, format, &bars).map(|()| ExitCode::SUCCESS);
+        }
+        Command::Ledger(command) => return ledger::run(command, format, &bars).map(|()| ExitCode::SUCCESS),
+        Command::Pay(PayArgs { command: Some(command), .. }) => {
+            return pay::run(command, format, &bars).map(|()| ExitCode::SUCCESS);
+        }
+        Command::Audit(args) => {
+            return audit::run(cli.home.as_deref(), args, format, &bars).map(|()| ExitCode::SUCCESS);
+        }
+        _ => {}
+    }
+    let command = match cli.command {
+        Command::Log(command) => return log::run(command, format, &bars).map(|()| ExitCode::SUCCESS),
+        Command::Run(command) => return run_record::run(command, format),
+        others => others,
+    };
     let home = Home::find(cli.home.as_deref())?;
-    match cli.command {
+    match command {
         Command::Demo(args) => {
             let summary = demo::run(&home, &args.model, &args.out, &bars)?;
             print(format, &summary, |s| demo_text(s, &args.out))?;
         }
-        Command::Audit { dir } => {
-            let found = audit::run(&home, &dir, &bars)?;
-            print(format, &found, |f| format!("{} files made again, every byte the same", f.files))?;
-        }
-        Command::Registry(RegistryCommand::Verify { model }) => verify(&home, &model, format, &bars)?,
-        Command::Train(TrainArgs { recipe: Some(recipe), out, .. }) => {
+        Command::Train(TrainArgs { recipe: Some(recipe), out, seal, .. }) => {
             let registry = Registry::open(&home.datasets())?;
             let report = train::run::run(&registry, &Recipe::read(&recipe)?, &out, &bars)?;
+            run_record::seal_written(&seal, &out)?;
             print(format, &report, train_text)?;
         }
         Command::Bank(BankCommand::Build { model, seeds, shard }) => {
             let trained = build_bank(&home, &model, seeds, shard, &bars)?;
             print(format, &json!({ "trained": trained }), |_| format!("{trained} trainings done"))?;
         }
+        Command::Bench(command) => bench::run(&home, &command, format, &bars)?,
+        Command::Tokens(args) => tokens::run(&home, &args, format, &bars)?,
+        Command::Reputation(args) => reputation::run(&home, &args, format, &bars)?,
         Command::Speed { model, examples } => {
             let report = ascribe_engine::speed::run(&home, &model, examples)?;
             print(format, &report, |r| r.to_string())?;
@@ -62,17 +114,27 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Curvature, with the curve of the damping that it has.
+fn fit_station(context: &Context, stamps: &mut Stamps, format: Format, bars: &Bars) -> Result<()> {
+    fit::run(context, stamps, bars)?;
+    let curves = match context.attribution.damping {
+        DampingRule::Fixed => DampingCurves::compute(context, bars)?,
+        DampingRule::HeldOutLikelihood => DampingCurves::read(context)?,
+    };
+    print(format, &fitted::Fitted::new(context, stamps.get("fit"), curves), fitted::text)
+}
+
 /// One station alone: it reads what the ones before it left in the run folder.
 fn run_station(home: &Home, command: Command, format: Format, bars: &Bars) -> Result<()> {
     let args = match &command {
         Command::Features(args) => &args.station(),
+        Command::Pay(args) => &args.station,
         Command::Corpus(args)
         | Command::Fit(args)
         | Command::Score(args)
         | Command::Index(args)
         | Command::Eval(args)
         | Command::Shares(args)
-        | Command::Pay(args)
         | Command::Report(args) => args,
         _ => anyhow::bail!("not a station"),
     };
@@ -86,13 +148,12 @@ fn run_station(home: &Home, command: Command, format: Format, bars: &Bars) -> Re
             let tokens = features::run(&context, bars)?;
             print(format, &json!({ "tokens": tokens }), |_| format!("{tokens} tokens done in this call"))?;
         }
-        Command::Fit(_) => {
-            fit::run(&context, &mut stamps, bars)?;
-            print(format, &stamps.get("fit"), |_| "curvature fitted".to_owned())?;
-        }
+        Command::Fit(_) => fit_station(&context, &mut stamps, format, bars)?,
         Command::Score(_) => {
             score::run(&context, &mut stamps, bars)?;
-            print(format, &stamps.get("score"), |_| format!("scores in {}", score::SCORES_FILE))?;
+            let found = calibrate::run(&context, &mut stamps, bars)?;
+            let printed = shares::Scored { stamp: stamps.get("score"), shares: &found };
+            print(format, &printed, |p| format!("scores in {}\n\n{}", score::SCORES_FILE, shares::text(p.shares)))?;
         }
         Command::Index(_) => {
             index::run(&context, &mut stamps, bars)?;
@@ -101,23 +162,27 @@ fn run_station(home: &Home, command: Command, format: Format, bars: &Bars) -> Re
         }
         Command::Eval(_) => {
             let found = evaluate::run(&context, &mut stamps, bars)?;
-            print(format, &found, eval_text)?;
+            let intervals = calibrate::run(&context, &mut stamps, bars)?;
+            let printed = shares::Evaluated { evaluation: &found, intervals: &intervals };
+            print(format, &printed, |p| format!("{}\n{}", eval_text(p.evaluation), shares::text(p.intervals)))?;
         }
         Command::Shares(_) => {
-            let book = shares::run(&context, &mut stamps, bars)?;
-            let coverage = book.coverage_ppm;
-            print(format, &json!({ "coverage_ppm": coverage }), |_| format!("coverage {coverage} ppm"))?;
+            let book = walk::shares::run(&context, &mut stamps, bars)?;
+            let found = calibrate::run(&context, &mut stamps, bars)?;
+            let verdicts = walk::shares::verdicts(&book);
+            let printed = shares::Shared { coverage_ppm: book.coverage_ppm, verdicts, shares: &found };
+            print(format, &printed, shares::shared_text)?;
         }
         Command::Pay(_) => {
-            let book = shares::run(&context, &mut stamps, bars)?;
-            let paid = pay::run(&context, &mut stamps, &book, bars)?;
+            let book = walk::shares::run(&context, &mut stamps, bars)?;
+            let paid = payout::run(&context, &mut stamps, &book, bars)?;
             let conservation = paid.conservation.holds();
             print(format, &json!({ "conservation": conservation, "payees": paid.rows.len() }), |_| payout_text(&paid))?;
         }
         _ => {
             let evaluation = evaluate::run(&context, &mut stamps, bars)?;
-            let book = shares::run(&context, &mut stamps, bars)?;
-            let paid = pay::run(&context, &mut stamps, &book, bars)?;
+            let book = walk::shares::run(&context, &mut stamps, bars)?;
+            let paid = payout::run(&context, &mut stamps, &book, bars)?;
             let parts = report::Ingredients { evaluation: &evaluation, book: &book, paid: &paid, timings: &[] };
             report::run(&context, &parts, bars)?;
             let path = context.out.join(report::REPORT_FILE);
@@ -130,24 +195,6 @@ fn run_station(home: &Home, command: Command, format: Format, bars: &Bars) -> Re
 fn open(home: &Home, args: &RunArgs, bars: &dyn Progress) -> Result<Context> {
     std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
     Ok(Context::open(home, &args.model, &args.out, bars)?)
-}
-
-fn verify(home: &Home, model: &str, format: Format, bars: &dyn Progress) -> Result<()> {
-    let registry = Registry::open(&home.datasets())?;
-    let run = RunRecord::read(&home.model(model).join(train::run::RUN_RECORD_FILE))?;
-    let report = registry.verify(Some(&run), bars)?;
-    print(format, &report, |r| {
-        let row = |d: &ascribe_registry::DatasetReport| {
-            vec![
-                d.name.clone(),
-                d.record_count.to_string(),
-                d.licence.clone(),
-                d.content_root.to_string()[..16].to_owned(),
-            ]
-        };
-        let rows: Vec<Vec<String>> = r.datasets.iter().map(row).collect();
-        table(&["dataset", "records", "licence", "content root"], &rows) + "every hash and signature holds\n"
-    })
 }
 
 fn build_bank(home: &Home, model: &str, seeds: u64, shard: (u64, u64), bars: &dyn Progress) -> Result<u64> {
@@ -229,7 +276,7 @@ fn eval_text(found: &evaluate::Evaluation) -> String {
     )
 }
 
-fn payout_text(paid: &pay::Paid) -> String {
+fn payout_text(paid: &payout::Paid) -> String {
     let row = |r: &ascribe_engine::walk::pay::PayoutLine| {
         let account = r.account.as_ref().map_or_else(|| "carried".to_owned(), ToString::to_string);
         vec![r.owner.clone(), account, format!("{} {}", r.amount.decimal(), r.amount.currency.code())]
@@ -239,9 +286,16 @@ fn payout_text(paid: &pay::Paid) -> String {
 }
 
 fn demo_text(summary: &DemoSummary, out: &Path) -> String {
+    let noise = shares::Noise {
+        n_responses: summary.queries,
+        too_noisy: summary.too_noisy_to_pay,
+        threshold: summary.noise_threshold,
+        sources: &summary.share_std_errors,
+        additivity: summary.additivity_residual,
+    };
     format!(
         "{} datasets, {} records, {} examples, {} responses, {:.1} s, {:.0} MiB\n\nagainst retraining (held-out)\n{}\n\
-         every unit of the pool accounted for: {}\nreport: {}\n",
+         {}\n{}\nevery unit of the pool accounted for: {}\nreport: {}\n",
         summary.datasets,
         summary.records,
         summary.examples,
@@ -249,6 +303,8 @@ fn demo_text(summary: &DemoSummary, out: &Path) -> String {
         summary.seconds,
         summary.peak_rss_mib,
         methods_text(&summary.methods, summary.ceiling_share_error.zip(summary.ceiling_spearman)),
+        shares::pool_text(&summary.pool),
+        noise.text(),
         if summary.conservation { "yes" } else { "NO" },
         out.join(report::REPORT_FILE).display()
     )

@@ -33,19 +33,19 @@ fn the_help_of_every_command() {
 
 #[test]
 fn every_page_of_help_ends_with_an_example() {
-    let top = stdout(&run(&["--help"]));
-    for name in commands(&top) {
-        let text = stdout(&run(&[name.as_str(), "--help"]));
-        let nested = commands(&text);
-        let pages = if nested.is_empty() {
-            vec![text]
-        } else {
-            nested.iter().map(|n| stdout(&run(&[name.as_str(), n.as_str(), "--help"]))).collect()
-        };
-        for page in pages {
-            assert!(page.contains(&format!("Example:\n  ascribe {name}")), "{name}: {page}");
+    /// Pages of commands that have none below them.
+    fn check_leaves(path: &[String]) {
+        let words: Vec<&str> = path.iter().map(String::as_str).chain(["--help"]).collect();
+        let page = stdout(&run(&words));
+        let nested = commands(&page);
+        if nested.is_empty() {
+            assert!(page.contains(&format!("Example:\n  ascribe {}", path[0])), "{path:?}: {page}");
+        }
+        for name in nested {
+            check_leaves(&[path, &[name]].concat());
         }
     }
+    check_leaves(&[]);
 }
 
 #[test]

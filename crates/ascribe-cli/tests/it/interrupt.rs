@@ -47,13 +47,13 @@ fn a_stopped_feature_stage_keeps_what_it_has_and_goes_on() {
     let store = |name: &str| dir.path().join("store").join(name);
     // The gradients of the responses are one whole store; those of the examples follow it.
     let (responses, examples) = (store("step-000800-responses"), store("step-000800"));
-    let seal = responses.join("MANIFEST.json");
+    let seal = responses.join("MANIFEST-000000.json");
     let mut child = features(dir.path());
     wait_until(&mut child, "a store of examples", || examples.join("manifest.log").exists());
     let output = interrupt(child);
     assert_stopped(&output);
     assert!(stderr(&output).contains("gradients step-000800"), "{}", stderr(&output));
-    assert!(seal.exists() && !examples.join("MANIFEST.json").exists());
+    assert!(seal.exists() && !examples.join("MANIFEST-000000.json").exists());
     assert!(!store("step-001700").exists(), "it went on after the request");
     let modified = || fs::metadata(&seal).unwrap().modified().unwrap();
     let (time, bytes) = (modified(), fs::read(&seal).unwrap());

@@ -125,11 +125,40 @@ fn interrupted_features_go_on_to_the_same_bytes() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert!(stderr(&output).contains("stopped on request"), "{}", stderr(&output));
-    assert!(!store.join("MANIFEST.json").exists());
+    assert!(!store.join("MANIFEST-000000.json").exists());
     let done = object(&features(&data, &store, &[]))["examples_done"].as_u64().unwrap();
     assert!((1..1300).contains(&done), "{done}");
     object(&features(&data, &whole, &["--threads", "1"]));
     assert_eq!(shards(&store), shards(&whole));
+}
+
+#[test]
+fn parts_of_a_build_merge_to_the_bytes_of_any_other_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = records(dir.path(), 100);
+    let path = |name: &str| dir.path().join(name);
+    object(&features(&data, &path("one"), &[]));
+    // A build keeps the order of the records, a merge that of the examples, dataset by dataset: one part is a cut, too.
+    let [one, whole] = ["one", "whole"].map(|name| path(name).display().to_string());
+    let output = run(&["store", "merge", &one, "--out", &whole]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let mut merge = vec!["store".to_owned(), "merge".to_owned()];
+    for (shard, out) in [("2/3", "part2"), ("0/3", "part0"), ("1/3", "part1")] {
+        let said = object(&features(&data, &path(out), &["--shard", shard]));
+        assert!((33..=34).contains(&said["examples"].as_u64().unwrap()), "{said}");
+        merge.push(path(out).display().to_string());
+    }
+    merge.extend(["--out".to_owned(), path("merged").display().to_string()]);
+    let output = run(&merge.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(output.status.success(), "{}", stderr(&output));
+    for name in ["store.json", "MANIFEST-000000.json", "manifest.log", "examples.jsonl", "lab.json"] {
+        let bytes = |store: &str| fs::read(path(store).join(name)).unwrap();
+        assert_eq!(bytes("merged"), bytes("whole"), "{name}");
+    }
+    assert_eq!(shards(&path("merged")), shards(&path("whole")));
+    let output = features(&data, &path("none"), &["--shard", "0/101"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("at most the 100 rows"), "{}", stderr(&output));
 }
 
 #[test]

@@ -3,8 +3,13 @@
 //! Here never lives what the engine computes; those tests stand beside the engine.
 #![allow(clippy::unwrap_used)] // test code: a panic with the error is the report
 
+mod bench;
 mod common;
 mod help;
 mod interrupt;
 mod lab;
 mod output;
+mod pay;
+mod search;
+mod store;
+mod verbatim;

@@ -11,8 +11,6 @@
 //! is written, and the first bad one is named with its field.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read as _};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -24,10 +22,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
+use super::lines::{Lines, refuse};
 use crate::error::EngineError;
 
-/// Longest line that is read.
-const MAX_LINE_BYTES: u64 = 256 << 20;
 /// Lines tokenised in parallel before the next are read.
 const BATCH_LINES: usize = 4096;
 /// Most windows: an example's position is a 32-bit number.
@@ -113,8 +110,7 @@ impl LabData {
         tokenizer: &dyn Fn() -> Result<TextTokenizer, EngineError>,
         progress: &dyn Progress,
     ) -> Result<Self, EngineError> {
-        let file = File::open(path).map_err(|e| EngineError::io(path, e))?;
-        let mut lines = Lines { path, reader: BufReader::with_capacity(1 << 20, file), line: 0, hasher: Sha256::new() };
+        let mut lines = Lines::open(path)?;
         let mut data = Self {
             path: path.into(),
             file_sha256: Digest::default(),
@@ -133,7 +129,7 @@ impl LabData {
                 break;
             }
             let parsed: Vec<Result<Record, EngineError>> =
-                batch.par_iter().map(|(line, text)| Record::parse(path, *line, text, options)).collect();
+                batch.par_iter().map(|line| Record::parse(path, line.number, &line.text, options)).collect();
             // The first bad line is the one that is told, whether its words or its tokens are wrong.
             let (parsed, failure) = up_to_failure(parsed);
             if loaded.is_none() && parsed.iter().any(|record| matches!(record.body, Body::Text { .. })) {
@@ -151,7 +147,7 @@ impl LabData {
                 return Err(EngineError::Stopped);
             }
         }
-        data.file_sha256 = Digest(lines.hasher.finalize().into());
+        data.file_sha256 = lines.digest();
         if data.windows.is_empty() {
             let expected = "at least one record".into();
             return Err(EngineError::Content { path: path.into(), expected, found: "none".into() });
@@ -215,48 +211,9 @@ fn up_to_failure<T, E>(results: Vec<Result<T, E>>) -> (Vec<T>, Option<E>) {
     (good, None)
 }
 
-/// Lines of the file, numbered and hashed.
-struct Lines<'a> {
-    path: &'a Path,
-    reader: BufReader<File>,
-    line: u64,
-    hasher: Sha256,
-}
-
-impl Lines<'_> {
-    /// Up to `n` lines that are not blank.
-    fn batch(&mut self, n: usize) -> Result<Vec<(u64, String)>, EngineError> {
-        let mut batch = Vec::with_capacity(n.min(BATCH_LINES));
-        while batch.len() < n {
-            let mut bytes = Vec::new();
-            let read = (&mut self.reader).take(MAX_LINE_BYTES + 1).read_until(b'\n', &mut bytes);
-            let read = read.map_err(|e| EngineError::io(self.path, e))?;
-            if read == 0 {
-                break;
-            }
-            self.line += 1;
-            self.hasher.update(&bytes);
-            let fail = |expected: &str, found: String| refuse(self.path, self.line, "line", expected, found);
-            if bytes.len() as u64 > MAX_LINE_BYTES {
-                return Err(fail("at most 256 MiB", "a longer one".into()));
-            }
-            let text = String::from_utf8(bytes)
-                .map_err(|e| fail("UTF-8", format!("another byte at offset {}", e.utf8_error().valid_up_to())))?;
-            if !text.trim().is_empty() {
-                batch.push((self.line, text));
-            }
-        }
-        Ok(batch)
-    }
-}
-
-fn refuse(path: &Path, line: u64, field: &str, expected: &str, found: String) -> EngineError {
-    EngineError::Record { path: path.into(), line, field: field.into(), expected: expected.into(), found }
-}
-
 /// What a record brings.
 #[derive(Debug)]
-enum Body {
+pub(crate) enum Body {
     /// Ids as they are.
     Ids(Vec<u32>),
     /// Text, of which the first bytes are a prompt.
@@ -265,22 +222,24 @@ enum Body {
 
 /// A line, understood.
 #[derive(Debug)]
-struct Record {
+pub(crate) struct Record {
     line: u64,
-    id: String,
+    /// Its id: what the line says, or its number.
+    pub id: String,
     dataset: String,
     loss_from: Option<usize>,
-    body: Body,
+    pub body: Body,
 }
 
 /// A record's tokens and the first that counts.
-struct Tokens {
-    ids: Vec<u32>,
-    loss_from: usize,
+pub(crate) struct Tokens {
+    pub ids: Vec<u32>,
+    pub loss_from: usize,
 }
 
 impl Record {
-    fn parse(path: &Path, line: u64, text: &str, options: &DataOptions) -> Result<Self, EngineError> {
+    /// Understands a line.
+    pub fn parse(path: &Path, line: u64, text: &str, options: &DataOptions) -> Result<Self, EngineError> {
         let fields: Map<String, Value> = serde_json::from_str(text)
             .map_err(|e| refuse(path, line, "line", "a JSON object", format!("{e}: {}", short(text))))?;
         let reader = Fields { path, line, fields: &fields };
@@ -305,7 +264,13 @@ impl Record {
         Ok(Self { line, id, dataset, loss_from: loss_from.transpose()?, body: reader.body()? })
     }
 
-    fn tokens(&self, path: &Path, tokenizer: Option<&TextTokenizer>, vocab_size: usize) -> Result<Tokens, EngineError> {
+    /// Its tokens; `tokenizer` may be `None` only for a record of ids.
+    pub fn tokens(
+        &self,
+        path: &Path,
+        tokenizer: Option<&TextTokenizer>,
+        vocab_size: usize,
+    ) -> Result<Tokens, EngineError> {
         let fail = |field: &str, expected: &str, found: String| refuse(path, self.line, field, expected, found);
         let (ids, mut loss_from, field) = match &self.body {
             Body::Ids(ids) => (ids.clone(), 0, "input_ids"),

@@ -61,6 +61,9 @@ pub struct FeaturesRequest {
     pub embeddings: bool,
     /// CUDA device that the passes run on, in a build with the feature `cuda`; none for the processor.
     pub cuda: Option<usize>,
+    /// Make the `i`-th of `n` parts of the rows only, each a store of its own; `ascribe store merge` joins all
+    /// parts, dataset by dataset, to the same bytes for every `n`. `(0, 1)` is all.
+    pub part: (u64, u64),
 }
 
 /// What `ascribe features --model … --data …` prints.
@@ -163,10 +166,13 @@ pub fn run(request: &FeaturesRequest, progress: &dyn Progress) -> Result<Feature
     let options = model.options(&request.options)?;
     let tokenizer = || model.tokenizer(request.special_tokens);
     let vocab_size = model.decoder().config().vocab_size;
-    let data = LabData::read(&request.data, &options, vocab_size, &tokenizer, progress)?;
+    let mut data = LabData::read(&request.data, &options, vocab_size, &tokenizer, progress)?;
     let (clock, cpu) = (std::time::Instant::now(), cpu_seconds());
     let maker = Maker::new(request, &model)?;
+    // Of all records: parts belong together because their specs are equal.
     let spec = maker.spec(data.digest());
+    let notes = notes(request, &options, &model, &data)?;
+    keep_part(&mut data, request.part)?;
     let sizes = FeatureSizes {
         dim: spec.dim,
         rows: data.windows.len(),
@@ -179,7 +185,9 @@ pub fn run(request: &FeaturesRequest, progress: &dyn Progress) -> Result<Feature
     let rows_per_shard = (SHARD_NUMBERS / spec.dim).clamp(1, SHARD_ROWS_MAX) as u32;
     let n_rows = data.windows.len() as u64;
     let writer = FeatureWriter::create_or_resume(&request.out, &spec, request.row_type, rows_per_shard, n_rows)?;
-    write_notes(request, &options, &model, &data)?;
+    for (name, text) in notes {
+        files::write_atomic(&request.out.join(name), text.as_bytes())?;
+    }
     let first = writer.n_committed() as usize;
     let writer = fill(&maker, &data, writer, progress)?;
     writer.finish()?;
@@ -200,6 +208,19 @@ pub fn run(request: &FeaturesRequest, progress: &dyn Progress) -> Result<Feature
         instructions: ascribe_linalg::packed::isa(),
         store: request.out.clone(),
     })
+}
+
+/// Leaves the windows of one part.
+fn keep_part(data: &mut LabData, (part, n_parts): (u64, u64)) -> Result<(), EngineError> {
+    let n = data.windows.len() as u64;
+    if n_parts > n || part >= n_parts {
+        let (expected, found) = (format!("i/n with i < n, and n at most the {n} rows"), format!("{part}/{n_parts}"));
+        return Err(EngineError::Setting { setting: "--shard", expected, found });
+    }
+    let end = |part: u64| (u128::from(n) * u128::from(part) / u128::from(n_parts)) as usize;
+    data.windows.truncate(end(part + 1));
+    data.windows.drain(..end(part));
+    Ok(())
 }
 
 /// Makes what the store lacks. One thread writes while the others go on with the next rows.
@@ -268,12 +289,13 @@ fn make_rows(
     Ok(())
 }
 
-fn write_notes(
+/// The files beside the store's own: of all rows, whatever part is made.
+fn notes(
     request: &FeaturesRequest,
     options: &DataOptions,
     model: &LabModel,
     data: &LabData,
-) -> Result<(), EngineError> {
+) -> Result<[(&'static str, String); 2], EngineError> {
     let mut lines = String::new();
     for (row, window) in data.windows.iter().enumerate() {
         let record = &data.records[window.record];
@@ -290,7 +312,6 @@ fn write_notes(
         lines.push_str(&serde_json::to_string(&line)?);
         lines.push('\n');
     }
-    files::write_atomic(&request.out.join(EXAMPLES_FILE), lines.as_bytes())?;
     let lab = LabFile {
         ascribe_version: env!("CARGO_PKG_VERSION").into(),
         data: file_name(&request.data),
@@ -304,7 +325,7 @@ fn write_notes(
         embeddings: request.embeddings,
         cuda: request.cuda,
     };
-    files::write_atomic(&request.out.join(LAB_FILE), format!("{}\n", serde_json::to_string_pretty(&lab)?).as_bytes())
+    Ok([(EXAMPLES_FILE, lines), (LAB_FILE, format!("{}\n", serde_json::to_string_pretty(&lab)?))])
 }
 
 fn file_name(path: &Path) -> String {

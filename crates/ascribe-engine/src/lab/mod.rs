@@ -6,7 +6,9 @@
 pub mod data;
 pub mod features;
 pub mod finetune;
+pub(crate) mod lines;
 mod maker;
 pub mod model;
 pub mod plan;
+pub mod scale;
 pub mod settings;

@@ -218,7 +218,7 @@ pub fn run(request: &PlanRequest, progress: &dyn Progress) -> Result<Plan, Engin
 pub fn features(model: &LabModel, data: &LabData, sizes: FeatureSizes) -> StagePlan {
     let config = model.decoder().config();
     let threads = rayon::current_num_threads() as u64;
-    let row_bytes = (sizes.dim * sizes.row_type.len_bytes()) as u64;
+    let row_bytes = sizes.row_type.row_bytes(sizes.dim) as u64;
     let chunk = (CHUNK_NUMBERS.max(sizes.dim * threads as usize)).min(sizes.dim * sizes.rows) as u64;
     let shard_rows = (SHARD_NUMBERS / sizes.dim).clamp(1, SHARD_ROWS_MAX).min(sizes.rows) as u64;
     let ram = vec![
@@ -229,11 +229,12 @@ pub fn features(model: &LabModel, data: &LabData, sizes: FeatureSizes) -> StageP
         Item { what: "packed weights", bytes: sizes.memory.packed as u64 },
         Item { what: "projectors", bytes: sizes.memory.projectors as u64 },
         Item { what: "passes", bytes: threads * sizes.memory.per_thread as u64 },
+        Item { what: "sums per dataset", bytes: (sizes.datasets * sizes.dim * 16) as u64 },
         // Made, waiting, and being written.
         Item { what: "rows on their way", bytes: 3 * 4 * chunk },
-        Item { what: "shard being filled", bytes: shard_rows * row_bytes },
+        Item { what: "shards being filled and written", bytes: 2 * shard_rows * row_bytes },
     ];
-    let disk = sizes.rows as u64 * (row_bytes + ROW_OVERHEAD_BYTES) + (sizes.datasets * sizes.dim * 8) as u64;
+    let disk = sizes.rows as u64 * (row_bytes + ROW_OVERHEAD_BYTES) + (sizes.datasets * sizes.dim * 16) as u64;
     stage_plan("features", ram, disk)
 }
 

@@ -86,6 +86,8 @@ pub struct ResponseRow {
     pub response: String,
     /// Mean loss of the response in bits per byte.
     pub bits_per_byte: f64,
+    /// Whether its shares can be paid, in a sentence.
+    pub verdict: String,
     /// Share per dataset, by ordinal, default method.
     pub shares: Vec<ShareBar>,
     /// Truth share per dataset by retraining, if a bank is there.

@@ -12,7 +12,7 @@ mod check;
 pub mod data;
 mod figures;
 mod format;
-mod page;
+pub(crate) mod page;
 #[cfg(test)]
 mod tests;
 mod view;

@@ -11,28 +11,37 @@ use super::ReportError;
 use super::view::Page;
 
 const TEMPLATE: &str = include_str!("template.html");
-const STYLE: &str = include_str!("style.css");
+/// The house's colours, type and tables.
+pub(crate) const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");
 
 /// Draws the page from its view.
 pub(super) fn draw(page: &Page) -> Result<String, ReportError> {
+    let html = render(
+        "report",
+        TEMPLATE,
+        context! {
+            page => value(serde_json::to_value(page)?),
+            style => Value::from_safe_string(STYLE.to_owned()),
+            script => Value::from_safe_string(SCRIPT.to_owned()),
+            script_digest => Value::from_safe_string(base64(&Sha256::digest(SCRIPT.as_bytes()))),
+        },
+    )?;
+    Ok(html)
+}
+
+/// Renders a template of a page; every text is escaped.
+pub(crate) fn render(name: &str, template: &str, context: Value) -> Result<String, ReportError> {
     let mut env = Environment::new();
     // A misspelt name in the template is an error, not an empty string on the page.
     env.set_undefined_behavior(UndefinedBehavior::Strict);
     env.set_auto_escape_callback(|_| AutoEscape::Html);
     env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
-    let template = env.template_from_named_str("report", TEMPLATE)?;
-    let html = template.render(context! {
-        page => value(serde_json::to_value(page)?),
-        style => Value::from_safe_string(STYLE.to_owned()),
-        script => Value::from_safe_string(SCRIPT.to_owned()),
-        script_digest => Value::from_safe_string(base64(&Sha256::digest(SCRIPT.as_bytes()))),
-    })?;
-    Ok(html)
+    Ok(env.template_from_named_str(name, template)?.render(context)?)
 }
 
 /// The engine is built without its serde bridge; the view passes through JSON values, once per page.
-fn value(json: Json) -> Value {
+pub(crate) fn value(json: Json) -> Value {
     match json {
         Json::Null => Value::from(()),
         Json::Bool(flag) => Value::from(flag),

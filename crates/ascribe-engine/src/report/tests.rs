@@ -27,6 +27,7 @@ fn response(id: u32, source_dataset: u32, response: &str) -> ResponseRow {
         prompt: format!("prompt {id} "),
         response: response.to_owned(),
         bits_per_byte: 1.875,
+        verdict: "Payable.".to_owned(),
         shares: vec![bar(0.25), bar(0.625), bar(0.125)],
         truth: Some(vec![0.25, 0.5, 0.25]),
         top: vec![SourceHit {

@@ -34,11 +34,30 @@ pub fn train(
     removed: Option<u32>,
     state_dir: Option<&Path>,
     progress: &dyn Progress,
-    mut on_step: impl FnMut(&StepReport, &Trainer) -> Result<(), EngineError>,
+    on_step: impl FnMut(&StepReport, &Trainer) -> Result<(), EngineError>,
 ) -> Result<Trainer, EngineError> {
     let members: Vec<u32> = (0..corpus.examples.len() as u32)
         .filter(|&i| Some(corpus.examples[i as usize].id.dataset) != removed)
         .collect();
+    train_members(corpus, recipe, seed, members, state_dir, progress, on_step)
+}
+
+/// [`train`] on the examples `members` (rising indices into the corpus) and on no others.
+///
+/// # Errors
+/// As [`train`].
+///
+/// # Panics
+/// If `members` is empty.
+pub fn train_members(
+    corpus: &Corpus,
+    recipe: &Recipe,
+    seed: u64,
+    members: Vec<u32>,
+    state_dir: Option<&Path>,
+    progress: &dyn Progress,
+    mut on_step: impl FnMut(&StepReport, &Trainer) -> Result<(), EngineError>,
+) -> Result<Trainer, EngineError> {
     let mut sampler = Sampler::new(seed, members);
     let mut settings = recipe.train.clone();
     settings.init_seed = seed;

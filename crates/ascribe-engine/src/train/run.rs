@@ -8,7 +8,7 @@ use ascribe_core::{Digest, Progress, RowType};
 use ascribe_corpus::baseline::NGram;
 use ascribe_corpus::{BpeTokenizer, Corpus, DatasetPart};
 use ascribe_models::{Decoder, Sequence, StepReport, Trainer};
-use ascribe_registry::{Registry, RunRecord, Subject, read_records};
+use ascribe_registry::{ModelManifest, Registry, RunDetail, RunRecord, StartEvidence, Subject, read_records};
 use serde::{Deserialize, Serialize};
 
 use crate::error::EngineError;
@@ -92,6 +92,21 @@ pub fn dataset_parts(registry: &Registry) -> Result<Vec<DatasetPart>, EngineErro
     registry.datasets().iter().map(part).collect()
 }
 
+/// [`dataset_parts`] of the datasets that a recipe names, still in ordinal order; of all if it names none.
+///
+/// # Errors
+/// A name that is not registered; the first dataset that does not read.
+pub fn recipe_parts(registry: &Registry, recipe: &Recipe) -> Result<Vec<DatasetPart>, EngineError> {
+    let registered: Vec<&str> = registry.datasets().iter().map(ascribe_registry::Dataset::name).collect();
+    if let Some(name) = recipe.datasets.iter().find(|name| !registered.contains(&name.as_str())) {
+        let (expected, found) = (format!("names out of {}", registered.join(", ")), name.clone());
+        return Err(EngineError::Setting { setting: "datasets of the recipe", expected, found });
+    }
+    let mut parts = dataset_parts(registry)?;
+    parts.retain(|part| recipe.datasets.is_empty() || recipe.datasets.contains(&part.name));
+    Ok(parts)
+}
+
 /// Loads the tokenizer of a model folder, or learns it from the training records and writes it there.
 ///
 /// # Errors
@@ -131,7 +146,7 @@ pub fn run(
     registry.verify(None, progress)?;
     let started = started_at(&out.join(STATE_DIR))?;
     registry.check_training_permitted(started)?;
-    let parts = dataset_parts(registry)?;
+    let parts = recipe_parts(registry, recipe)?;
     let tokenizer = tokenizer(out, &parts, recipe)?;
     let corpus = Corpus::build(parts, &tokenizer, recipe.corpus.clone())?;
     let mut log = read_log(out)?;
@@ -302,7 +317,9 @@ fn write_record(
     let subject = |name: String| Ok(Subject { sha256: files::digest(&out.join(&name))?, name });
     let subjects = names.into_iter().map(subject).collect::<Result<Vec<_>, EngineError>>()?;
     let epochs = format!("{epochs:.3}");
-    let used = registry.datasets().iter().zip(&corpus.manifest.datasets).map(|(dataset, part)| {
+    let named =
+        registry.datasets().iter().filter(|d| corpus.manifest.datasets.iter().any(|part| part.name == d.name()));
+    let used = named.zip(&corpus.manifest.datasets).map(|(dataset, part)| {
         registry.dataset_use(dataset, part.records_used, epochs.clone(), recipe.seed).ok_or_else(|| {
             EngineError::Content {
                 path: registry.log().path().to_path_buf(),
@@ -313,6 +330,11 @@ fn write_record(
     });
     let datasets = used.collect::<Result<Vec<_>, EngineError>>()?;
     let recipe_sha256 = recipe.digest();
+    let files = subjects.iter().map(|subject| (subject.name.clone(), subject.sha256)).collect();
+    let output_model_sha256 = Some(ModelManifest { name: recipe.name.clone(), files }.digest());
+    // The registry was opened before training: a checkpoint of another size was signed since.
+    let start = StartEvidence::of_registry(registry)?;
+    let start = if start.head()? == Some(registry.log().head()) { start } else { StartEvidence::default() };
     let record = RunRecord {
         invocation_id: format!(
             "{}-{}",
@@ -329,6 +351,12 @@ fn write_record(
         subjects,
         datasets,
         licence_log: registry.log().head(),
+        detail: RunDetail {
+            output_model_sha256,
+            start_checkpoint: start.checkpoint,
+            start_time_stamp: start.time_stamp,
+            ..RunDetail::default()
+        },
     };
     record.write(&out.join(RUN_RECORD_FILE))?;
     Ok(())

@@ -172,22 +172,30 @@ impl ImageRecipe {
     /// # Errors
     /// The recipe file `path` and the field that does not fit.
     pub fn config(&self, path: &Path, set: &ImageSet) -> Result<ClassifierConfig, EngineError> {
-        let mut fields = match serde_json::to_value(&self.model)? {
-            Value::Object(fields) => fields,
-            other => serde_json::Map::from_iter([("model".to_owned(), other)]),
-        };
-        if let Some(kind) = fields.remove("kind") {
-            let kind = kind.as_str().map_or_else(|| kind.to_string(), str::to_owned);
-            fields.insert("model_type".into(), format!("ascribe-{kind}").into());
-        }
-        fields.entry("input_shape").or_insert_with(|| Value::from(set.shape().to_vec()));
-        fields.entry("num_classes").or_insert_with(|| set.n_classes().max(2).into());
-        Ok(ClassifierConfig::from_json(&Value::Object(fields), path)?)
+        network(&self.model, set, path)
     }
 
     fn normalization(&self) -> Normalization {
         Normalization { mean: self.data.mean.clone(), std: self.data.std.clone() }
     }
+}
+
+/// The network that the table `model` (`kind` and sizes, as in a `config.json`) describes, for images like those of `set`.
+///
+/// # Errors
+/// The file `path` that the table came from, and the field that does not fit.
+pub fn network(model: &toml::Table, set: &ImageSet, path: &Path) -> Result<ClassifierConfig, EngineError> {
+    let mut fields = match serde_json::to_value(model)? {
+        Value::Object(fields) => fields,
+        other => serde_json::Map::from_iter([("model".to_owned(), other)]),
+    };
+    if let Some(kind) = fields.remove("kind") {
+        let kind = kind.as_str().map_or_else(|| kind.to_string(), str::to_owned);
+        fields.insert("model_type".into(), format!("ascribe-{kind}").into());
+    }
+    fields.entry("input_shape").or_insert_with(|| Value::from(set.shape().to_vec()));
+    fields.entry("num_classes").or_insert_with(|| set.n_classes().max(2).into());
+    Ok(ClassifierConfig::from_json(&Value::Object(fields), path)?)
 }
 
 /// File name of a kept epoch.

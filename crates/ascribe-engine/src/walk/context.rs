@@ -71,6 +71,11 @@ impl Context {
         let verified = registry.verify(Some(&run_record), progress)?;
         check_model_files(&model_dir, &run_record, &recipe)?;
         progress.start("corpus", 0, "");
+        if !recipe.datasets.is_empty() {
+            // Ordinals of the walk are those of the registry, down to the payees.
+            let (expected, found) = ("a model of all registered datasets".to_owned(), recipe.datasets.join(", "));
+            return Err(EngineError::Setting { setting: "datasets of the recipe", expected, found });
+        }
         let parts = dataset_parts(&registry)?;
         let tokenizer = tokenizer(&model_dir, &parts, &recipe)?;
         let corpus = Corpus::build(parts, &tokenizer, recipe.corpus.clone())?;
@@ -141,16 +146,28 @@ impl Context {
     /// # Errors
     /// A bank of another recipe or corpus; no bank at all.
     pub fn bank(&self) -> Result<Bank, EngineError> {
-        let dir = self.model_dir.join("bank");
-        Bank::read(&dir, &self.corpus, &self.recipe)?.ok_or_else(|| EngineError::Content {
-            path: dir,
+        self.bank_if_any()?.ok_or_else(|| EngineError::Content {
+            path: self.bank_dir(),
             expected: "one complete seed of the retrain bank".into(),
             found: format!("none; hint: ascribe bank build --model {}", self.model_name),
         })
     }
+
+    /// The retrain bank of the model, if one complete seed of it is there.
+    ///
+    /// # Errors
+    /// A bank of another recipe or corpus.
+    pub fn bank_if_any(&self) -> Result<Option<Bank>, EngineError> {
+        Bank::read(&self.bank_dir(), &self.corpus, &self.recipe)
+    }
+
+    fn bank_dir(&self) -> PathBuf {
+        self.model_dir.join("bank")
+    }
 }
 
-fn checkpoints(recipe: &Recipe) -> Vec<Checkpoint> {
+/// The kept checkpoints of a recipe, first to last, with the learning rates that they stand for.
+pub(crate) fn checkpoints(recipe: &Recipe) -> Vec<Checkpoint> {
     let mut from = 0;
     let mut kept = recipe.train.checkpoint_steps.clone();
     if kept.last() != Some(&recipe.train.steps) {

@@ -6,19 +6,18 @@ use std::path::Path;
 
 use ascribe_core::{Digest, Progress};
 use ascribe_eval::ceiling::fixed_shares;
-use ascribe_eval::measures::measure;
-use ascribe_eval::{Estimate, PerQuery, Summary, Truth, ceiling, paired_difference};
-use ascribe_methods::combine::{
-    Calibration, Channel, Conformal, CrossCoverage, CrossFit, FitOptions, Holdout, Splits, TrueShares, cross_coverage,
-    cross_fit, fit,
-};
+use ascribe_eval::{Estimate, PerQuery, Summary, ceiling, paired_difference};
+use ascribe_methods::combine::{Calibration, Channel, Conformal, CrossCoverage, Holdout, cross_coverage};
 use ascribe_store::scores::read_scores;
 use ndarray::{Array2, Axis};
 use serde::{Deserialize, Serialize};
 
+use super::calibrate::{Fitted, channels_of, tables};
+use super::channels;
 use super::context::Context;
 use super::score::{METHODS, SCORES_FILE};
 use super::stamps::Stamps;
+use super::truth::{N_SPLITS, TruthBoard};
 use crate::bank::Bank;
 use crate::error::EngineError;
 use crate::files;
@@ -30,9 +29,6 @@ pub const EVAL_FILE: &str = "eval.json";
 pub const EVAL_FORMAT_VERSION: u32 = 1;
 /// Name of the default method: the calibrated combination.
 pub const COMBINED: &str = "calibrated";
-
-/// Splits into halves; each gives two folds.
-const N_SPLITS: usize = 5;
 
 /// What the evaluation found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -113,42 +109,12 @@ impl Evaluation {
     }
 }
 
-/// The truth in the three forms that measures and fits want.
-struct TruthBoard {
-    truth: Truth,
-    own: Vec<u32>,
-    seed: u64,
-}
-
-impl TruthBoard {
-    fn true_shares(&self) -> TrueShares<'_> {
-        TrueShares { shares: self.truth.shares.view(), usable: &self.truth.usable, own: &self.own }
-    }
-
-    fn cross_fit(&self, channels: &[Channel<'_>], holdout: Holdout) -> Result<CrossFit, EngineError> {
-        let splits = Splits { holdout, n: N_SPLITS, seed: self.seed };
-        Ok(cross_fit(channels, &self.true_shares(), splits, &FitOptions::default())?)
-    }
-
-    /// Held-out measures per response, averaged over the folds that held it out.
-    fn held_out(&self, fitted: &CrossFit) -> PerQuery {
-        let one = |q: usize, shares: ndarray::ArrayView1<'_, f64>| measure(&self.truth, q, shares, shares, self.own[q]);
-        PerQuery {
-            share_error: fitted.per_query(|q, s| one(q, s).share_error),
-            top1: fitted.per_query(|q, s| one(q, s).top1),
-            spearman: fitted.per_query(|q, s| one(q, s).spearman),
-            spearman_other: fitted.per_query(|q, s| one(q, s).spearman_other),
-            n_equal_shares: 0,
-        }
-    }
-}
-
 /// Checks what the evaluation will ask for, so that a walk does not find out after its longest stations.
 ///
 /// # Errors
 /// A channel that is no method, no bank, or one of another recipe.
 pub fn check(context: &Context) -> Result<(), EngineError> {
-    context.attribution.channels.iter().try_for_each(|name| channel_method(context, name).map(drop))?;
+    channels::check(context)?;
     context.bank().map(drop)
 }
 
@@ -173,22 +139,18 @@ pub fn run(context: &Context, stamps: &mut Stamps, progress: &dyn Progress) -> R
 
 fn evaluate(context: &Context, bank: &Bank, progress: &dyn Progress) -> Result<Evaluation, EngineError> {
     let file = read_scores(&context.out.join(SCORES_FILE))?;
-    let tables: BTreeMap<&str, Array2<f64>> =
-        METHODS.iter().map(|m| Ok((m.name, file.datasets(m.name)?.values))).collect::<Result<_, EngineError>>()?;
-    let changes: Vec<Array2<f64>> = bank.change.axis_iter(Axis(0)).map(|c| c.to_owned()).collect();
-    let board = TruthBoard { truth: Truth::from_seeds(&changes)?, own: context.own(), seed: context.attribution.seed };
+    let board = TruthBoard::new(context, bank, None)?;
     progress.start("evaluate", METHODS.len() as u64 + 1, "methods");
-    let channels = channels(context, &tables)?;
-    let fitted = board.cross_fit(&channels, Holdout::Queries)?;
-    let unseen = board.held_out(&board.cross_fit(&channels, Holdout::Datasets)?);
-    let default = board.held_out(&fitted);
+    let tables = tables(&file, &context.attribution.channels)?;
+    let fitted = Fitted::new(context, bank, &channels_of(&tables))?;
+    let default = &fitted.held_out;
     let mut methods = BTreeMap::new();
-    let summary = default.summary(board.seed)?;
-    methods.insert(COMBINED.to_owned(), method_summary(&summary, &summary, &unseen.summary(board.seed)?, false)?);
+    let (summary, unseen) = (default.summary(board.seed)?, fitted.unseen.summary(board.seed)?);
+    methods.insert(COMBINED.to_owned(), method_summary(&summary, &summary, &unseen, false)?);
     progress.advance(1);
     let (mut lead, mut rank_lead) = (BTreeMap::new(), BTreeMap::new());
     for method in &METHODS {
-        let scores = &tables[method.name];
+        let scores = file.datasets(method.name)?.values;
         let raw = PerQuery::of_scores(&board.truth, scores.view(), &board.own)?;
         let channel = [Channel { name: method.name, scores: scores.view() }];
         let calibrated = board.held_out(&board.cross_fit(&channel, Holdout::Queries)?);
@@ -206,14 +168,14 @@ fn evaluate(context: &Context, bank: &Bank, progress: &dyn Progress) -> Result<E
         methods.len(),
         bank.seeds.len()
     ));
-    let shares = fitted.mean_shares();
-    let (usable, level) = (&board.truth.usable, context.attribution.interval_level);
+    let changes: Vec<Array2<f64>> = bank.change.axis_iter(Axis(0)).map(|c| c.to_owned()).collect();
+    let (shares, level) = (&fitted.shares, context.attribution.interval_level);
     let coverage: Vec<Option<f64>> = default.share_error.iter().map(|e| e.map(|e| 1.0 - e)).collect();
     Ok(Evaluation {
         format_version: EVAL_FORMAT_VERSION,
         bank: bank.digest,
         seeds: bank.seeds.clone(),
-        usable: usable.len() as u64,
+        usable: board.truth.usable.len() as u64,
         methods,
         ceiling: match changes.len() {
             1 => None,
@@ -223,35 +185,17 @@ fn evaluate(context: &Context, bank: &Bank, progress: &dyn Progress) -> Result<E
         default_method: COMBINED.to_owned(),
         lead,
         rank_lead,
-        calibration: fit(&channels, board.truth.shares.view(), usable, &FitOptions::default())?,
-        conformal: Conformal::fit(shares.view(), board.truth.shares.view(), usable, level)?,
+        calibration: fitted.method.calibration.clone(),
+        conformal: fitted.method.conformal,
         interval_check: cross_coverage(shares.view(), &board.true_shares(), level, N_SPLITS, board.seed)?,
         coverage: ascribe_eval::bootstrap_mean(&coverage, board.seed)?,
-        shares: rows(&shares),
+        shares: rows(shares),
         truth: rows(&board.truth.shares),
     })
 }
 
 fn rows(table: &Array2<f64>) -> Vec<Vec<f64>> {
     table.rows().into_iter().map(|r| r.to_vec()).collect()
-}
-
-fn channels<'t>(context: &Context, tables: &'t BTreeMap<&str, Array2<f64>>) -> Result<Vec<Channel<'t>>, EngineError> {
-    let channel = |name: &String| {
-        let name = channel_method(context, name)?;
-        Ok(Channel { name, scores: tables[name].view() })
-    };
-    context.attribution.channels.iter().map(channel).collect()
-}
-
-/// The method that a channel names.
-fn channel_method(context: &Context, name: &str) -> Result<&'static str, EngineError> {
-    let method = METHODS.iter().find(|m| m.name == name);
-    method.map(|m| m.name).ok_or_else(|| EngineError::Content {
-        path: context.model_dir.join("attribution.toml"),
-        expected: format!("channels among {:?}", METHODS.map(|m| m.name)),
-        found: format!("{name:?}"),
-    })
 }
 
 fn some<T: Copy>(value: Option<T>, what: &str) -> Result<T, EngineError> {

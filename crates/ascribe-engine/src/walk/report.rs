@@ -3,6 +3,8 @@
 use ascribe_core::{FeatureReader as _, Progress, QueryId};
 use ascribe_ledger::PayoutRow as LedgerRow;
 use ascribe_linalg::Stream;
+use ascribe_methods::combine::HeldOut;
+use ascribe_methods::group::intervals::Verdict;
 use ascribe_shares::ShareBook;
 use ascribe_store::ScoreFile;
 use ascribe_store::scores::read_scores;
@@ -11,6 +13,7 @@ use super::context::Context;
 use super::evaluate::{COMBINED, Evaluation, Measured};
 use super::features::open_train;
 use super::index::IndexReport;
+use super::intervals::{Intervals, ShareInterval};
 use super::pay::Paid;
 use super::score::{METHODS, SCORES_FILE};
 use crate::error::EngineError;
@@ -61,13 +64,13 @@ pub fn run(context: &Context, parts: &Ingredients<'_>, progress: &dyn Progress) 
 pub fn html(context: &Context, parts: &Ingredients<'_>) -> Result<String, EngineError> {
     let evaluation = parts.evaluation;
     let scores = read_scores(&context.out.join(SCORES_FILE))?;
-    let index = IndexReport::read(&context.out)?;
+    let (index, intervals) = (IndexReport::read(&context.out)?, Intervals::read(&context.out)?);
     let pool = &context.attribution.pool;
     let currency = pool.split_whitespace().nth(1).unwrap_or_default();
     let data = ReportData {
-        facts: facts(context, evaluation)?,
+        facts: facts(context, evaluation, &intervals)?,
         datasets: dataset_rows(context)?,
-        responses: response_rows(context, evaluation, &scores)?,
+        responses: response_rows(context, evaluation, &intervals, &scores)?,
         methods: method_rows(evaluation),
         ceiling: evaluation.ceiling.as_ref().map(ceiling_row),
         default_method: COMBINED.to_owned(),
@@ -100,7 +103,7 @@ fn unattributed(paid: &Paid) -> Result<String, EngineError> {
     Ok(money.map_or_else(String::new, |currency| all.decimal(currency)))
 }
 
-fn facts(context: &Context, evaluation: &Evaluation) -> Result<Vec<Fact>, EngineError> {
+fn facts(context: &Context, evaluation: &Evaluation, intervals: &Intervals) -> Result<Vec<Fact>, EngineError> {
     let fact = |label: &str, value: String| Fact { label: label.into(), value };
     let store = open_train(context, &context.last().name)?;
     let mut facts = vec![
@@ -122,11 +125,50 @@ fn facts(context: &Context, evaluation: &Evaluation) -> Result<Vec<Fact>, Engine
                 100.0 * evaluation.interval_check.coverage
             ),
         ),
+        fact("Held-out share error", held_out_words(intervals)),
+        fact("Spread of a share", spread_words(intervals)),
+        fact(
+            "Additivity residual",
+            format!(
+                "{:+.4} of the summed influence, second order, mean over responses: what sums of datasets leave out",
+                intervals.additivity_residual
+            ),
+        ),
         fact("Seed", context.attribution.seed.to_string()),
         fact("Signatures", "demo keys, made in public: no owner named here has signed or will be paid".into()),
     ];
     facts.extend(context.inputs.iter().map(|(name, digest)| fact(name, digest.to_string())));
     Ok(facts)
+}
+
+fn held_out_words(intervals: &Intervals) -> String {
+    let of = |h: &HeldOut| format!("{:.3} [{:.3}, {:.3}]", h.share_error, h.low, h.high);
+    let m = &intervals.method;
+    let datasets = m.datasets.as_ref().map_or_else(|| "not measured".to_owned(), of);
+    format!("{} on responses that were not fitted, {datasets} on datasets that no fit had seen", of(&m.queries))
+}
+
+/// Standard errors by source, and how many responses are too noisy.
+fn spread_words(intervals: &Intervals) -> String {
+    let parts: Vec<String> =
+        intervals.sources.iter().map(|(name, e)| format!("{} {e:.4}", name.replace('_', " "))).collect();
+    format!(
+        "root mean square standard error by source: {}; {} of {} responses too noisy to pay (half width of a 95 % interval above \
+         {})",
+        parts.join(", "),
+        intervals.n_too_noisy(),
+        intervals.responses.len(),
+        intervals.threshold
+    )
+}
+
+fn verdict_words(verdict: Verdict) -> String {
+    match verdict {
+        Verdict::Payable { half_width } => format!("Its shares are known to ±{half_width:.3}: payable."),
+        Verdict::TooNoisyToPay { half_width, threshold } => {
+            format!("Its shares are known to ±{half_width:.3} only, which is above {threshold}: too noisy to pay.")
+        }
+    }
 }
 
 /// The combination in words: channel, transform and weight.
@@ -169,6 +211,7 @@ fn dataset_rows(context: &Context) -> Result<Vec<DatasetRow>, EngineError> {
 fn response_rows(
     context: &Context,
     evaluation: &Evaluation,
+    intervals: &Intervals,
     scores: &ScoreFile,
 ) -> Result<Vec<ResponseRow>, EngineError> {
     let decoder = context.decoder(context.last())?;
@@ -178,18 +221,16 @@ fn response_rows(
     for (q, query) in context.corpus.queries.iter().enumerate() {
         let response = &query.tokens[prompt_len..];
         let (prompt_text, response_text) = texts(context, &query.tokens, prompt_len);
-        let bar = |&share: &f64| {
-            let (low, high) = evaluation.conformal.interval(share);
-            ShareBar { share, low, high }
-        };
-        let truth = &evaluation.truth[q];
+        let bar = |s: &ShareInterval| ShareBar { share: s.share, low: s.low, high: s.high };
+        let (truth, found) = (&evaluation.truth[q], &intervals.responses[q]);
         rows.push(ResponseRow {
             id: q as u32,
             source_dataset: query.dataset,
             prompt: prompt_text,
             response: response_text,
             bits_per_byte: nats[q] / std::f64::consts::LN_2 / context.tokenizer.len_bytes(response) as f64,
-            shares: evaluation.shares[q].iter().map(bar).collect(),
+            verdict: verdict_words(found.verdict),
+            shares: found.shares.iter().map(bar).collect(),
             truth: truth.iter().any(|t| *t > 0.0).then(|| truth.clone()),
             top: hits(context, scores, QueryId(q as u32)),
         });
@@ -199,7 +240,7 @@ fn response_rows(
 
 /// Prompt and response as text. A character whose bytes stand on both sides belongs to the response; one that the window
 /// cuts at its ends is left out.
-fn texts(context: &Context, tokens: &[u32], prompt_len: usize) -> (String, String) {
+pub(crate) fn texts(context: &Context, tokens: &[u32], prompt_len: usize) -> (String, String) {
     let incomplete = char::REPLACEMENT_CHARACTER;
     let whole = context.tokenizer.decode(tokens);
     let prompt = context.tokenizer.decode(&tokens[..prompt_len]);

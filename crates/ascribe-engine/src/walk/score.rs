@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use ascribe_core::{DatasetScores, Digest, ExampleId, FeatureReader as _, Progress, RecordId, ScoreTable};
 use ascribe_methods::aggregate::{Aggregate, to_datasets};
 use ascribe_methods::block_fisher::precondition;
-use ascribe_methods::controls::{bm25::Bm25, embedding, gradient_norm, random, text::terms};
+use ascribe_methods::controls::{bm25::Bm25, embedding, gradient_norm, random, text::terms, verbatim};
 use ascribe_methods::dot;
 use ascribe_methods::trajectory::{self, CheckpointRows, CheckpointSums};
 use ascribe_store::{FeatureStore, ScoreFileMeta, ScoreWriter};
 use ndarray::Array2;
 use rayon::prelude::*;
 
+use super::channels;
 use super::context::Context;
 use super::features::{self, HIDDEN_DIRS, load_rows, open_train, query_dir};
 use super::fit;
@@ -22,7 +23,7 @@ use crate::error::EngineError;
 pub const SCORES_FILE: &str = "scores.parquet";
 
 /// Examples that count in the top means of similarity.
-const TOP_MEAN_K: usize = 20;
+pub(crate) const TOP_MEAN_K: usize = 20;
 
 /// A method or control of the walk.
 pub struct MethodInfo {
@@ -35,7 +36,7 @@ pub struct MethodInfo {
 }
 
 /// All methods and controls, in the order of reports. The default is a calibrated combination of some of them.
-pub const METHODS: [MethodInfo; 9] = [
+pub const METHODS: [MethodInfo; 10] = [
     MethodInfo { name: "block_fisher", control: false, about: "block-Fisher influence at the last checkpoint" },
     MethodInfo { name: "trajectory_fisher", control: false, about: "block-Fisher influence summed over checkpoints" },
     MethodInfo { name: "tracin", control: false, about: "TracInCP: gradient products summed over checkpoints" },
@@ -43,6 +44,7 @@ pub const METHODS: [MethodInfo; 9] = [
     MethodInfo { name: "embedding_top20", control: true, about: "the same, mean of a dataset's 20 best" },
     MethodInfo { name: "bm25", control: true, about: "BM25 over words and character pairs, mean over a dataset" },
     MethodInfo { name: "bm25_top20", control: true, about: "the same, mean of a dataset's 20 best" },
+    MethodInfo { name: "verbatim", control: true, about: "longest run of equal tokens, the longest of a dataset" },
     MethodInfo {
         name: "gradient_norm",
         control: true,
@@ -58,20 +60,27 @@ struct Scored {
 
 /// Scores everything and writes the score file, unless it is there.
 ///
-/// The file holds, per method and response, the best `top_k` examples and the score of every dataset. Bytes depend on the
-/// stores and factors alone.
+/// The file holds, per method and response, the best `top_k` examples and the score of every dataset, and the dataset scores of
+/// channels that are parts of methods. Bytes depend on the stores and factors alone.
 ///
 /// # Errors
 /// From the stores, the methods, the disk.
 pub fn run(context: &Context, stamps: &mut Stamps, progress: &dyn Progress) -> Result<(), EngineError> {
     let factors = stamps.outputs_digest(&["fit"]);
     let a = &context.attribution;
-    let key = Digest::of_json(&("score", features::digest(context)?, factors, a.seed, a.top_k))?;
+    let parts: Vec<String> = channels::names(context)?.into_iter().filter(|n| n.contains('/')).collect();
+    let key = Digest::of_json(&("score", features::digest(context)?, factors, a.seed, a.top_k, &parts))?;
     if stamps.is_done(&context.out, "score", key) {
         return Ok(());
     }
     let mut scored = gradients(context, factors, progress)?;
     scored.extend(similarities(context, progress)?);
+    for name in &parts {
+        if let Some(channel) = channels::gradient(context, name)? {
+            let spec = channel.digest(name, features::digest(context)?, factors)?;
+            scored.push(self::scored(context, name, spec, None, channel.scores(context)?));
+        }
+    }
     let last = open_train(context, &context.last().name)?;
     let meta = ScoreFileMeta {
         spec: last.spec().hash(),
@@ -111,7 +120,7 @@ fn gradients(context: &Context, factors: Digest, progress: &dyn Progress) -> Res
         let rows = load_rows(&FeatureStore::open(&context.out.join(query_dir(&checkpoint.name)), None)?)?;
         solved.push(precondition(&fit::read(context, checkpoint)?, rows.view())?);
         plain.push(rows.mapv(f64::from));
-        let found = store.dataset_sums()?.sums;
+        let found = store.dataset_sums()?.sums();
         if found.nrows() != n_datasets {
             return Err(EngineError::Content {
                 path: context.out.join(features::train_dir(&checkpoint.name)),
@@ -144,7 +153,7 @@ fn gradients(context: &Context, factors: Digest, progress: &dyn Progress) -> Res
 }
 
 fn similarities(context: &Context, progress: &dyn Progress) -> Result<Vec<Scored>, EngineError> {
-    progress.start("controls", 4, "controls");
+    progress.start("controls", 5, "controls");
     let n_queries = context.corpus.queries.len();
     let ids: Vec<ExampleId> = context.corpus.examples.iter().map(|e| e.id).collect();
     let mut out = Vec::new();
@@ -178,8 +187,20 @@ fn similarities(context: &Context, progress: &dyn Progress) -> Result<Vec<Scored
 
     let seed = context.attribution.seed;
     push("random", None, Digest::of_json(&("random", seed, corpus))?, random::score(seed, n_queries, ids.len()))?;
-    progress.finish("embedding, BM25, gradient norm, random");
+    out.push(verbatim_runs(context, &ids, corpus)?);
+    progress.advance(1);
+    progress.finish("embedding, BM25, verbatim, gradient norm, random");
     Ok(out)
+}
+
+/// Longest runs of tokens that responses with their prompts share with examples; a dataset has that of its best example.
+fn verbatim_runs(context: &Context, ids: &[ExampleId], corpus: Digest) -> Result<Scored, EngineError> {
+    let examples: Vec<&[u32]> = context.corpus.examples.iter().map(|e| e.tokens.as_slice()).collect();
+    let queries: Vec<&[u32]> = context.corpus.queries.iter().map(|q| q.tokens.as_slice()).collect();
+    let runs = verbatim::score(&queries, &examples, verbatim::Measure::LongestRun)?;
+    let longest = to_datasets(runs.view(), ids, context.corpus.n_datasets(), Aggregate::TopMean { k: 1 })?;
+    let spec = Digest::of_json(&("verbatim", corpus))?;
+    Ok(scored(context, "verbatim", spec, Some((ids.to_vec(), runs)), longest))
 }
 
 fn scored(

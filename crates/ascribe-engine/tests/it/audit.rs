@@ -98,7 +98,7 @@ fn an_added_and_a_removed_file_are_named() {
 }
 
 #[test]
-fn a_payout_that_was_changed_and_sealed_again_is_found_by_recomputing() {
+fn a_payout_that_was_changed_and_sealed_again_is_found_beside_its_journal() {
     let tiny = finished().tiny.copy_with_run();
     let path = tiny.out().join("payout/payout.csv");
     let text = fs::read_to_string(&path).unwrap();
@@ -106,7 +106,7 @@ fn a_payout_that_was_changed_and_sealed_again_is_found_by_recomputing() {
     flip(&path, digit);
     reseal(&tiny, |_| {});
     let message = refusal(&tiny);
-    assert!(message.contains("payout/payout.csv") && message.contains("made again"), "{message}");
+    assert!(message.contains("payout/payout.csv") && message.contains("journal"), "{message}");
 }
 
 #[test]

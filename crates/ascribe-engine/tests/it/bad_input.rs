@@ -50,7 +50,7 @@ fn a_changed_dataset_byte() {
 #[test]
 fn a_licence_newer_than_the_training_run() {
     let tiny = finished().tiny.copy();
-    let old = tiny.registry().dataset("zh-classics").unwrap().licence.digest;
+    let old = tiny.registry().dataset("zh-classics").unwrap().licence.digest();
     let newer = ascribe_registry::prepare::Grant { supersedes: old, ..grant(2) };
     assert_ne!(old, LicenceDigest::default());
     license_dataset(&tiny.datasets(), "zh-classics", &LicenceKey::demo("Chen"), newer).unwrap();

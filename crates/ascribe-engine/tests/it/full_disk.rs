@@ -99,7 +99,7 @@ fn a_walk_from_nothing_on_a_full_disk() {
 fn every_later_file_on_a_full_disk() {
     let tiny = finished().tiny.copy_with_run();
     let out = tiny.out();
-    let graph = "index/hnsw/graph-000.hnsw.data";
+    let graph = "index/hnsw/graph-000.bin";
     for target in ["factors/step-000015.safetensors", "scores.parquet", graph, "eval.json", "shares.json", REPORT_FILE]
     {
         let path = out.join(target);

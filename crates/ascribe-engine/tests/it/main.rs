@@ -6,8 +6,10 @@
 
 mod audit;
 mod bad_input;
+mod calibrated;
 mod common;
 mod exact;
 mod full_disk;
+mod respond;
 mod training;
 mod walk;

@@ -83,7 +83,7 @@ fn the_record_of_a_training_names_all_that_it_stands_on() {
     assert_eq!(record.datasets.len(), 3);
     for ((used, dataset), part) in record.datasets.iter().zip(registry.datasets()).zip(&corpus.manifest.datasets) {
         assert_eq!(used.content_root, dataset.manifest.content_root);
-        assert_eq!(used.licence_digest, dataset.licence.digest);
+        assert_eq!(used.licence_digest, dataset.licence.digest());
         assert_eq!(used.records_used, part.records_used);
         assert!(part.records_used + part.records_held_out <= dataset.manifest.record_count);
     }

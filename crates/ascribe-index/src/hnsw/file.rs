@@ -1,55 +1,65 @@
-//! Keeping an index: the library's dump of each graph, and a header that says what it is and pins every byte.
+//! Keeping an index: the bytes of each graph, and a header that says what it is and pins every byte.
 //!
 //! ```text
 //! index/
-//!   index.json                  version, spec hash, rows, settings, orphans, and length and SHA-256 of each file
-//!   graph-000.hnsw.graph        neighbours (hnsw_rs 0.3.5, its format 4)
-//!   graph-000.hnsw.data         points
+//!   index.json          version, spec hash, settings, shapes, orphans, deleted examples, measured recall, and length and
+//!                       SHA-256 of each file
+//!   graph-000.bin       sections of `hnsw/graph.rs`; mapped when the index is opened
 //! ```
 //!
-//! The folder is made under another name and renamed. The sums guard against damage, not against malice: the library
-//! believes what it reads, so an index from a stranger is to be built again rather than opened.
+//! The folder is made under another name and renamed. An index belongs to the examples that it was built over, not to their
+//! places: rows that the store has lost since are skipped, a few that it got are looked at always ([`NEW_ROWS_SHARE`]).
 
-use std::fs::{self, File};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::collections::{BTreeSet, HashMap};
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use ascribe_core::{Digest, FeatureReader};
+use ascribe_core::{Digest, ExampleId, FeatureReader};
 use ascribe_store::StoreError;
 use ascribe_store::atomic::{create_dirs, read_capped, sync_dir, write_atomic};
-use hnsw_rs::api::AnnT;
-use hnsw_rs::hnswio::HnswIo;
-use hnsw_rs::prelude::DistL2;
+use ascribe_store::mmap::Map;
 use serde::{Deserialize, Serialize};
 
+use super::graph::{Graph, Shape};
 use super::points::Projection;
-use super::{Graph, HnswIndex, HnswParams, INDEX_FORMAT_VERSION};
-use crate::candidates::RowMap;
+use super::{HnswIndex, HnswParams, INDEX_FORMAT_VERSION, Range, RecallCurve, v1};
+use crate::candidates::Blocks;
 use crate::error::{IndexError, RowsOf};
 
-const HEADER: &str = "index.json";
-const LIBRARY: &str = "hnsw_rs 0.3.5";
-const BUILD_AGAIN: &str = "build the index again";
+pub(super) const HEADER: &str = "index.json";
+pub(super) const BUILD_AGAIN: &str = "build the index again";
 /// A header of ten million orphans is shorter.
 const HEADER_MAX_BYTES: u64 = 256 << 20;
-const FILE_MAX_BYTES: u64 = 64 << 30;
+pub(super) const FILE_MAX_BYTES: u64 = 1 << 40;
+/// Of a store's rows so many may be newer than the index: each of them costs every search one exact score.
+const NEW_ROWS_SHARE: f64 = 0.05;
 
 #[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Header {
     format_version: u32,
-    library: String,
     spec_sha256: Digest,
     n_rows: u64,
     params: HnswParams,
     orphans: Vec<u64>,
-    graphs: Vec<[Part; 2]>,
+    deleted: Vec<u64>,
+    recall: RecallCurve,
+    graphs: Vec<GraphPart>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Part {
-    name: String,
-    bytes: u64,
-    sha256: Digest,
+#[serde(deny_unknown_fields)]
+struct GraphPart {
+    shape: Shape,
+    file: Part,
+}
+
+/// A file that the header pins.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Part {
+    pub name: String,
+    pub bytes: u64,
+    pub sha256: Digest,
 }
 
 impl<'r, R: FeatureReader> HnswIndex<'r, R> {
@@ -77,19 +87,21 @@ impl<'r, R: FeatureReader> HnswIndex<'r, R> {
     }
 
     fn save_into(&self, dir: &Path) -> Result<(), IndexError> {
-        let mut graphs = Vec::with_capacity(self.graphs.len());
-        for (i, graph) in self.graphs.iter().enumerate() {
-            let base = format!("graph-{i:03}");
-            dump(graph, dir, &base)?;
-            graphs.push([part(dir, format!("{base}.hnsw.graph"))?, part(dir, format!("{base}.hnsw.data"))?]);
+        let mut graphs = Vec::with_capacity(self.ranges.len());
+        for (i, range) in self.ranges.iter().enumerate() {
+            let (name, bytes) = (name_of(i), range.graph.bytes());
+            write_atomic(&dir.join(&name), bytes)?;
+            let file = Part { name, bytes: bytes.len() as u64, sha256: Digest::of(bytes) };
+            graphs.push(GraphPart { shape: *range.graph.shape(), file });
         }
         let header = Header {
             format_version: INDEX_FORMAT_VERSION,
-            library: LIBRARY.to_owned(),
             spec_sha256: self.reader.spec().hash(),
             n_rows: self.reader.n_rows(),
             params: self.params,
-            orphans: self.orphans.clone(),
+            orphans: self.orphan_ids()?,
+            deleted: self.deleted.iter().map(|id| id.to_u64()).collect(),
+            recall: self.curve.clone(),
             graphs,
         };
         let path = dir.join(HEADER);
@@ -98,132 +110,138 @@ impl<'r, R: FeatureReader> HnswIndex<'r, R> {
         Ok(write_atomic(&path, &json)?)
     }
 
-    /// Opens the index in `dir` over `reader`, whose rows must be the ones that it was built over.
+    /// Examples of the orphans.
+    fn orphan_ids(&self) -> Result<Vec<u64>, IndexError> {
+        let (_, ids) = Blocks::of(self.reader)?;
+        Ok(self.orphans.iter().map(|&row| ids[row as usize].to_u64()).collect())
+    }
+
+    /// Opens the index in `dir` over `reader`, which must have the spec that it was built for. Graphs are mapped, hashed and
+    /// looked at whole once; rows are not read.
     ///
     /// # Errors
-    /// [`IndexError::SpecMismatch`] for other rows; [`IndexError::Store`] for a missing, cut, changed or newer file;
-    /// those of the reader.
+    /// [`IndexError::SpecMismatch`] for another spec, or too many rows that the index does not know;
+    /// [`IndexError::Store`] for a missing, cut, changed or newer file; those of the reader.
     pub fn open(reader: &'r R, dir: &Path) -> Result<Self, IndexError> {
         let path = dir.join(HEADER);
-        let header = read_header(&path)?;
+        let bytes = read_capped(&path, HEADER_MAX_BYTES, BUILD_AGAIN)?;
+        match version(&path, &bytes)? {
+            1 => return v1::open(reader, dir, &path, &bytes),
+            INDEX_FORMAT_VERSION => {}
+            found => {
+                let expected = INDEX_FORMAT_VERSION;
+                return Err(StoreError::WrongVersion { path, format: "index", expected, found }.into());
+            }
+        }
+        let header: Header = serde_json::from_slice(&bytes).map_err(|error| bad_header(&path, error))?;
         let expected = RowsOf { spec: reader.spec().hash(), n_rows: reader.n_rows() };
         let found = RowsOf { spec: header.spec_sha256, n_rows: header.n_rows };
-        if expected != found {
+        if expected.spec != found.spec {
             return Err(IndexError::SpecMismatch { path, expected, found });
         }
         header.params.check()?;
-        if header.orphans.iter().any(|&row| row >= header.n_rows) || !header.orphans.is_sorted() {
-            return Err(StoreError::malformed(&path, "orphans", "ascending rows of the store", "others").into());
-        }
         let projection = Projection::new(reader.spec().dim, header.params.point_dim, header.params.seed);
-        let map = RowMap::new(reader)?;
         let mut graphs = Vec::with_capacity(header.graphs.len());
-        let (mut max_norms, mut n_points) = (Vec::with_capacity(header.graphs.len()), 0);
-        for (i, parts) in header.graphs.iter().enumerate() {
-            let base = format!("graph-{i:03}");
-            for (part, ending) in parts.iter().zip(["graph", "data"]) {
-                check_part(dir, part, &format!("{base}.hnsw.{ending}"))?;
+        for (i, part) in header.graphs.iter().enumerate() {
+            let GraphPart { shape, file } = part;
+            let map = check_part(dir, file, &name_of(i))?;
+            let bad = |(expected, found): (&'static str, String)| {
+                IndexError::from(StoreError::malformed(&dir.join(&file.name), "graph", expected, found))
+            };
+            if shape.point_dim != projection.point_dim {
+                return Err(bad(("points as long as the settings say", shape.point_dim.to_string())));
             }
-            let graph = load(dir, &base)?;
-            max_norms.push(check_graph(&path, &graph, &map, projection.point_dim)?);
-            n_points += graph.get_nb_point() as u64;
-            graphs.push(graph);
+            graphs.push(Graph::from_map(*shape, map).map_err(bad)?);
         }
-        if n_points != header.n_rows || !max_norms.is_sorted_by(|a, b| a >= b) {
-            let found = format!("{n_points} points, largest norms {max_norms:?}");
-            return Err(StoreError::malformed(&path, "graphs", "every row, longest first", found).into());
+        let (blocks, ids) = Blocks::of(reader)?;
+        let known = Known { graphs, orphans: header.orphans };
+        let Some((ranges, orphans)) = known.placed(&ids) else {
+            return Err(IndexError::SpecMismatch { path, expected, found });
+        };
+        if !ranges.is_sorted_by(|a, b| a.max_norm >= b.max_norm) {
+            return Err(StoreError::malformed(&path, "graphs", "longest rows first", "another order").into());
         }
-        Ok(Self { reader, params: header.params, graphs, max_norms, orphans: header.orphans, map, projection })
+        let mut index = Self::assemble(reader, header.params, ranges, orphans, blocks, projection);
+        index.deleted = header.deleted.into_iter().map(ExampleId::from_u64).collect::<BTreeSet<_>>();
+        index.curve = header.recall;
+        Ok(index)
     }
 }
 
-fn read_header(path: &Path) -> Result<Header, StoreError> {
+/// What an index knows, before its rows are found in a store.
+struct Known {
+    graphs: Vec<Graph>,
+    orphans: Vec<u64>,
+}
+
+impl Known {
+    /// Finds every node's row among the ids of a store; rows that the index does not know become orphans. None if they are
+    /// too many.
+    fn placed(self, ids: &[ExampleId]) -> Option<(Vec<Range>, Vec<u64>)> {
+        let mut is_known = vec![false; ids.len()];
+        let same = |graph: &Graph| {
+            let stands = |(&row, &id): (&u32, &u64)| ids.get(row as usize).is_some_and(|found| found.to_u64() == id);
+            graph.rows().iter().zip(graph.ids()).all(stands)
+        };
+        let by_id: Option<HashMap<u64, u32>> = (!self.graphs.iter().all(same))
+            .then(|| ids.iter().enumerate().map(|(row, id)| (id.to_u64(), row as u32)).collect());
+        let mut ranges = Vec::with_capacity(self.graphs.len());
+        for graph in self.graphs {
+            let rows: Vec<u32> = match &by_id {
+                None => graph.rows().to_vec(),
+                Some(by_id) => graph.ids().iter().map(|id| by_id.get(id).copied().unwrap_or(Range::GONE)).collect(),
+            };
+            rows.iter().filter(|&&row| row != Range::GONE).for_each(|&row| is_known[row as usize] = true);
+            ranges.push(Range::new(graph, rows));
+        }
+        let n_new = is_known.iter().filter(|&&known| !known).count();
+        if n_new as f64 > NEW_ROWS_SHARE * ids.len() as f64 {
+            return None;
+        }
+        let orphans: BTreeSet<u64> = self.orphans.into_iter().collect();
+        let is_orphan = |row: &usize| !is_known[*row] || orphans.contains(&ids[*row].to_u64());
+        let orphans = (0..ids.len()).filter(is_orphan).map(|row| row as u64).collect();
+        Some((ranges, orphans))
+    }
+}
+
+fn name_of(graph: usize) -> String {
+    format!("graph-{graph:03}.bin")
+}
+
+/// Reads the version before anything else, so that a newer file is called newer and not broken.
+fn version(path: &Path, bytes: &[u8]) -> Result<u32, StoreError> {
     #[derive(Deserialize)]
     struct Version {
         format_version: u32,
     }
-    let bytes = read_capped(path, HEADER_MAX_BYTES, BUILD_AGAIN)?;
-    let bad = |error| StoreError::malformed(path, "index header", "its JSON form", error);
-    let found = serde_json::from_slice::<Version>(&bytes).map_err(bad)?.format_version;
-    if found != INDEX_FORMAT_VERSION {
-        let (path, expected) = (path.to_path_buf(), INDEX_FORMAT_VERSION);
-        return Err(StoreError::WrongVersion { path, format: "index", expected, found });
-    }
-    let header: Header = serde_json::from_slice(&bytes).map_err(bad)?;
-    if header.library != LIBRARY {
-        return Err(StoreError::malformed(path, "library", LIBRARY, header.library));
-    }
-    Ok(header)
+    Ok(serde_json::from_slice::<Version>(bytes).map_err(|error| bad_header(path, error))?.format_version)
 }
 
-/// The library panics where it cannot write; a panic becomes the error that it should have been.
-fn dump(graph: &Graph, dir: &Path, base: &str) -> Result<(), StoreError> {
-    let failed = |what: String| StoreError::io("write", &dir.join(base), std::io::Error::other(what));
-    // An index that was read may be kept again only under a name that the library does not change.
-    match catch_unwind(AssertUnwindSafe(|| graph.file_dump(dir, base))) {
-        Ok(Ok(name)) if name == base => Ok(()),
-        Ok(Ok(name)) => Err(failed(format!("the graph was written as {name}"))),
-        Ok(Err(error)) => Err(failed(error.to_string())),
-        Err(_) => Err(failed("the graph library gave up".to_owned())),
-    }
+pub(super) fn bad_header(path: &Path, error: serde_json::Error) -> StoreError {
+    StoreError::malformed(path, "index header", "its JSON form", error)
 }
 
-fn part(dir: &Path, name: String) -> Result<Part, StoreError> {
-    let path = dir.join(&name);
-    let failed = |source| StoreError::io("sync", &path, source);
-    File::open(&path).and_then(|file| file.sync_all()).map_err(failed)?;
-    let bytes = fs::read(&path).map_err(failed)?;
-    Ok(Part { name, bytes: bytes.len() as u64, sha256: Digest::of(&bytes) })
-}
-
-fn check_part(dir: &Path, part: &Part, name: &str) -> Result<(), StoreError> {
+/// Maps a pinned file and compares its bytes with the header.
+pub(super) fn check_part(dir: &Path, part: &Part, name: &str) -> Result<Map, StoreError> {
     let path = dir.join(name);
     if part.name != name {
         return Err(StoreError::malformed(&dir.join(HEADER), "name of a file", name, &part.name));
     }
-    let bytes = read_capped(&path, FILE_MAX_BYTES, BUILD_AGAIN)?;
-    if bytes.len() as u64 != part.bytes {
-        return Err(StoreError::WrongLength { path, expected: part.bytes, found: bytes.len() as u64 });
+    let found_bytes = fs::metadata(&path).map_or(0, |found| found.len());
+    if found_bytes > FILE_MAX_BYTES {
+        return Err(StoreError::WrongLength { path, expected: part.bytes, found: found_bytes });
     }
-    let found = Digest::of(&bytes);
+    let map = Map::open(&path)?;
+    if map.len() as u64 != part.bytes {
+        return Err(StoreError::WrongLength { path, expected: part.bytes, found: map.len() as u64 });
+    }
+    let found = Digest::of(&map);
     if found != part.sha256 {
         let (expected, found) = (part.sha256.to_string(), found.to_string());
         return Err(StoreError::WrongChecksum { path, expected, found });
     }
-    Ok(())
-}
-
-fn load(dir: &Path, base: &str) -> Result<Graph, StoreError> {
-    // The library ties a graph to the reader it came from, for the sake of maps that are not used here. The reader is
-    // given away for good: some hundred bytes for each graph that is opened.
-    let read = || {
-        let reader: &'static mut HnswIo = Box::leak(Box::new(HnswIo::new(dir, base)));
-        reader.load_hnsw::<f32, DistL2>()
-    };
-    let bad = |what: String| StoreError::malformed(&dir.join(base), "graph", LIBRARY, what);
-    match catch_unwind(AssertUnwindSafe(read)) {
-        Ok(Ok(mut graph)) => {
-            graph.set_searching_mode(true);
-            Ok(graph)
-        }
-        Ok(Err(error)) => Err(bad(error.to_string())),
-        Err(_) => Err(bad("bytes that it cannot read".to_owned())),
-    }
-}
-
-/// The largest norm of a graph's rows. Its points must name rows of the store and be finite: a search trusts both.
-fn check_graph(path: &Path, graph: &Graph, map: &RowMap, point_dim: usize) -> Result<f64, StoreError> {
-    let mut max_norm = 0.0f64;
-    for point in graph.get_point_indexation() {
-        let (numbers, row) = (point.get_v(), point.get_origin_id());
-        let norm = map.norms.get(row).filter(|_| numbers.len() == point_dim && numbers.iter().all(|x| x.is_finite()));
-        let Some(norm) = norm else {
-            let expected = format!("a row of the store with {point_dim} finite numbers");
-            return Err(StoreError::malformed(path, "point", expected, row));
-        };
-        max_norm = max_norm.max(*norm);
-    }
-    Ok(max_norm)
+    Ok(map)
 }
 
 fn remove_folder(dir: &Path) -> Result<(), StoreError> {

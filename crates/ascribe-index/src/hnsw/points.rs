@@ -5,7 +5,7 @@ use ascribe_linalg::{Stream, Threads, gemm};
 use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
 
-use crate::candidates::RowMap;
+use crate::candidates::Blocks;
 use crate::error::IndexError;
 
 /// Name of the random stream of the projection.
@@ -20,6 +20,7 @@ pub struct Projection {
 }
 
 impl Projection {
+    /// From rows of `dim` numbers to points of `point_dim`.
     pub fn new(dim: usize, point_dim: usize, seed: u64) -> Self {
         let d = point_dim;
         if dim <= d {
@@ -34,8 +35,8 @@ impl Projection {
         Self { matrix: Some(matrix), point_dim }
     }
 
-    /// How far the cosine of two points may lie from that of their rows: four standard errors, `4/√d`; nearly nothing if
-    /// rows are not projected.
+    /// How far projecting may take the cosine of two points from that of their rows: four standard errors, `4/√d`; nothing
+    /// but rounding if rows are not projected.
     pub fn angle_error(&self) -> f64 {
         if self.matrix.is_some() { 4.0 / (self.point_dim as f64).sqrt() } else { 1e-5 }
     }
@@ -55,13 +56,16 @@ impl Projection {
     }
 
     /// The points of all rows of a reader `[N, d]`; blocks run in parallel, each product on one thread.
-    pub fn all_points<R: FeatureReader>(&self, reader: &R, map: &RowMap) -> Result<Array2<f32>, IndexError> {
+    ///
+    /// # Errors
+    /// The reader's.
+    pub fn all_points<R: FeatureReader>(&self, reader: &R, at: &Blocks) -> Result<Array2<f32>, IndexError> {
         let blocks: Vec<Array2<f32>> = (0..reader.n_blocks())
             .into_par_iter()
             .map(|i| Ok(self.points(reader.block(i).map_err(IndexError::reader)?.rows.view())))
             .collect::<Result<_, IndexError>>()?;
-        let mut points = Array2::zeros((map.norms.len(), self.point_dim));
-        for (block, &start) in blocks.iter().zip(&map.starts) {
+        let mut points = Array2::zeros((reader.n_rows() as usize, self.point_dim));
+        for (block, &start) in blocks.iter().zip(&at.starts) {
             let start = start as usize;
             points.slice_mut(s![start..start + block.nrows(), ..]).assign(block);
         }

@@ -1,20 +1,28 @@
 //! Searching: each graph nominates, the store decides.
 
-use ascribe_core::FeatureReader;
+use ascribe_core::{ExampleId, FeatureReader, RowType};
+use ascribe_linalg::scan::Queries;
 use ndarray::ArrayView2;
 use rayon::prelude::*;
 
-use super::HnswIndex;
+use super::walk::{Query, Scratch, best_of, walk};
+use super::{HnswIndex, Metric, Range};
 use crate::candidates::rerank;
 use crate::error::IndexError;
-use crate::{Effort, Hit, VectorIndex, check_queries};
+use crate::{Effort, Filter, Hit, VectorIndex, check_queries};
+
+/// Where a filter leaves fewer than one node in so many, its nodes are scored one by one: a walk would see mostly others.
+const WALK_SHARE: usize = 10;
+/// So few nodes are scored one by one whatever their share.
+const SCAN_NODES: usize = 2_000;
 
 /// A row that a graph named.
+#[derive(Clone, Copy)]
 struct Nominee {
     row: u64,
-    /// Its product with the query (of length 1), as the points have it.
+    /// Its score by its point: the cosine, times its norm where products are wanted.
     estimate: f64,
-    /// What the product hardly lies below.
+    /// What the score hardly lies below.
     least: f64,
 }
 
@@ -28,43 +36,125 @@ impl<R: FeatureReader> VectorIndex for HnswIndex<'_, R> {
     }
 
     /// Each graph nominates `effort.ef` rows; the `effort.n_exact` best of them by estimate, and all orphans, are scored
-    /// exactly.
-    fn search_many(&self, queries: ArrayView2<'_, f32>, k: usize, effort: Effort) -> Result<Vec<Vec<Hit>>, IndexError> {
+    /// exactly. Where `filter` leaves few nodes, all of those are looked at.
+    fn search_filtered(
+        &self,
+        queries: ArrayView2<'_, f32>,
+        k: usize,
+        effort: Effort,
+        filter: &Filter,
+    ) -> Result<Vec<Vec<Hit>>, IndexError> {
         check_queries(queries, k, self.n_rows(), self.dim())?;
+        if k == 0 || queries.nrows() == 0 {
+            return Ok(vec![Vec::new(); queries.nrows()]);
+        }
+        let filter = filter.clone().without(self.deleted.iter().copied());
+        let chosen: Vec<Chosen> = self.ranges.iter().map(|range| Chosen::new(range, &filter)).collect();
         let queries = queries.as_standard_layout();
-        let points = self.projection.points(queries.view());
-        let rows: Vec<Vec<u64>> = (0..queries.nrows())
+        let prepared = Queries::new(RowType::Int8, self.projection.points(queries.view()).view());
+        (0..queries.nrows())
             .into_par_iter()
-            .map(|q| self.nominate(points.row(q).as_slice().expect("points are in standard layout"), k, effort))
-            .collect();
-        rerank(self.reader, &self.map.starts, queries.view(), &rows, k)
+            .map_init(Scratch::default, |scratch, q| {
+                let rows = self.nominate(&Query::new(&prepared, q), k, effort, (&filter, &chosen), scratch);
+                let query = queries.row(q).to_slice().expect("queries are in standard layout");
+                let cosine = self.params.metric == Metric::Cosine;
+                let mut hits = rerank(self.reader, &self.blocks, query, &rows, self.n_kept(k, &filter), cosine)?;
+                hits.retain(|hit| filter.allows(hit.id));
+                hits.truncate(k);
+                Ok(hits)
+            })
+            .collect()
+    }
+}
+
+/// Which nodes of a graph a filter leaves.
+enum Chosen {
+    All,
+    /// Few enough to look at each.
+    These(Vec<u32>),
+    /// One in so many: the walk keeps as many times more.
+    OneIn(usize),
+}
+
+impl Chosen {
+    fn new(range: &Range, filter: &Filter) -> Self {
+        if filter.is_all() {
+            return Self::All;
+        }
+        let ids = range.graph.ids();
+        let n = ids.len();
+        let allowed = |node: &u32| filter.allows(ExampleId::from_u64(ids[*node as usize]));
+        // Ids usually rise, so that a dataset is one run of nodes.
+        let candidates: Vec<u32> = match filter.dataset_ordinals() {
+            Some(datasets) if range.is_sorted => datasets
+                .flat_map(|dataset| {
+                    let first = ids.partition_point(|&id| (id >> 32) < u64::from(dataset));
+                    let last = ids.partition_point(|&id| (id >> 32) <= u64::from(dataset));
+                    first as u32..last as u32
+                })
+                .collect(),
+            // Deletions alone leave nearly everything.
+            None if filter.deleted().count() * 2 < n => return Self::OneIn(2),
+            _ => (0..n as u32).filter(allowed).collect(),
+        };
+        if candidates.len() > SCAN_NODES && candidates.len() * WALK_SHARE > n {
+            return Self::OneIn(n.div_ceil(candidates.len()));
+        }
+        Self::These(candidates.into_iter().filter(allowed).collect())
     }
 }
 
 impl<R: FeatureReader> HnswIndex<'_, R> {
+    /// Hits to keep before those that the filter forbids (only orphans can be) are taken out.
+    fn n_kept(&self, k: usize, filter: &Filter) -> usize {
+        if filter.is_all() { k } else { k + self.orphans.len() }
+    }
+
     /// Rows worth an exact score, ascending.
-    fn nominate(&self, point: &[f32], k: usize, effort: Effort) -> Vec<u64> {
+    fn nominate(
+        &self,
+        query: &Query<'_>,
+        k: usize,
+        effort: Effort,
+        (filter, chosen): (&Filter, &[Chosen]),
+        scratch: &mut Scratch,
+    ) -> Vec<u64> {
         let (ef, n_exact) = (effort.ef.max(k), effort.n_exact.max(k));
-        let slack = self.projection.angle_error();
         let mut nominees: Vec<Nominee> = Vec::new();
-        for (graph, &max_norm) in self.graphs.iter().zip(&self.max_norms) {
-            if k > 0 && nominees.len() >= k {
+        for (range, chosen) in self.ranges.iter().zip(chosen) {
+            let is_product = self.params.metric == Metric::InnerProduct;
+            if is_product && nominees.len() >= k {
                 // With a query of length 1 no product exceeds the row's norm, and norms only fall from here on.
                 let by_least = |a: &Nominee, b: &Nominee| b.least.total_cmp(&a.least);
                 let (_, kth, _) = nominees.select_nth_unstable_by(k - 1, by_least);
-                if max_norm < kth.least {
+                if range.max_norm < kth.least {
                     break;
                 }
             }
-            nominees.extend(graph.search(point, ef, ef).into_iter().map(|neighbour| {
-                // Points have length 1: d² = 2 − 2·cos.
-                let cosine = 1.0 - f64::from(neighbour.distance).powi(2) / 2.0;
-                let norm = self.map.norms[neighbour.d_id];
-                Nominee { row: neighbour.d_id as u64, estimate: cosine * norm, least: (cosine - slack) * norm }
+            let graph = &range.graph;
+            let found = match chosen {
+                Chosen::All => walk(graph, query, ef, scratch),
+                Chosen::These(nodes) => best_of(graph, query, nodes, ef, scratch),
+                Chosen::OneIn(n) => walk(graph, query, ef.saturating_mul(*n).min(graph.shape().n_nodes), scratch),
+            };
+            let slack = self.projection.angle_error() + range.code_error(query);
+            let (norms, ids) = (graph.norms(), graph.ids());
+            nominees.extend(found.iter().filter_map(|seen| {
+                let (node, id) = (seen.node as usize, ExampleId::from_u64(ids[seen.node as usize]));
+                if range.rows[node] == Range::GONE || !(filter.is_all() || filter.allows(id)) {
+                    return None;
+                }
+                let cosine = f64::from(seen.score) * query.scale();
+                let norm = if is_product { f64::from(norms[node]) } else { 1.0 };
+                let row = u64::from(range.rows[node]);
+                Some(Nominee { row, estimate: cosine * norm, least: (cosine - slack) * norm })
             }));
         }
-        nominees.sort_unstable_by(|a, b| b.estimate.total_cmp(&a.estimate).then(a.row.cmp(&b.row)));
-        nominees.truncate(n_exact);
+        let best_first = |a: &Nominee, b: &Nominee| b.estimate.total_cmp(&a.estimate).then(a.row.cmp(&b.row));
+        if nominees.len() > n_exact {
+            nominees.select_nth_unstable_by(n_exact, best_first);
+            nominees.truncate(n_exact);
+        }
         let mut rows: Vec<u64> =
             nominees.into_iter().map(|nominee| nominee.row).chain(self.orphans.iter().copied()).collect();
         rows.sort_unstable();

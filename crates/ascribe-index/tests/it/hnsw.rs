@@ -1,11 +1,11 @@
 //! The approximate index: recall, and settings.
 
 use ascribe_core::ExampleId;
-use ascribe_index::{Effort, ExactIndex, HnswIndex, HnswParams, IndexError, VectorIndex, recall_at_k};
+use ascribe_index::{Effort, ExactIndex, HnswIndex, HnswParams, IndexError, Metric, VectorIndex, recall_at_k};
 use ascribe_testkit::{MemoryReader, gradient_spec};
 use ndarray::{Array1, Array2};
 
-use crate::common::{clustered, queries};
+use crate::contract::{clustered, queries};
 
 #[test]
 fn recall_is_high_grows_with_effort_and_is_one_at_full_effort() {
@@ -79,4 +79,47 @@ fn rows_that_no_graph_leads_to_are_found_all_the_same() {
     assert!(hits[0].score == 30.0);
     let all = index.search(query.view(), 300, Effort::new(100)).unwrap();
     assert!(all.iter().zip(0..).all(|(hit, row)| hit.row == row && hit.score == 30.0));
+}
+
+#[test]
+fn recall_is_measured_at_build_and_effort_chosen_by_it() {
+    let reader = clustered(1500, 300, 12, 18);
+    let params = HnswParams { point_dim: 64, n_graphs: 3, ..HnswParams::default() };
+    let index = HnswIndex::build(&reader, params).unwrap();
+    let curve = index.curve();
+    assert!(curve.k == 10 && curve.n_queries == 64 && curve.points.is_sorted_by(|a, b| a.ef < b.ef));
+    let effort = index.effort_for(0.9).unwrap();
+    let point = curve.points.iter().find(|point| point.ef == effort.ef).unwrap();
+    assert!(point.recall >= 0.9 && curve.points.iter().all(|p| p.ef >= effort.ef || p.recall < 0.9));
+    assert!(index.effort_for(1.1).is_none(), "what no effort reached is not promised");
+    // The measurement itself, on queries of our own.
+    let queries = queries(&reader, 20, 19);
+    let own = index.measure_with(queries.view()).unwrap();
+    let exact = ExactIndex::new(&reader).unwrap();
+    for point in &own.points {
+        let effort = Effort { ef: point.ef, n_exact: point.n_exact };
+        assert_eq!(recall_at_k(&index, &exact, queries.view(), 10, effort).unwrap().mean, point.recall);
+    }
+}
+
+#[test]
+fn cosines_rank_by_angle_whatever_the_norms() {
+    let reader = clustered(400, 40, 6, 20);
+    let params = HnswParams { metric: Metric::Cosine, ..HnswParams::default() };
+    let index = HnswIndex::build(&reader, params).unwrap();
+    assert_eq!(index.n_graphs(), 1);
+    let queries = queries(&reader, 8, 21);
+    for (query, hits) in queries.rows().into_iter().zip(index.search_many(queries.view(), 7, Effort::new(400)).unwrap())
+    {
+        let cosine = |row: usize| {
+            let x = reader.rows().row(row);
+            let product: f64 = x.iter().zip(&query).map(|(&x, &q)| f64::from(x) * f64::from(q)).sum();
+            let norm = |v: ndarray::ArrayView1<'_, f32>| v.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+            product / (norm(x) * norm(query))
+        };
+        let mut order: Vec<usize> = (0..400).collect();
+        order.sort_by(|&a, &b| cosine(b).total_cmp(&cosine(a)));
+        assert_eq!(hits.iter().map(|hit| hit.row as usize).collect::<Vec<_>>(), order[..7]);
+        assert!(hits.iter().all(|hit| (hit.score - cosine(hit.row as usize)).abs() < 1e-12));
+    }
 }

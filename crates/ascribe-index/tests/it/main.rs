@@ -2,7 +2,11 @@
 
 #![allow(clippy::unwrap_used)] // what tests share may panic like the tests themselves
 
-mod common;
+#[path = "../contract/mod.rs"]
+mod contract;
+
+mod certified;
 mod hnsw;
 mod kept;
+mod shard_job;
 mod suite;

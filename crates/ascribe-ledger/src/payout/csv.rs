@@ -1,5 +1,6 @@
 //! `payout.csv`: one line per payee. RFC 4180 with line feeds; amounts are integers beside their decimal text.
 
+use std::io::{self, Write};
 use std::str::FromStr;
 
 use ascribe_core::Digest;
@@ -23,12 +24,27 @@ const COLUMNS: usize = 9;
 /// the same as decimal text, number of responses and datasets that earned, sub-units (10⁻⁶ minor) carried. Owner names
 /// come from strangers, so one that a spreadsheet would run as a formula gets a leading apostrophe. Deterministic.
 pub fn write_payout_csv(run_id: &Digest, rows: &[PayoutRow]) -> String {
-    let mut out = format!("{PAYOUT_CSV_HEADER}\n");
+    let mut bytes = Vec::new();
+    write_payout_rows(run_id, rows.iter(), &mut bytes).expect("a vector takes all bytes");
+    String::from_utf8(bytes).expect("names and numbers are text")
+}
+
+/// The same, line by line into `out`: a million payees need no memory.
+///
+/// # Errors
+/// The writer's.
+pub fn write_payout_rows<'a>(
+    run_id: &Digest,
+    rows: impl Iterator<Item = &'a PayoutRow>,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    writeln!(out, "{PAYOUT_CSV_HEADER}")?;
     for row in rows {
         let account = row.account.as_ref().map_or("", |account| account.as_str());
         let amount = &row.amount;
-        out += &format!(
-            "{run_id},{},{account},{},{},{},{},{},{}\n",
+        writeln!(
+            out,
+            "{run_id},{},{account},{},{},{},{},{},{}",
             field(&row.owner),
             amount.currency,
             amount.minor,
@@ -36,9 +52,9 @@ pub fn write_payout_csv(run_id: &Digest, rows: &[PayoutRow]) -> String {
             row.responses,
             row.datasets,
             row.carried
-        );
+        )?;
     }
-    out
+    Ok(())
 }
 
 /// Reads `payout.csv` back; what it returns writes the same bytes.
@@ -130,7 +146,8 @@ fn malformed(line: usize, why: String) -> LedgerError {
 /// A first character that spreadsheets take for a formula, and the guard itself, so that guarding can be undone.
 const GUARDED: [char; 5] = ['=', '+', '-', '@', '\''];
 
-fn field(text: &str) -> String {
+/// A field for a CSV line: quoted where it must be, and guarded where a spreadsheet would run it.
+pub fn field(text: &str) -> String {
     let guard = if text.starts_with(GUARDED) { "'" } else { "" };
     if text.contains(['"', ',']) {
         format!("\"{guard}{}\"", text.replace('"', "\"\""))

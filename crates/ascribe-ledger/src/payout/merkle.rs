@@ -5,8 +5,9 @@
 //! falls and a contract pays `amount - claimed`. Contracts and chains never live here.
 
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use sha3::{Digest as _, Keccak256};
 
 use crate::account::EvmAddress;
@@ -67,12 +68,12 @@ impl PayoutTree {
         if leaves.is_empty() {
             return Err(LedgerError::EmptyTree);
         }
-        let mut seen = BTreeMap::new();
-        for leaf in &leaves {
-            if seen.insert((leaf.account, leaf.token), ()).is_some() {
-                return Err(LedgerError::Duplicate { what: "leaf of", found: leaf.account.to_string() });
-            }
+        let mut seen: Vec<_> = leaves.iter().map(|leaf| (leaf.account, leaf.token)).collect();
+        seen.sort_unstable();
+        if let Some(pair) = seen.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(LedgerError::Duplicate { what: "leaf of", found: pair[0].0.to_string() });
         }
+        drop(seen);
         let n_leaves = leaves.len();
         let hashes: Vec<Hash> = leaves.iter().map(PayoutLeaf::hash).collect();
         let mut order: Vec<usize> = (0..n_leaves).collect();
@@ -158,23 +159,41 @@ impl PayoutTree {
         Some(proof)
     }
 
-    /// The bytes of `merkle.json`: what `JSON.stringify(tree.dump(), null, 2)` gives, and a line feed.
+    /// The bytes of `merkle.json`; see [`PayoutTree::write`].
     ///
     /// # Errors
     /// [`LedgerError::Unwritable`], which needs a defect of this crate.
     pub fn to_json(&self) -> Result<Vec<u8>, LedgerError> {
-        let value = |leaf: &PayoutLeaf| [leaf.account.to_string(), leaf.token.to_string(), leaf.amount.to_string()];
-        let values = self.leaves.iter().zip(&self.tree_indices);
-        let dump = Dump {
-            format: FORMAT.into(),
-            leaf_encoding: LEAF_ENCODING.map(str::to_owned).to_vec(),
-            tree: self.tree.iter().map(hash_text).collect(),
-            values: values.map(|(leaf, &tree_index)| DumpValue { value: value(leaf).to_vec(), tree_index }).collect(),
-        };
-        let unwritable = |error: serde_json::Error| LedgerError::Unwritable { file: FILE, why: error.to_string() };
-        let mut bytes = serde_json::to_vec_pretty(&dump).map_err(unwritable)?;
-        bytes.push(b'\n');
+        let mut bytes = Vec::new();
+        let unwritable = |error: io::Error| LedgerError::Unwritable { file: FILE, why: error.to_string() };
+        self.write(&mut bytes).map_err(unwritable)?;
         Ok(bytes)
+    }
+
+    /// Writes what `JSON.stringify(tree.dump(), null, 2)` gives, and a line feed, piece by piece: a million leaves are half a gigabyte.
+    ///
+    /// # Errors
+    /// The writer's.
+    pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        write!(out, "{{\n  \"format\": \"{FORMAT}\",\n  \"leafEncoding\": [")?;
+        for (idx, kind) in LEAF_ENCODING.iter().enumerate() {
+            write!(out, "{}\n    \"{kind}\"", comma(idx))?;
+        }
+        out.write_all(b"\n  ],\n  \"tree\": [")?;
+        for (idx, hash) in self.tree.iter().enumerate() {
+            write!(out, "{}\n    \"{}\"", comma(idx), hash_text(hash))?;
+        }
+        out.write_all(b"\n  ],\n  \"values\": [")?;
+        for (idx, (leaf, tree_index)) in self.leaves.iter().zip(&self.tree_indices).enumerate() {
+            let PayoutLeaf { account, token, amount } = leaf;
+            write!(
+                out,
+                "{}\n    {{\n      \"value\": [\n        \"{account}\",\n        \"{token}\",\n        \"{amount}\"\n      ],\n      \
+                 \"treeIndex\": {tree_index}\n    }}",
+                comma(idx)
+            )?;
+        }
+        out.write_all(b"\n  ]\n}\n")
     }
 
     /// Reads a dump back: rebuilds the tree from the values alone and compares every node and index.
@@ -215,7 +234,11 @@ pub fn hash_text(hash: &Hash) -> String {
     format!("0x{}", hex::encode(hash))
 }
 
-#[derive(Serialize, Deserialize)]
+fn comma(idx: usize) -> &'static str {
+    if idx == 0 { "" } else { "," }
+}
+
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Dump {
     format: String,
@@ -225,7 +248,7 @@ struct Dump {
     values: Vec<DumpValue>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct DumpValue {
     value: Vec<String>,
@@ -254,7 +277,8 @@ fn keccak(bytes: &[u8]) -> Hash {
     Keccak256::digest(bytes).into()
 }
 
-fn parent(a: &Hash, b: &Hash) -> Hash {
+/// Keccak of the pair, the smaller first.
+pub(crate) fn parent(a: &Hash, b: &Hash) -> Hash {
     let (low, high) = if a <= b { (a, b) } else { (b, a) };
     Keccak256::new().chain_update(low).chain_update(high).finalize().into()
 }

@@ -28,7 +28,7 @@ fn broken_plans() {
     refuses(|plan| plan.terms[0].owner = String::new(), "bad owner \"\"");
     refuses(|plan| plan.terms[0].owner = "x".repeat(201), "expected 1 to 200 characters");
     refuses(|plan| plan.run.policy.coverage_ppm = 1_000_001, "coverage: expected at most 1000000 ppm, found 1000001");
-    refuses(|plan| plan.run.inputs.retain(|name, _| name != "shares"), "run inputs lack the digest of \"shares\"");
+    refuses(|plan| plan.run.inputs.retain(|name, _| name == "registry"), "run inputs lack the digest of \"shares\"");
     refuses(|plan| plan.run.policy.pool.minor = u128::MAX, "overflow while computing an amount in sub-units");
     let most = u128::MAX / 4_000_000;
     refuses(|plan| plan.run.policy.pool.minor = most + 1, "overflow while computing the turnover of the pool");

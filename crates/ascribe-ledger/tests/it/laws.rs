@@ -1,8 +1,8 @@
 //! Laws over random plans, and one plan of a hundred thousand payees.
 
 use ascribe_ledger::{
-    Conservation, Event, EvmAddress, Journal, Line, PayoutTree, Plan, Statement, Terms, pay, payout_rows,
-    read_payout_csv, write_payout_csv,
+    Accruals, BatchRules, BatchStatement, BatchTerms, Conservation, Event, EvmAddress, Journal, Line, PayoutTree, Plan,
+    Statement, SubUnits, Terms, floors, pay, payout_rows, read_payout_csv, settle_batch, write_payout_csv,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -53,6 +53,69 @@ prop_compose! {
     }
 }
 
+/// The batch's statement of a plan; with `pieces` of 2 every line is cut into two datasets of the same terms and half the weight.
+fn batch(plan: &Plan, pieces: u64) -> BatchStatement {
+    let all: Vec<Terms> = (0..pieces).flat_map(|_| plan.terms.iter().cloned()).collect();
+    let terms = BatchTerms::new(&all, vec![None; all.len()]).unwrap();
+    settle(plan, &terms, accrue(plan, &terms, pieces, |_| true))
+}
+
+/// The same, counted by two threads' worth of accruals and merged.
+fn batch_in_parts(plan: &Plan) -> BatchStatement {
+    let terms = BatchTerms::new(&plan.terms, vec![None; plan.terms.len()]).unwrap();
+    let mut one = accrue(plan, &terms, 1, |idx| idx % 2 == 0);
+    let two = accrue(plan, &terms, 1, |idx| idx % 2 == 1);
+    // The pool's dust is counted once.
+    let dust = pool_dust(plan);
+    one.merge(&Accruals { dust: two.dust - dust, ..two }).unwrap();
+    settle(plan, &terms, one)
+}
+
+fn pool_dust(plan: &Plan) -> u128 {
+    let weights: Vec<u128> = plan.events.iter().map(|event| event.weight.into()).collect();
+    let paid = weights.iter().any(|weight| *weight > 0);
+    if paid { floors(plan.run.policy.pool.sub_units().unwrap().0, &weights).unwrap().dust } else { 0 }
+}
+
+fn accrue(plan: &Plan, terms: &BatchTerms, pieces: u64, takes: impl Fn(usize) -> bool) -> Accruals {
+    let mut accruals = Accruals::new(terms);
+    let weights: Vec<u128> = plan.events.iter().map(|event| event.weight.into()).collect();
+    let n = plan.terms.len() as u32;
+    let split = floors(plan.run.policy.pool.sub_units().unwrap().0, &weights).unwrap();
+    for (idx, (event, revenue)) in plan.events.iter().zip(split.parts).enumerate().filter(|(idx, _)| takes(*idx)) {
+        if weights[idx] == 0 && weights.iter().all(|weight| *weight == 0) {
+            continue;
+        }
+        let mut lines = Vec::new();
+        for piece in 0..pieces {
+            // Halves of an odd weight differ by one.
+            let part = |weight: u64| weight / pieces + u64::from(piece < weight % pieces);
+            lines.extend(
+                event
+                    .lines
+                    .iter()
+                    .map(|line| Line { dataset: line.dataset + n * piece as u32, weight: part(line.weight) }),
+            );
+        }
+        lines.retain(|line| line.weight > 0);
+        lines.sort_by_key(|line| (terms.owner_of_dataset()[line.dataset as usize], line.dataset));
+        accruals.event(terms, revenue, plan.run.policy.coverage_ppm, &lines, 0).unwrap();
+    }
+    accruals.dust += pool_dust(plan);
+    accruals
+}
+
+fn settle(plan: &Plan, terms: &BatchTerms, accruals: Accruals) -> BatchStatement {
+    let rules = BatchRules {
+        pool: plan.run.policy.pool,
+        dust_in: SubUnits(0),
+        minimum_minor: plan.run.policy.minimum_minor,
+        cap_ppm: None,
+        carried_in: Default::default(),
+    };
+    settle_batch(terms, accruals, &rules).unwrap()
+}
+
 /// Everything that must hold of any statement.
 fn check_statement(plan: &Plan, statement: &Statement) -> Result<(), TestCaseError> {
     let conservation = &statement.conservation;
@@ -79,6 +142,45 @@ proptest! {
     #[test]
     fn any_plan_closes(plan in any_plan()) {
         check_statement(&plan, &pay(&plan).unwrap())?;
+    }
+
+    /// The batch's route, which shares no code with the journal's accrual, gives the same money up to the dust of licence splits.
+    #[test]
+    fn a_batch_pays_what_the_journal_pays(plan in any_plan()) {
+        let journal = pay(&plan).unwrap();
+        let batch = batch(&plan, 1);
+        prop_assert_eq!(&batch, &batch_in_parts(&plan));
+        let accrued = |owner: &str, account: Option<&str>| -> u128 {
+            let of = |row: &&ascribe_ledger::BatchRow| {
+                row.row.owner == owner && row.row.account.as_ref().map(ascribe_ledger::Caip10::as_str) == account
+            };
+            batch.rows.iter().filter(of).map(|row| row.accrued).sum()
+        };
+        let slack = plan.events.iter().map(|event| event.lines.len() as u128).sum::<u128>();
+        for row in &journal.rows {
+            let by_journal = row.amount.sub_units().unwrap().0 + row.carried.0;
+            let by_batch = accrued(&row.owner, row.account.as_ref().map(ascribe_ledger::Caip10::as_str));
+            prop_assert!(by_batch >= by_journal && by_batch - by_journal <= slack, "{by_batch} {by_journal}");
+        }
+        let unattributed: u128 = batch.unattributed.values().sum();
+        prop_assert_eq!(unattributed, journal.conservation.unattributed.0);
+    }
+
+    /// A larger pool pays nobody less, and one payee split in two never gets more.
+    #[test]
+    fn a_batch_is_monotone_and_splitting_never_pays(plan in any_plan(), more in 0u128..1 << 60) {
+        prop_assume!(plan.run.policy.pool.minor < 1 << 71);
+        let before = batch(&plan, 1);
+        let mut larger = plan.clone();
+        larger.run.policy.pool.minor += more;
+        let after = batch(&larger, 1);
+        for row in &before.rows {
+            let same = after.rows.iter().find(|other| other.row.owner == row.row.owner && other.row.account == row.row.account);
+            prop_assert!(same.is_some_and(|other| other.accrued >= row.accrued));
+        }
+        let halves = batch(&plan, 2);
+        let earned = |statement: &BatchStatement| statement.rows.iter().map(|row| row.accrued).sum::<u128>();
+        prop_assert!(earned(&halves) <= earned(&before));
     }
 
     /// The order of responses and of datasets within a response moves no money.

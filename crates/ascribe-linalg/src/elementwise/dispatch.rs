@@ -61,11 +61,11 @@ fn detect() -> Level {
 
 /// Defines `pub fn name(args)` that runs its body on the best level, and `name_at(level, args)` for tests of the twins.
 macro_rules! kernel {
-    ($(#[$doc:meta])* pub fn $name:ident / $at:ident ($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident / $at:ident ($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$doc])*
         #[inline]
         #[allow(clippy::too_many_arguments)] // slices and their sizes; a struct would hide which is which
-        pub fn $name($($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
             $at($crate::elementwise::dispatch::level(), $($arg),*)
         }
 

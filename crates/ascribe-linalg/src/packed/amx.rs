@@ -32,7 +32,7 @@ const CONFIG: Config = {
 };
 
 /// True if the processor has AMX tiles with bf16 and the system lets this process use them (asked for here).
-pub(super) fn available() -> bool {
+pub(crate) fn available() -> bool {
     const TILE_STATE: u64 = 3 << 17;
     let (leaf_1, leaf_7) = (__cpuid(1), if __cpuid(0).eax >= 7 { __cpuid_count(7, 0).edx } else { 0 });
     let (has_tiles, has_bf16) = (leaf_7 >> 24 & 1 == 1, leaf_7 >> 22 & 1 == 1);
@@ -81,7 +81,7 @@ fn permitted() -> bool {
 ///
 /// # Safety
 /// [`available`] must have said yes.
-pub(super) unsafe fn configure() {
+pub(crate) unsafe fn configure() {
     // SAFETY: the instruction exists, and reads the 64 bytes of a valid configuration.
     unsafe { asm!("ldtilecfg [{}]", in(reg) &CONFIG, options(nostack, readonly, preserves_flags)) }
 }
@@ -90,14 +90,14 @@ pub(super) unsafe fn configure() {
 ///
 /// # Safety
 /// [`available`] must have said yes.
-pub(super) unsafe fn release() {
+pub(crate) unsafe fn release() {
     // SAFETY: the instruction exists and touches tile state only.
     unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) }
 }
 
 /// Operands of one block of 1 or 2 by 1 or 2 tiles, strides in bytes.
 #[derive(Clone, Copy)]
-pub(super) struct Block {
+pub(crate) struct Block {
     pub a: *const u32,
     pub a_row: usize,
     pub b: *const u32,
@@ -111,16 +111,17 @@ pub(super) struct Block {
 }
 
 /// A block function: multiplies whole tiles.
-pub(super) type Multiply = unsafe fn(&Block);
+pub(crate) type Multiply = unsafe fn(&Block);
 
-/// Left tiles stand in tmm4 and tmm5, right tiles in tmm6 and tmm7, sums in tmm0 to tmm3 (row · 2 + column).
+/// Left tiles stand in tmm4 and tmm5, right tiles in tmm6 and tmm7, sums in tmm0 to tmm3 (row · 2 + column). Which product a
+/// step is (bf16 here, int8 in `scan::tiles`) is the caller's; the geometry in bytes is the same.
 macro_rules! block {
     ($name:ident, zero: [$($zero:literal),*], load: [$($load:literal),*], step: [$($step:literal),*], store: [$($store:literal),*]) => {
         // SAFETY: to be called on a configured thread with a block whose pointers cover its whole tiles.
-        unsafe fn $name(block: &Block) {
+        unsafe fn $name(block: &$crate::packed::amx::Block) {
             // SAFETY: the caller promised readable and writable tiles; all registers that change are declared.
             unsafe {
-                asm!(
+                std::arch::asm!(
                     "test {keep}, {keep}",
                     "jz 2f",
                     $($load,)*
@@ -156,6 +157,8 @@ macro_rules! block {
         }
     };
 }
+
+pub(crate) use block;
 
 block!(
     one_by_one,

@@ -45,7 +45,7 @@ pub(super) fn to_bf16(x: f32) -> u16 {
 
 /// `x` rounded to bf16, as f32.
 #[inline(always)]
-pub(super) fn rounded(x: f32) -> f32 {
+pub(crate) fn rounded(x: f32) -> f32 {
     f32::from_bits(u32::from(to_bf16(x)) << 16)
 }
 

@@ -96,6 +96,10 @@ impl PackedMatrix {
             Words::F32(data) if !rounded => data.as_ptr().cast::<u32>(),
             Words::Rounded(data) if rounded && !self.route.pairs() => data.as_ptr().cast(),
             Words::Pairs(lines) if self.route.pairs() => lines.as_ptr().cast(),
+            // `Rows::bf16` has asked for the best route, and tiles read more than other pairs do.
+            Words::Bf16(data) if self.route.pairs() && self.route == Route::best(Precision::Bf16) => {
+                data.as_ptr().cast()
+            }
             _ => panic!("rows were prepared for another precision than {:?}", self.precision),
         };
         // Pairs behind k are zero on both sides; tiles multiply them, others only the last half pair.
@@ -106,8 +110,8 @@ impl PackedMatrix {
         };
         let out =
             Result { c: c.as_mut_ptr(), row: c_stride, keep, bias: bias.map_or(std::ptr::null(), <[f32]>::as_ptr) };
-        // SAFETY: `Rows` checked that its slice holds `m` rows of `k` numbers (pairs are padded with zeros to whole
-        // lines, and memory for pairs with rows to a multiple of 16); the panels hold `self.steps ≥ steps` steps; `c` and `bias` were checked above, and `c` is borrowed
+        // SAFETY: `Rows` checked that its slice holds `m` rows of `k` numbers (pairs are padded to whole lines, and memory
+        // for pairs holds rows to a multiple of 16); the panels hold `self.steps ≥ steps` steps; `c` and `bias` were checked above, and `c` is borrowed
         // mutably; the route was available when the matrix was packed.
         unsafe {
             product(self.route, a.m, steps, Left { words, row: a.stride, step: 1 }, self.panels(), out);

@@ -10,7 +10,7 @@
 //! Everything runs on the calling thread and allocates nothing. Here never lives: parallelism, and what a layer is.
 
 #[cfg(target_arch = "x86_64")]
-mod amx;
+pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -27,7 +27,9 @@ mod tests;
 mod transpose;
 
 pub use direct::{Operand, multiply_direct, multiply_views};
+pub(crate) use layout::rounded;
 pub use matrix::PackedMatrix;
+pub(crate) use route::isa_takes_bf16;
 pub use route::{Precision, isa};
 pub use rows::{RoundedRows, Rows};
 pub use transpose::transpose_scaled;

@@ -106,6 +106,11 @@ impl Route {
     }
 }
 
+/// True if bf16 operands are multiplied as they are, not widened first.
+pub(crate) fn isa_takes_bf16() -> bool {
+    Route::best(Precision::Bf16).pairs()
+}
+
 /// The kernels in use, such as `"f32 avx512, bf16 avx512_bf16"`: for a store or a run file to name. The f32 kernels give
 /// the same bits whichever stands there; the bf16 kernels agree to rounding only.
 pub fn isa() -> &'static str {

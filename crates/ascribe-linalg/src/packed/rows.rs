@@ -21,6 +21,8 @@ pub(super) enum Words<'a> {
     Rounded(&'a [f32]),
     /// Pairs of bf16.
     Pairs(&'a [Line]),
+    /// Pairs of bf16 as somebody else keeps them.
+    Bf16(&'a [u16]),
 }
 
 impl<'a> Rows<'a> {
@@ -31,6 +33,22 @@ impl<'a> Rows<'a> {
     pub fn new(m: usize, k: usize, stride: usize, data: &'a [f32]) -> Self {
         check(m, k, stride, data.len());
         Self { m, k, stride, words: Words::F32(data) }
+    }
+
+    /// `m` rows of `k` bf16 numbers as they lie in a file, `stride` numbers from row to row, for [`Precision::Bf16`]; none if
+    /// the products of this processor do not take bf16 as it is, or cannot take rows that lie so: the kernels read pairs, and
+    /// tiles read 16 rows and 32 numbers at a time (numbers behind `k` meet zeros; they should be finite).
+    ///
+    /// # Panics
+    /// If `data` is too short, or rows overlap.
+    pub fn bf16(m: usize, k: usize, stride: usize, data: &'a [u16]) -> Option<Self> {
+        check(m, k, stride, data.len());
+        let route = Route::best(Precision::Bf16);
+        let read = if route.tiles() { 2 * pair_steps(k) } else { k.next_multiple_of(2) };
+        let end = m.saturating_sub(1).checked_mul(stride).and_then(|start| start.checked_add(read));
+        let lies = stride.is_multiple_of(2) && (!route.tiles() || m.is_multiple_of(LANES));
+        let fits = m == 0 || end.is_some_and(|end| end <= data.len());
+        (route.pairs() && lies && fits).then_some(Self { m, k, stride: stride / 2, words: Words::Bf16(data) })
     }
 
     /// Number of rows.

@@ -160,6 +160,14 @@ pub fn cross_fit(
     Ok(CrossFit { folds: folds?, n_queries: truth.shares.nrows(), n_datasets: truth.shares.ncols() })
 }
 
+/// The halves that split `number` of `splits` deals all queries into; `own` is each query's dataset.
+pub(crate) fn halves_of(own: &[u32], splits: Splits, number: usize) -> Result<(Vec<usize>, Vec<usize>), MethodError> {
+    let usable: Vec<usize> = (0..own.len()).collect();
+    let shares = ArrayView2::from_shape((own.len(), 0), &[]).expect("a table without columns needs no numbers");
+    let mut stream = Stream::new(splits.seed, &format!("crossfit/{}/{number}", splits.holdout.name()));
+    halves(&TrueShares { shares, usable: &usable, own }, splits.holdout, &mut stream)
+}
+
 /// Two halves of the usable queries, both rising.
 pub(super) fn halves(
     truth: &TrueShares<'_>,

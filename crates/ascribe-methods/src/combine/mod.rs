@@ -26,14 +26,17 @@ mod calibration;
 mod conformal;
 mod crossfit;
 mod fit;
+mod method;
 mod objective;
 mod select;
 mod transform;
 
 pub use calibration::{CALIBRATION_FORMAT_VERSION, Calibration, Channel, ChannelSpec};
 pub use conformal::{Conformal, CrossCoverage, coverage, cross_coverage};
+pub(crate) use crossfit::halves_of;
 pub use crossfit::{CrossFit, Fold, Holdout, Splits, TrueShares, cross_fit};
 pub use fit::{FitOptions, fit};
+pub use method::{CALIBRATED_FORMAT_VERSION, CalibratedMethod, HeldOut, Origin};
 pub use objective::{cross_entropy, mean_total_variation, smooth_total_variation};
 pub use select::{SelectionStep, forward_select};
 pub use transform::{LOG_SHARE_FLOOR, Transform};

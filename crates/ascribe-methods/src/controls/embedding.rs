@@ -17,20 +17,57 @@ pub fn score(
     examples: ArrayView2<'_, f32>,
     center: bool,
 ) -> Result<Array2<f32>, MethodError> {
-    if queries.ncols() != examples.ncols() {
-        return Err(MethodError::shape("width of the query embeddings", examples.ncols(), queries.ncols()));
+    check_widths(queries, examples.ncols())?;
+    Examples::new(examples, center)?.score(queries)
+}
+
+fn check_widths(queries: ArrayView2<'_, f32>, width: usize) -> Result<(), MethodError> {
+    match queries.ncols() == width {
+        true => Ok(()),
+        false => Err(MethodError::shape("width of the query embeddings", width, queries.ncols())),
     }
-    if examples.nrows() == 0 {
-        return Err(MethodError::Empty { what: "the set of example embeddings" });
+}
+
+/// Examples with length 1, kept for queries that come one by one.
+#[derive(Clone, Debug)]
+pub struct Examples {
+    /// `[d]`: what is subtracted on both sides.
+    mean: Array1<f64>,
+    /// `[N, d]`.
+    unit: Array2<f64>,
+}
+
+impl Examples {
+    /// Examples `[N, d]`; `center` as in [`score`].
+    ///
+    /// # Errors
+    /// NaN; no examples.
+    pub fn new(examples: ArrayView2<'_, f32>, center: bool) -> Result<Self, MethodError> {
+        if examples.nrows() == 0 {
+            return Err(MethodError::Empty { what: "the set of example embeddings" });
+        }
+        let examples = widen("example embeddings", examples)?;
+        let mean = match center {
+            true => examples.mean_axis(Axis(0)).ok_or(MethodError::Empty { what: "the set of example embeddings" })?,
+            false => Array1::zeros(examples.ncols()),
+        };
+        Ok(Self { unit: unit_rows(examples - &mean), mean })
     }
-    let queries = widen("query embeddings", queries)?;
-    let examples = widen("example embeddings", examples)?;
-    let mean = match center {
-        true => examples.mean_axis(Axis(0)).ok_or(MethodError::Empty { what: "the set of example embeddings" })?,
-        false => Array1::zeros(examples.ncols()),
-    };
-    let (queries, examples) = (unit_rows(queries - &mean), unit_rows(examples - &mean));
-    Ok(blocks::rows_times(queries.view(), examples.t()).mapv(|v| v as f32))
+
+    /// What is subtracted from embeddings, `[d]`.
+    pub fn mean(&self) -> &Array1<f64> {
+        &self.mean
+    }
+
+    /// As [`score`]: the same bytes.
+    ///
+    /// # Errors
+    /// Widths that differ; NaN.
+    pub fn score(&self, queries: ArrayView2<'_, f32>) -> Result<Array2<f32>, MethodError> {
+        check_widths(queries, self.mean.len())?;
+        let queries = unit_rows(widen("query embeddings", queries)? - &self.mean);
+        Ok(blocks::rows_times(queries.view(), self.unit.t()).mapv(|v| v as f32))
+    }
 }
 
 fn widen(what: &str, rows: ArrayView2<'_, f32>) -> Result<Array2<f64>, MethodError> {

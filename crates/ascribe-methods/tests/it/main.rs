@@ -3,7 +3,13 @@
 
 mod bad_input;
 mod block_fisher;
+mod coded;
 mod combine;
 mod invariance;
+mod inverse;
+mod lorif;
+mod rows;
+mod softmax;
 mod support;
 mod trajectory;
+mod trak;

@@ -128,11 +128,21 @@ impl Pass<'_> {
     /// The way down after [`Pass::forward`]: for every sequence of the pack the objective (and the place in `losses`) of its
     /// index. The tape stays as it is.
     pub fn descend(&self, objectives: &[Objective<'_>], ws: &mut Workspace, sink: &mut impl Sink, losses: &mut [f64]) {
-        let (n, d) = (ws.n(), self.model.config.hidden_size);
         self.head_backward(objectives, ws, sink, losses);
-        if sink.ends_at() == Some(Module::Head) {
-            return;
+        if sink.ends_at() != Some(Module::Head) {
+            self.descend_from_hidden(|sequence| objectives[sequence].tokens, ws, sink);
         }
+    }
+
+    /// The way down from gradients of the final hidden states, which stand in the scratch memory's `d_in`, `[N, d]`; `tokens`
+    /// are those of a sequence of the pack.
+    pub fn descend_from_hidden<'t>(
+        &self,
+        tokens: impl Fn(usize) -> &'t [u32],
+        ws: &mut Workspace,
+        sink: &mut impl Sink,
+    ) {
+        let (n, d) = (ws.n(), self.model.config.hidden_size);
         ws.d_x[..n * d].fill(0.0);
         let norm = some(&self.model.layout.norm);
         let Workspace { spans, x_out, out_norm, d_x, scratch, .. } = ws;
@@ -147,7 +157,7 @@ impl Pass<'_> {
             scale(&mut ws.d_x[..n * d], factor as f32);
         }
         for span in &ws.spans {
-            sink.embedding(span.sequence, objectives[span.sequence].tokens, &ws.d_x[span.of(d)]);
+            sink.embedding(span.sequence, tokens(span.sequence), &ws.d_x[span.of(d)]);
         }
     }
 

@@ -233,15 +233,13 @@ impl<'m> Pass<'m> {
         self.products.forward(self.model, module, n, x, onto, y, rounded);
     }
 
+    /// `y ← x·Wᵀ` for `n` rows of changes of a module's input.
+    pub fn tangent(&self, module: Module, n: usize, x: &[f32], y: &mut [f32], rounded: &mut RoundedRows) {
+        self.products.tangent(self.model, module, n, x, y, rounded);
+    }
+
     /// `d_x ← d_y·W` for the `n` rows of a pass.
-    pub(super) fn linear_backward(
-        &self,
-        module: Module,
-        n: usize,
-        d_y: &[f32],
-        d_x: &mut [f32],
-        rounded: &mut RoundedRows,
-    ) {
+    pub fn linear_backward(&self, module: Module, n: usize, d_y: &[f32], d_x: &mut [f32], rounded: &mut RoundedRows) {
         self.products.backward_input(self.model, module, n, d_y, d_x, rounded);
     }
 
@@ -251,7 +249,7 @@ impl<'m> Pass<'m> {
     }
 
     /// Logits of the `n` rows in `ws.head`, capped where the family caps them, into `ws.logits`.
-    pub(super) fn logits(&self, n: usize, ws: &mut Workspace) {
+    pub fn logits(&self, n: usize, ws: &mut Workspace) {
         let Workspace { head, logits, scratch, .. } = ws;
         self.linear(Module::Head, n, head, Onto::Fresh, logits, &mut scratch.rounded);
         if let Some(cap) = self.model.config.arch.logit_softcap {
@@ -273,7 +271,7 @@ impl<'m> Pass<'m> {
 }
 
 /// Pieces of at most [`HEAD_ROWS`] of the positions that predict.
-pub(super) fn head_pieces(positions: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+pub(crate) fn head_pieces(positions: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     positions.clone().step_by(HEAD_ROWS).map(move |start| start..(start + HEAD_ROWS).min(positions.end))
 }
 
@@ -295,19 +293,19 @@ pub(crate) fn packs(lens: impl Iterator<Item = usize>, rows: usize) -> Vec<Range
 }
 
 /// A norm that the topology says exists.
-pub(super) fn some(norm: &Option<NormLayout>) -> &NormLayout {
+pub(crate) fn some(norm: &Option<NormLayout>) -> &NormLayout {
     norm.as_ref().expect("a pass asks for the norms of its own topology")
 }
 
 /// Copies `columns` of rows of `stride` into a matrix of their own.
-pub(super) fn take_columns(rows: &[f32], stride: usize, columns: &Range<usize>, out: &mut [f32]) {
+pub(crate) fn take_columns(rows: &[f32], stride: usize, columns: &Range<usize>, out: &mut [f32]) {
     for (row, out) in rows.chunks_exact(stride).zip(out.chunks_exact_mut(columns.len())) {
         out.copy_from_slice(&row[columns.clone()]);
     }
 }
 
 /// The way back of [`take_columns`].
-pub(super) fn put_columns(part: &[f32], rows: &mut [f32], stride: usize, columns: &Range<usize>) {
+pub(crate) fn put_columns(part: &[f32], rows: &mut [f32], stride: usize, columns: &Range<usize>) {
     for (row, part) in rows.chunks_exact_mut(stride).zip(part.chunks_exact(columns.len())) {
         row[columns.clone()].copy_from_slice(part);
     }

@@ -20,13 +20,11 @@ use ndarray::{Array2, ArrayViewMut1, Axis};
 use rayon::prelude::*;
 
 pub(crate) use backward::{Module, Norm, NormGradient, Rows, Sink};
-pub(crate) use forward::{Pass, packs};
+pub(crate) use forward::{Pass, head_pieces, packs, put_columns, some, take_columns};
 pub use loss::Loss;
 pub(crate) use loss::Objective;
 pub(crate) use products::PackedWeights;
-#[cfg(test)]
-pub(crate) use workspace::LayerTape;
-pub(crate) use workspace::{Pool, Workspace};
+pub(crate) use workspace::{LayerTape, Pool, Span, Workspace};
 
 use crate::arch::{Activation, NormKind, QkvOrder};
 use crate::config::{CONFIG_FILE, DecoderConfig};

@@ -7,7 +7,7 @@
 use ascribe_linalg::packed::{PackedMatrix, Precision, RoundedRows};
 
 use super::{Decoder, Module};
-use crate::ops::linear::{Onto, prepare};
+use crate::ops::linear::{Linear, Onto, prepare};
 
 /// Both directions of one linear layer.
 #[derive(Clone, Debug)]
@@ -92,6 +92,27 @@ impl Products<'_> {
         match linear.bias {
             Some(bias) => w.multiply_with_bias(&x, bias, keep, y, o),
             None => w.multiply(&x, keep, y, o),
+        }
+    }
+
+    /// `y ← x·Wᵀ`, no bias: how a change of the input changes the output; x `[n, I]`, y `[n, O]`.
+    pub fn tangent(
+        self,
+        model: &Decoder,
+        module: Module,
+        n: usize,
+        x: &[f32],
+        y: &mut [f32],
+        rounded: &mut RoundedRows,
+    ) {
+        let linear = Linear { bias: None, ..model.linear(module) };
+        let (i, o) = (linear.fan.input, linear.fan.output);
+        match self {
+            Self::Exact => linear.forward(n, x, Onto::Fresh, y),
+            Self::Packed(weights) => {
+                let x = rounded.prepare(weights.precision, n, i, i, x);
+                weights.of(module).up.multiply(&x, 0.0, &mut y[..n * o], o);
+            }
         }
     }
 

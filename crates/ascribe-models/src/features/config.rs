@@ -1,6 +1,6 @@
 //! What is tapped, which loss is differentiated, and how much of a gradient is kept. Plain data, checked by the stage.
 
-use ascribe_core::ProjectorSpec;
+use ascribe_core::{Digest, ProjectorSpec};
 use ascribe_linalg::project::TWO_SIDED_VERSION;
 use ascribe_linalg::sparse::SPARSE_VERSION;
 use serde::{Deserialize, Serialize};
@@ -93,6 +93,7 @@ impl TapConfig {
             Projection::MaskedSparse { keep_in, keep_out, dim, nnz } => {
                 ProjectorSpec::MaskedSparse { seed, keep_in, keep_out, dim, nnz, version: SPARSE_VERSION }
             }
+            Projection::Given { matrices } => ProjectorSpec::Given { matrices },
         }
     }
 }
@@ -168,5 +169,11 @@ pub enum Projection {
         dim: usize,
         /// Places that each number is added to.
         nnz: usize,
+    },
+    /// `P_outᵀ·G·P_in` with fitted matrices ([`GivenBases`](super::GivenBases)), which
+    /// [`GradientStage::with_bases`](super::GradientStage::with_bases) hands over; `k_in` and `k_out` say nothing here.
+    Given {
+        /// [`GivenBases::digest`](super::GivenBases::digest).
+        matrices: Digest,
     },
 }

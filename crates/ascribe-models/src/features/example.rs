@@ -40,7 +40,7 @@ impl<'a> Example<'a> {
     }
 
     /// One objective per row.
-    pub(super) fn objectives(&self, loss: Loss) -> impl Iterator<Item = Objective<'a>> + '_ {
+    pub(crate) fn objectives(&self, loss: Loss) -> impl Iterator<Item = Objective<'a>> + '_ {
         let sequence = Sequence { tokens: self.tokens, loss_from: self.loss_from };
         let whole = 0..self.tokens.len();
         let spans = if self.spans.is_empty() { std::slice::from_ref(&whole).to_vec() } else { self.spans.to_vec() };
@@ -69,7 +69,7 @@ pub struct RowReport {
 }
 
 /// Checks tokens, targets and spans.
-pub(super) fn check(decoder: &Decoder, examples: &[Example<'_>]) -> Result<(), ModelError> {
+pub(crate) fn check(decoder: &Decoder, examples: &[Example<'_>]) -> Result<(), ModelError> {
     let sequences: Vec<Sequence<'_>> = examples.iter().map(|example| Sequence::whole(example.tokens)).collect();
     decoder.check(&sequences)?;
     let vocabulary = decoder.config.vocab_size;

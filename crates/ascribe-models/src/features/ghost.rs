@@ -53,7 +53,7 @@ impl<'m> GhostProducts<'m> {
     /// What [`GradientStage::new`](super::GradientStage::new) refuses, save widths.
     pub fn new(decoder: &'m Decoder, config: TapConfig) -> Result<Self, ModelError> {
         let config = TapConfig { projection: Projection::Full, ..config };
-        let plan = Plan::new(decoder, &config, None)?;
+        let plan = Plan::new(decoder, &config, None, None)?;
         let tied_head = decoder.config.tie_word_embeddings.then(|| plan.sites.len() - 1);
         let at = |block: &Option<Block>, start: usize| block.as_ref().is_some_and(|block| block.place.start == start);
         let kind = |column: &Column| {

@@ -5,6 +5,7 @@
 //! [`Projection`] lists the others, [`Example`] what a row may be about. What rows are good for lives elsewhere.
 
 mod adapter;
+mod bases;
 mod block;
 mod config;
 mod device;
@@ -20,6 +21,7 @@ use ascribe_core::{Column, Digest, FeatureSpec, ProjectorSpec};
 use ndarray::{ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
+pub use bases::{GivenBases, ModuleBasis};
 pub use config::{Granularity, Precision, Projection, TapConfig};
 pub use example::{Example, RowReport};
 pub use ghost::GhostProducts;
@@ -30,8 +32,9 @@ use crate::decoder::{Decoder, Objective, PackedWeights, Pass, Sequence, Workspac
 use crate::error::ModelError;
 use crate::lora::AdaptedDecoder;
 use block::Scratch;
+pub(crate) use example::check;
 use factored::Factoring;
-pub(crate) use plan::matches;
+pub(crate) use plan::{Candidate, candidates, choose, matches, module_at, site_index};
 use plan::{Plan, mismatch};
 use sink::RowSink;
 
@@ -64,7 +67,18 @@ impl<'m> GradientStage<'m> {
     /// # Errors
     /// [`ModelError::Mismatch`] if a width is 0, a pattern matches no module, nothing is tracked, or the model is an encoder.
     pub fn new(decoder: &'m Decoder, config: TapConfig) -> Result<Self, ModelError> {
-        Self::build(decoder, config, None)
+        Self::build(decoder, config, None, None)
+    }
+
+    /// The same with fitted matrices in the place of drawn ones: LoGra's PCA form (arXiv:2405.13954, section 4.1) with leading
+    /// eigenvectors of inputs and of output gradients. Every tracked matrix needs its pair, under its name; whatever
+    /// projection `config` names is replaced. The spec carries the matrices' digest.
+    ///
+    /// # Errors
+    /// What [`GradientStage::new`] refuses; a tracked matrix without a pair, or one of another shape.
+    pub fn with_bases(decoder: &'m Decoder, config: TapConfig, bases: &GivenBases) -> Result<Self, ModelError> {
+        let config = TapConfig { projection: Projection::Given { matrices: bases.digest() }, ..config };
+        Self::build(decoder, config, None, Some(bases))
     }
 
     /// The same for gradients that are scaled by optimiser moments before they are projected.
@@ -76,7 +90,7 @@ impl<'m> GradientStage<'m> {
     /// # Errors
     /// What [`GradientStage::new`] refuses.
     pub fn normalized(decoder: &'m Decoder, config: TapConfig, normalizer: &Normalizer) -> Result<Self, ModelError> {
-        Self::build(decoder, config, Some(normalizer))
+        Self::build(decoder, config, Some(normalizer), None)
     }
 
     /// Rows over the weights of an adapter: everything that [`TapConfig`] can ask for, of modules named
@@ -90,8 +104,13 @@ impl<'m> GradientStage<'m> {
         Ok(Self::assemble(adapted.decoder(), Plan::adapter(adapted, &config)?, config, None))
     }
 
-    fn build(decoder: &'m Decoder, config: TapConfig, normalizer: Option<&Normalizer>) -> Result<Self, ModelError> {
-        let plan = Plan::new(decoder, &config, normalizer)?;
+    fn build(
+        decoder: &'m Decoder,
+        config: TapConfig,
+        normalizer: Option<&Normalizer>,
+        given: Option<&GivenBases>,
+    ) -> Result<Self, ModelError> {
+        let plan = Plan::new(decoder, &config, normalizer, given)?;
         Ok(Self::assemble(decoder, plan, config, normalizer))
     }
 
@@ -208,7 +227,7 @@ impl<'m> GradientStage<'m> {
         examples: &[Example<'_>],
         mut out: ArrayViewMut2<'_, f32>,
     ) -> Result<Vec<RowReport>, ModelError> {
-        example::check(self.decoder, examples)?;
+        check(self.decoder, examples)?;
         let n_rows = examples.iter().map(Example::n_rows).sum();
         if out.dim() != (n_rows, self.dim()) {
             let expected = format!("{:?}", (n_rows, self.dim()));
@@ -251,7 +270,7 @@ impl<'m> GradientStage<'m> {
     /// [`ModelError::Mismatch`] if norms are tracked (their gradients are summed inside the pass), rows are factored, or the
     /// example has spans; and what [`GradientStage::rows`] refuses.
     pub fn token_rows(&self, example: &Example<'_>, mut out: ArrayViewMut2<'_, f32>) -> Result<f64, ModelError> {
-        example::check(self.decoder, std::slice::from_ref(example))?;
+        check(self.decoder, std::slice::from_ref(example))?;
         if self.config.norms || self.factoring.is_some() || !example.spans.is_empty() {
             let expected = "projected modules and tables, no norms, no factors, no spans".to_string();
             return Err(mismatch(

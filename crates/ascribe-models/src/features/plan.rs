@@ -5,8 +5,10 @@ use std::ops::Range;
 
 use ascribe_core::Column;
 use ascribe_linalg::{Sjlt, TwoSided, sparse};
+use ndarray::Array2;
 
 use super::adapter::AdapterTap;
+use super::bases::GivenBases;
 use super::block::{Bias, Block, Side, Site};
 use super::config::{Granularity, Projection, TapConfig};
 use super::normalizer::Normalizer;
@@ -42,17 +44,24 @@ pub(super) struct Plan {
 }
 
 /// A module that can be tracked.
-struct Candidate {
-    module: Module,
-    name: String,
+pub(crate) struct Candidate {
+    pub module: Module,
+    /// By which patterns choose it.
+    pub name: String,
     parameter: String,
-    columns: Range<usize>,
+    /// Its columns of the fused output.
+    pub columns: Range<usize>,
 }
 
 impl Plan {
     /// # Errors
     /// [`ModelError::Mismatch`] for widths of 0, a pattern that matches nothing, an encoder, or nothing tracked.
-    pub fn new(decoder: &Decoder, config: &TapConfig, normalizer: Option<&Normalizer>) -> Result<Self, ModelError> {
+    pub fn new(
+        decoder: &Decoder,
+        config: &TapConfig,
+        normalizer: Option<&Normalizer>,
+        given: Option<&GivenBases>,
+    ) -> Result<Self, ModelError> {
         check_widths(config)?;
         if decoder.config.arch.is_encoder() {
             return Err(mismatch("model", "a decoder with a next-token loss".into(), "an encoder".into()));
@@ -60,7 +69,7 @@ impl Plan {
         let candidates = candidates(decoder, config.granularity);
         let chosen = choose(&candidates, config)?;
         let n_layers = decoder.config.num_hidden_layers;
-        let mut builder = Builder { plan: Self::default(), decoder, config, normalizer };
+        let mut builder = Builder { plan: Self::default(), decoder, config, normalizer, given };
         builder.plan.sites.resize_with(4 * n_layers + 1, || None);
         builder.plan.norms.resize(NORMS * n_layers + 1, None);
         let folded = config.embedding && decoder.config.tie_word_embeddings;
@@ -106,14 +115,14 @@ impl Plan {
         };
         let chosen = choose(&parts.iter().flat_map(halves).collect::<Vec<_>>(), config)?;
         let n_sites = 4 * decoder.config.num_hidden_layers + 1;
-        let mut builder = Builder { plan: Self::default(), decoder, config, normalizer: None };
+        let mut builder = Builder { plan: Self::default(), decoder, config, normalizer: None, given: None };
         builder.plan.sites.resize_with(n_sites, || None);
         builder.plan.norms.resize(NORMS * decoder.config.num_hidden_layers + 1, None);
         for part in parts {
             let mut blocks = halves(part).into_iter().zip([part.fan.input, part.rank]).map(|(half, fan_in)| {
                 let wanted = chosen.contains(&half.name);
                 wanted.then(|| {
-                    let block = builder.block(&half.name, half.parameter, half.columns, fan_in);
+                    let block = builder.block(&half.name, half.parameter, half.columns, fan_in)?;
                     builder.finish(half.name, block, false)
                 })
             });
@@ -192,6 +201,7 @@ struct Builder<'a> {
     decoder: &'a Decoder,
     config: &'a TapConfig,
     normalizer: Option<&'a Normalizer>,
+    given: Option<&'a GivenBases>,
 }
 
 impl Builder<'_> {
@@ -203,7 +213,7 @@ impl Builder<'_> {
     }
 
     /// A block without a place for a matrix `[fan_out, fan_in]`.
-    fn block(&self, name: &str, parameter: String, columns: Range<usize>, fan_in: usize) -> Block {
+    fn block(&self, name: &str, parameter: String, columns: Range<usize>, fan_in: usize) -> Result<Block, ModelError> {
         let TapConfig { seed, k_in, k_out, .. } = *self.config;
         let fan_out = columns.len();
         let (mut input, mut output, mut sjlt) = (Side::Whole(fan_in), Side::Whole(fan_out), None);
@@ -230,8 +240,12 @@ impl Builder<'_> {
                 let lost = (fan_in as f64 / input.width() as f64) * (fan_out as f64 / output.width() as f64);
                 sjlt = Some(Sjlt::new(seed, name, dim, nnz).scaled(lost.sqrt() as f32));
             }
+            Projection::Given { .. } => {
+                let [p_in, p_out] = given_matrices(self.given, name, fan_in, fan_out)?;
+                (input, output) = (Side::Product(p_in), Side::Product(p_out));
+            }
         }
-        Block { parameter, columns, input, output, sjlt, scale: None, place: 0..0 }
+        Ok(Block { parameter, columns, input, output, sjlt, scale: None, place: 0..0 })
     }
 
     fn finish(&mut self, name: String, mut block: Block, transposed: bool) -> Result<Block, ModelError> {
@@ -245,7 +259,7 @@ impl Builder<'_> {
     fn add_module(&mut self, candidate: Candidate) -> Result<(), ModelError> {
         let Candidate { module, name, parameter, columns } = candidate;
         let fan_in = self.decoder.fan(module).input;
-        let block = self.block(&name, parameter, columns, fan_in);
+        let block = self.block(&name, parameter, columns, fan_in)?;
         let block = self.finish(name, block, linear_layout(self.decoder, module).transposed)?;
         let place = site_index(module, self.plan.sites.len());
         self.plan.sites[place].get_or_insert_default().blocks.push(block);
@@ -265,7 +279,7 @@ impl Builder<'_> {
             let hugging_face = slot_name(&decoder.layout.embedding);
             let name = if fused { "embed_tokens".into() } else { hugging_face.clone() };
             // The embedding matrix is used as the output layer is: fan-in d, fan-out V.
-            let block = self.block(&name, hugging_face, 0..vocabulary, d);
+            let block = self.block(&name, hugging_face, 0..vocabulary, d)?;
             self.plan.embedding = Some(self.finish(name, block, false)?);
             if fused && !decoder.config.tie_word_embeddings {
                 let part = &decoder.layout.head.parts[0];
@@ -276,7 +290,7 @@ impl Builder<'_> {
         if let Some(range) = decoder.layout.positions.as_ref().filter(|_| self.config.positions) {
             let hugging_face = slot_name(range);
             let name = if fused { "embed_positions".into() } else { hugging_face.clone() };
-            let block = self.block(&name, hugging_face, 0..decoder.config.max_position_embeddings, d);
+            let block = self.block(&name, hugging_face, 0..decoder.config.max_position_embeddings, d)?;
             self.plan.positions = Some(self.finish(name, block, false)?);
         }
         Ok(())
@@ -323,11 +337,33 @@ impl Builder<'_> {
     }
 }
 
+/// The fitted matrices of a module, `[I, k_in]` and `[O, k_out]`.
+fn given_matrices(
+    given: Option<&GivenBases>,
+    name: &str,
+    fan_in: usize,
+    fan_out: usize,
+) -> Result<[Array2<f32>; 2], ModelError> {
+    let what = "given projection";
+    let Some(given) = given else {
+        return Err(mismatch(what, "matrices, through GradientStage::with_bases".into(), "none".into()));
+    };
+    let Some(basis) = given.get(name) else {
+        return Err(mismatch(what, format!("matrices for {name}"), format!("those of {}", given.names())));
+    };
+    let (expected, found) = ((fan_in, fan_out), (basis.input.ncols(), basis.output.ncols()));
+    if expected != found {
+        let expected = format!("{fan_in} inputs and {fan_out} outputs of {name}");
+        return Err(mismatch(what, expected, format!("{} and {}", found.0, found.1)));
+    }
+    Ok([&basis.input, &basis.output].map(|side| side.t().as_standard_layout().into_owned()))
+}
+
 fn check_widths(config: &TapConfig) -> Result<(), ModelError> {
     let (what, widths, names) = match config.projection {
         Projection::TwoSided => ("tap columns", vec![config.k_in, config.k_out], "k_in and k_out"),
         Projection::Factored { rank } => ("tap columns", vec![config.k_in, config.k_out, rank], "k_in, k_out and rank"),
-        Projection::Full => return Ok(()),
+        Projection::Full | Projection::Given { .. } => return Ok(()),
         Projection::Sparse { dim, nnz } => ("sparse projection", vec![dim, nnz], "dim and nnz"),
         Projection::MaskedSparse { keep_in, keep_out, dim, nnz } => {
             ("masked projection", vec![keep_in, keep_out, dim, nnz], "keep_in, keep_out, dim and nnz")
@@ -341,7 +377,7 @@ fn check_widths(config: &TapConfig) -> Result<(), ModelError> {
 }
 
 /// Names that the patterns choose.
-fn choose(candidates: &[Candidate], config: &TapConfig) -> Result<BTreeSet<String>, ModelError> {
+pub(crate) fn choose(candidates: &[Candidate], config: &TapConfig) -> Result<BTreeSet<String>, ModelError> {
     for pattern in config.modules.iter().chain(&config.exclude) {
         if !candidates.iter().any(|candidate| matches(pattern, &candidate.name)) {
             let expected = format!("one that matches a module of: {}", in_short(candidates));
@@ -370,7 +406,8 @@ fn in_short(candidates: &[Candidate]) -> String {
     format!("{} (layers 0 to {})", seen.join(", "), layers.saturating_sub(1))
 }
 
-fn candidates(decoder: &Decoder, granularity: Granularity) -> Vec<Candidate> {
+/// All linear modules of a decoder, the output layer last (in [`Granularity::Module`]).
+pub(crate) fn candidates(decoder: &Decoder, granularity: Granularity) -> Vec<Candidate> {
     let n_layers = decoder.config.num_hidden_layers;
     let modules = (0..n_layers).flat_map(|l| [Module::Qkv(l), Module::O(l), Module::Up(l), Module::Down(l)]);
     match granularity {
@@ -407,7 +444,8 @@ pub(super) fn linear_layout(decoder: &Decoder, module: Module) -> &LinearLayout 
     }
 }
 
-fn site_index(module: Module, n_sites: usize) -> usize {
+/// Place of a product, from the bottom up.
+pub(crate) fn site_index(module: Module, n_sites: usize) -> usize {
     match module {
         Module::Qkv(l) => 4 * l,
         Module::O(l) => 4 * l + 1,
@@ -417,7 +455,8 @@ fn site_index(module: Module, n_sites: usize) -> usize {
     }
 }
 
-fn module_at(place: usize, n_sites: usize) -> Module {
+/// The way back of [`site_index`].
+pub(crate) fn module_at(place: usize, n_sites: usize) -> Module {
     let l = place / 4;
     match place % 4 {
         _ if place + 1 == n_sites => Module::Head,

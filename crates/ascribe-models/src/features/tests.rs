@@ -104,7 +104,7 @@ fn project(config: &TapConfig, name: &str, g: &Array2<f32>) -> Vec<f32> {
             let p = TwoSided::new(config.seed, name, i, o, config.k_in, config.k_out);
             p.p_out.t().dot(g).dot(&p.p_in).iter().copied().collect()
         }
-        Projection::Full => g.iter().copied().collect(),
+        Projection::Full | Projection::Given { .. } => g.iter().copied().collect(),
         Projection::Sparse { dim, .. } if o * i <= dim => g.iter().copied().collect(),
         Projection::Sparse { dim, nnz } => sparse_sum(dim, nnz, 1.0, g.iter().copied().collect()),
         Projection::MaskedSparse { keep_in, keep_out, dim, nnz } => {

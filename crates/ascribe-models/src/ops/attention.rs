@@ -88,7 +88,7 @@ impl Attention {
     }
 
     /// Scores of a block before the mask.
-    fn scores(&self, q: ArrayView2<'_, f32>, k: ArrayView2<'_, f32>, scores: &mut [f32]) {
+    pub(super) fn scores(&self, q: ArrayView2<'_, f32>, k: ArrayView2<'_, f32>, scores: &mut [f32]) {
         let (rows, columns) = (q.nrows(), k.nrows());
         gemm(self.scale, q, k.t(), 0.0, matrix_mut(scores, rows, columns), Threads::One);
         if let Some(cap) = self.soft_cap {

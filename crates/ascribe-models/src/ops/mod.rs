@@ -8,6 +8,7 @@ pub(crate) mod linear;
 pub(crate) mod norm;
 pub(crate) mod rope;
 pub(crate) mod short;
+pub(crate) mod tangent;
 
 #[cfg(test)]
 mod tests;

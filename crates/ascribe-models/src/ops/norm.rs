@@ -86,4 +86,23 @@ impl<'a> NormOp<'a> {
             NormKind::Rms | NormKind::RmsPlusOne => rms_norm_backward(x, gain, inv, d_out, d_x, into.gain),
         }
     }
+    /// `out ← (∂norm/∂x)·d_x` for as many rows as fit into `x`; their statistics stand at the front of `tape`. Without its
+    /// gain a norm's Jacobian is symmetric, so the way back computes it.
+    pub fn tangent(&self, x: &[f32], tape: &NormTape, d_x: &[f32], out: &mut [f32], scratch: &mut Vec<f32>) {
+        let (width, n) = (self.gain.len(), x.len() / self.gain.len());
+        scratch.clear();
+        scratch.resize(width, 1.0);
+        out.fill(0.0);
+        let inv = &tape.inv[..n];
+        match self.kind {
+            NormKind::Layer => {
+                layer_norm_backward(x, scratch, &tape.mean[..n], inv, d_x, out, &mut [], &mut []);
+            }
+            NormKind::Rms | NormKind::RmsPlusOne => rms_norm_backward(x, scratch, inv, d_x, out, &mut []),
+        }
+        let gain = self.factor(scratch);
+        for row in out.chunks_exact_mut(width) {
+            row.iter_mut().zip(gain).for_each(|(y, g)| *y *= g);
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Full gradients of single examples, flat in the order of the parameters.
 
 use ascribe_linalg::elementwise::{channel_sums, outer};
-use ndarray::Array2;
+use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
 use super::Classifier;
@@ -111,6 +111,18 @@ impl Classifier {
         let groups = out.par_chunks_mut(group * n_parameters).zip(ids.par_chunks(group)).enumerate();
         let losses: Vec<Vec<f64>> = groups.map(work).collect();
         finite(losses.into_iter().flatten().collect(), "measure")
+    }
+}
+
+impl Classifier {
+    /// Flat gradients of `⟨d, logits⟩` for the rows of `d_logits`, one pass's images.
+    pub(super) fn backward_given(&self, set: &ImageSet, ids: &[u32], d_logits: ArrayView2<'_, f32>, flat: &mut [f32]) {
+        self.pool.with(self, |ws| {
+            self.forward(set, ids, ws);
+            let last = ws.gradients.len() - 1;
+            ws.gradients[last].iter_mut().zip(&d_logits).for_each(|(out, &d)| *out = d);
+            self.backward(ids.len(), ws, &mut FullGradient { network: &self.network, flat });
+        });
     }
 }
 

@@ -20,10 +20,13 @@
 //! ```
 
 pub mod bank;
+mod capture;
 pub mod config;
+pub mod curvature;
 pub mod data;
 mod features;
 mod gradient;
+mod layers;
 pub mod loss;
 mod network;
 mod ops;
@@ -40,11 +43,14 @@ use ndarray::Array2;
 use rayon::prelude::*;
 
 pub use bank::{BankJob, train_bank};
+pub use capture::LayerRows;
 pub use config::{ClassifierConfig, ClassifierKind, Pooling, ResNet9Form};
+pub use curvature::Curvature;
 pub use data::{ImageSet, Normalization};
 pub use features::{ClassifierStage, ClassifierTaps};
+pub use layers::LinearLayer;
 pub use loss::{Measure, Objective, Target};
-pub use train::{ClassifierRecipe, ClassifierStep, ClassifierTrainer, Optimizer, Schedule};
+pub use train::{ClassifierRecipe, ClassifierStep, ClassifierTrainer, Metagradients, Optimizer, Replay, Schedule};
 
 use crate::config::CONFIG_FILE;
 use crate::error::ModelError;

@@ -52,14 +52,15 @@ pub(super) struct Workspace {
     pub values: Vec<Vec<f32>>,
     /// Gradients of the values; value 0 has none.
     pub gradients: Vec<Vec<f32>>,
-    patches: Vec<f32>,
-    d_patches: Vec<f32>,
+    pub patches: Vec<f32>,
+    pub d_patches: Vec<f32>,
     terms: Vec<f64>,
 }
 
 impl Workspace {
-    fn new(model: &Classifier) -> Self {
-        let (network, n) = (&model.network, model.group());
+    /// Memory for up to `n` examples.
+    pub fn new(model: &Classifier, n: usize) -> Self {
+        let network = &model.network;
         let values: Vec<Vec<f32>> = network.values.iter().map(|&len| vec![0.0; n * len]).collect();
         let mut gradients = values.clone();
         gradients[0] = vec![];
@@ -82,7 +83,7 @@ impl Pool {
     /// Lends a workspace to `work`.
     pub fn with<R>(&self, model: &Classifier, work: impl FnOnce(&mut Workspace) -> R) -> R {
         let spare = self.0.lock().ok().and_then(|mut free| free.pop());
-        let mut ws = spare.unwrap_or_else(|| Workspace::new(model));
+        let mut ws = spare.unwrap_or_else(|| Workspace::new(model, model.group()));
         let result = work(&mut ws);
         if let Ok(mut free) = self.0.lock() {
             free.push(ws);

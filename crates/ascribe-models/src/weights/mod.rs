@@ -153,11 +153,12 @@ impl<'a> Tensor<'a> {
 /// The bytes of a safetensors file. Equal input gives equal bytes: metadata is sorted, tensors stand in the given order,
 /// data starts at a multiple of 64 bytes.
 pub(crate) fn to_bytes(tensors: &[Tensor<'_>], row_type: RowType, metadata: &BTreeMap<String, String>) -> Vec<u8> {
-    let width = row_type.len_bytes();
+    let width = row_type.row_bytes(1);
     let dtype = match row_type {
         RowType::F32 => "F32",
         RowType::Bf16 => "BF16",
         RowType::F16 => "F16",
+        RowType::Int8 | RowType::Int4 => unreachable!("weights are kept as floats"),
     };
     let mut header = format!("{{\"__metadata__\":{}", json!(metadata));
     let mut offset = 0;
@@ -179,6 +180,7 @@ pub(crate) fn to_bytes(tensors: &[Tensor<'_>], row_type: RowType, metadata: &BTr
             RowType::F32 => bytes.extend(x.to_le_bytes()),
             RowType::Bf16 => bytes.extend(bf16::from_f32(*x).to_le_bytes()),
             RowType::F16 => bytes.extend(f16::from_f32(*x).to_le_bytes()),
+            RowType::Int8 | RowType::Int4 => unreachable!("weights are kept as floats"),
         }
     }
     bytes

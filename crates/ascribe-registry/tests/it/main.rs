@@ -2,9 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "what fails in a test fails the test")]
 
+mod exports;
+mod golden;
+mod near;
+mod place;
 mod refusals;
+mod registrar;
 mod runs;
 mod shipped;
+mod signed;
+mod sources;
+mod usage;
+mod wiring;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +22,8 @@ use std::sync::LazyLock;
 use ascribe_core::{Digest, NoProgress};
 use ascribe_registry::prepare::{Grant, NewDataset, demo_account, license_dataset, write_dataset};
 use ascribe_registry::{
-    DatasetUse, LicenceDigest, LicenceKey, Payee, Registry, RegistryError, RunRecord, Source, Subject, VerifyReport,
+    DatasetUse, LicenceDigest, LicenceKey, Payee, Registry, RegistryError, RunDetail, RunRecord, Source, Subject,
+    VerifyReport,
 };
 use tempfile::TempDir;
 
@@ -108,6 +118,7 @@ impl Tiny {
             }],
             datasets,
             licence_log: registry.log().head(),
+            detail: RunDetail::default(),
         }
     }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use ascribe_core::ExampleId;
 use serde::{Deserialize, Serialize};
 
+use super::generation::Generation;
 use super::layout::{StoreHeader, parse_json};
 use crate::atomic::read_capped;
 use crate::error::StoreError;
@@ -63,41 +64,34 @@ pub(crate) struct Manifest {
     pub entries: Vec<ShardEntry>,
     /// Bytes of the whole lines; what follows is a torn one.
     pub len_bytes: u64,
-    /// BLAKE3 of the file.
-    pub blake3: String,
-    /// True if something follows the last whole line.
-    pub is_torn: bool,
+    /// End of every line.
+    ends: Vec<u64>,
+    bytes: Vec<u8>,
 }
 
 impl Manifest {
-    /// Reads and checks every line. A torn last line (no newline, or a checksum that does not fit) is reported, not an
+    /// Reads and checks every line. A torn last line (no newline, or a checksum that does not fit) is left out, not an
     /// error: it is what a kill leaves. A bad line with another after it is an error.
     pub fn read(path: &Path, header: &StoreHeader) -> Result<Self, StoreError> {
-        let bytes = read_capped(path, MANIFEST_MAX_BYTES, "run the writing step again, it resumes")?;
-        let mut manifest = Self {
-            entries: Vec::new(),
-            len_bytes: 0,
-            blake3: blake3::hash(&bytes).to_hex().to_string(),
-            is_torn: false,
-        };
+        Self::parse(path, read_capped(path, MANIFEST_MAX_BYTES, "run the writing step again, it resumes")?, header)
+    }
+
+    /// Reads the bytes of a manifest log that came from `path`.
+    pub fn parse(path: &Path, bytes: Vec<u8>, header: &StoreHeader) -> Result<Self, StoreError> {
+        let mut manifest = Self { entries: Vec::new(), len_bytes: 0, ends: Vec::new(), bytes: Vec::new() };
         let mut rest = bytes.as_slice();
-        while !rest.is_empty() {
-            let Some(end) = rest.iter().position(|&b| b == b'\n') else {
-                manifest.is_torn = true;
-                break;
-            };
+        while let Some(end) = rest.iter().position(|&b| b == b'\n') {
             let (line, after) = (&rest[..end], &rest[end + 1..]);
             match ShardEntry::from_line(path, line) {
                 Ok(entry) => manifest.accept(path, header, entry)?,
-                Err(_) if after.is_empty() => {
-                    manifest.is_torn = true;
-                    break;
-                }
+                Err(_) if after.is_empty() => break,
                 Err(error) => return Err(error),
             }
             manifest.len_bytes += end as u64 + 1;
+            manifest.ends.push(manifest.len_bytes);
             rest = after;
         }
+        manifest.bytes = bytes;
         Ok(manifest)
     }
 
@@ -106,17 +100,37 @@ impl Manifest {
         self.entries.last().map_or(0, |e| e.first_row + u64::from(e.rows))
     }
 
+    /// BLAKE3 of the first `len_bytes` bytes.
+    pub fn blake3(&self, len_bytes: u64) -> String {
+        let len = (len_bytes as usize).min(self.bytes.len());
+        blake3::hash(&self.bytes[..len]).to_hex().to_string()
+    }
+
+    /// Number of lines that `generation` stands on; its part of the file must be as it was.
+    pub fn n_lines_of(&self, path: &Path, generation: &Generation) -> Result<usize, StoreError> {
+        let found = self.blake3(generation.log_bytes);
+        // A store of version 1 is sealed as a whole file.
+        let is_whole = generation.format_version > 1 || self.bytes.len() as u64 == generation.log_bytes;
+        if found != generation.log_blake3 || !is_whole {
+            let (path, expected) = (path.to_path_buf(), generation.log_blake3.clone());
+            return Err(StoreError::WrongChecksum { path, expected, found });
+        }
+        if generation.log_bytes == 0 {
+            return Ok(0);
+        }
+        let at = self.ends.binary_search(&generation.log_bytes).map(|line| line + 1);
+        at.map_err(|_| StoreError::malformed(path, "length of the manifest", "the end of a line", generation.log_bytes))
+    }
+
     fn accept(&mut self, path: &Path, header: &StoreHeader, entry: ShardEntry) -> Result<(), StoreError> {
         let (shard, first_row) = (self.entries.len() as u32, self.n_rows());
         if (entry.shard, entry.first_row) != (shard, first_row) {
             let found = format!("shard {} from row {}", entry.shard, entry.first_row);
             return Err(StoreError::malformed(path, "order", format!("shard {shard} from row {first_row}"), found));
         }
-        // Every shard is full but the last one of a complete store.
-        let left = header.expected_rows.saturating_sub(first_row);
-        let rows = left.min(u64::from(header.rows_per_shard));
-        if u64::from(entry.rows) != rows || rows == 0 {
-            return Err(StoreError::malformed(path, "rows of a shard", rows, entry.rows));
+        if entry.rows == 0 || entry.rows > header.rows_per_shard {
+            let expected = format!("1 to {}", header.rows_per_shard);
+            return Err(StoreError::malformed(path, "rows of a shard", expected, entry.rows));
         }
         self.entries.push(entry);
         Ok(())

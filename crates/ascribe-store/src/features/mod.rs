@@ -2,18 +2,25 @@
 //!
 //! ```text
 //! store/
-//!   store.json                    version, uuid, spec and its hash, row type, rows per shard, rows expected
-//!   manifest.log                  one line per committed shard: {json}\tcrc32\n
-//!   shards/s-000000.safetensors   grad [n, dim] f32|bf16|f16, example_id u64 [n], norm f32 [n]
-//!   side/s-000000.parquet         example_id, dataset_id, shard, row, norm
-//!   dataset_sums.safetensors      sum f64 [K, dim], count u64 [K]: exact sums of the rows as stored
-//!   MANIFEST.json                 written last; its presence says that the store is complete
-//!   writer.lock                   empty; the operating system's lock on it keeps a second writer out
+//!   store.json                      version, uuid, spec and its hash, row type, stride, rows per shard
+//!   manifest.log                    one line per committed shard: {json}\tcrc32\n
+//!   shards/s-000000.safetensors     grad [n, stride] f32|bf16|f16|i8|u8, example_id u64 [n], norm f32 [n], scale, error
+//!   shards/s-000000.leaves          of a large shard: its hash taken apart, so that a few rows can be checked; may be deleted
+//!   side/s-000000.parquet           example_id, dataset_id, shard, row, norm
+//!   MANIFEST-000000.json            a generation: live shards, deleted rows, sums; its presence commits it
+//!   CURRENT                         number of a committed generation; the newest follows it without a gap
+//!   dataset_sums-000000.safetensors sum, rest f64 [K, dim], count u64 [K]: exact sums of the rows as stored
+//!   tombstones-000001.safetensors   dead u64 [n]: rows that were deleted
+//!   PENDING.json                    an append under way
+//!   int8/, int4/, bf16/, f16/       companions: the same rows in fewer bits
+//!   writer.lock                     empty; the operating system's lock on it keeps a second writer out
 //! ```
 //!
-//! A shard counts from the moment its manifest line is on disk: file written beside its place, synced, renamed, folder
-//! synced, line appended, line synced. A kill at any point leaves whole shards and perhaps one torn line, which the next
-//! writer cuts off. Same rows, same files, whatever the sizes of the pushes and however often the writer was killed.
+//! `docs/STORE.md` says it to the byte. A shard counts from the moment its manifest line is on disk: file written beside its
+//! place, synced, renamed, folder synced, line appended, line synced. A kill at any point leaves whole shards and perhaps one
+//! torn line, which the next writer cuts off. Same rows, same files, whatever the sizes of the pushes and however often the
+//! writer was killed. A finished store changes by generations: [`FeatureWriter::append`], [`delete`], [`compact`] write what is
+//! new beside what is there and commit it by the manifest's name; a reader keeps the generation that it opened.
 //!
 //! ```
 //! use ascribe_core::{Column, Digest, ExampleId, FeatureReader, FeatureSink, FeatureSpec, ProjectorSpec, RowType};
@@ -46,22 +53,54 @@
 //!
 //! An `example_id` on disk is [`ascribe_core::ExampleId::to_u64`]: dataset ordinal in the high half, position in the low.
 
+mod appender;
+mod buffer;
+mod compact;
+mod convert;
+mod delete;
+mod export;
+mod files;
+mod generation;
 mod layout;
+mod leaves;
 mod manifest;
+mod merge;
+mod modules;
+mod quant;
 mod reader;
+mod remote;
+mod sealed;
 mod shard;
+mod stats;
+mod subset;
 mod sums;
+mod tombstones;
 mod verify;
+mod view;
 mod writer;
 
-pub use layout::StoreHeader;
+pub use compact::compact;
+pub use convert::{convert, make_companion};
+pub use delete::{Deletion, delete};
+pub use export::{ExportFormat, export};
+pub use generation::{Generation, Part};
+pub use layout::{CompanionOf, StoreHeader};
+pub use leaves::LEAVES_MIN_BYTES;
 pub use manifest::ShardEntry;
+pub use merge::merge;
+pub use modules::Modules;
 pub use reader::FeatureStore;
+pub use remote::{FolderObjects, Objects, RemoteStore, pull, push};
+pub use stats::{DatasetStats, StoreStats};
+pub use subset::Subset;
 pub use sums::DatasetSums;
 pub use verify::VerifyReport;
+pub use view::ShardView;
 pub use writer::FeatureWriter;
 
-/// Version of the layout above.
-pub const FEATURES_FORMAT_VERSION: u32 = 1;
+/// Version of the layout above. Stores of version 1 open, too; [`convert`] makes them anew.
+pub const FEATURES_FORMAT_VERSION: u32 = 2;
 /// Rows of one block that a reader hands out: 1,024 rows of 4,096 f32 numbers are 16 MiB.
 pub const BLOCK_ROWS: usize = 1024;
+/// Every row starts at a multiple of this many bytes: a cache line, and the width of the widest vector registers.
+pub const ROW_ALIGN: usize = 64;

@@ -1,4 +1,4 @@
-//! Reading: a complete store, mapped, checked, handed out in blocks.
+//! Reading: a finished store, mapped, checked, handed out in blocks or shard by shard.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -7,60 +7,191 @@ use std::path::Path;
 use ascribe_core::{ExampleId, FeatureReader, FeatureSpec, Features, RowType};
 
 use super::BLOCK_ROWS;
-use super::layout::{Paths, Seal, StoreHeader};
+use super::generation::Generation;
+use super::layout::{CompanionOf, Paths, StoreHeader};
 use super::manifest::{Manifest, ShardEntry};
 use super::shard::Shard;
 use super::sums::DatasetSums;
-use super::writer::open_shards;
+use super::tombstones::Tombstones;
+use super::view::ShardView;
 use crate::error::StoreError;
+use crate::mmap::{Advice, Map};
 
-/// A complete feature store, open for reading from any number of threads.
+/// Tries of an open beside a compaction that takes files away.
+const TRIES: usize = 8;
+
+/// One generation of a finished feature store, open for reading from any number of threads.
 ///
 /// Opening checks versions, hashes of the spec and of the manifest, and the length and head of every shard. The bytes of
-/// a shard are hashed once, before its first row is handed out, so a changed shard never gives a row
-/// ([`FeatureStore::verify`] hashes everything at once, side files too).
+/// a row are checked once, before it is handed out: by the leaves of its shard's hash, or with the whole shard where there are
+/// none. So a changed byte never gives a row, and looking at a few rows does not read all of them ([`FeatureStore::verify`]
+/// hashes everything at once, side files too). What is open stays as it is while others append, delete or compact; deleted
+/// rows are not handed out.
 #[derive(Debug)]
 pub struct FeatureStore {
     pub(super) paths: Paths,
     header: StoreHeader,
-    pub(super) seal: Seal,
+    pub(super) generation: Generation,
+    /// Live shards, in the order of the rows.
     pub(super) entries: Vec<ShardEntry>,
     pub(super) shards: Vec<Shard>,
+    /// Deleted rows of each shard.
+    pub(super) dead: Vec<Vec<u32>>,
+    /// Rows that are left, of the shards that have dead ones.
+    live: Vec<Option<Vec<u32>>>,
+    /// Shard, and places among its live rows.
     blocks: Vec<(usize, Range<usize>)>,
+    /// Mapped when the store is opened, so that a compaction cannot take it away.
+    sums: Option<Map>,
 }
 
 impl FeatureStore {
-    /// Opens the store at `dir`; with `expected_spec`, only if it is of that spec.
+    /// Opens the newest generation of the store at `dir`; with `expected_spec`, only if it is of that spec.
     ///
     /// # Errors
     /// [`StoreError::Missing`], [`StoreError::WrongVersion`], [`StoreError::SpecMismatch`], [`StoreError::Unfinished`],
     /// [`StoreError::WrongLength`], [`StoreError::WrongChecksum`], [`StoreError::Malformed`]; those of the file system.
+    /// A companion is refused: only its store knows which rows are deleted ([`FeatureStore::companion`]).
     pub fn open(dir: &Path, expected_spec: Option<&FeatureSpec>) -> Result<Self, StoreError> {
+        let store = Self::open_any(dir, expected_spec)?;
+        if store.header.companion_of.is_some() {
+            let path = store.paths.header();
+            return Err(StoreError::malformed(
+                &path,
+                "kind of store",
+                "a store of its own",
+                "a companion; open the store above",
+            ));
+        }
+        Ok(store)
+    }
+
+    /// The same, companions too.
+    pub(crate) fn open_any(dir: &Path, expected_spec: Option<&FeatureSpec>) -> Result<Self, StoreError> {
         let paths = Paths::new(dir);
         let header = StoreHeader::read(&paths)?;
         if let Some(expected) = expected_spec {
             header.expect_spec(&paths.header(), expected)?;
         }
-        if !paths.seal().exists() {
-            let log_path = paths.manifest();
-            let found_rows = if log_path.exists() { Manifest::read(&log_path, &header)?.n_rows() } else { 0 };
-            return Err(StoreError::Unfinished { path: paths.root, expected_rows: header.expected_rows, found_rows });
+        let mut tried = None;
+        for _ in 0..TRIES {
+            let Some(generation) = Generation::newest(&paths, &header)? else {
+                let log = paths.manifest();
+                let found_rows = if log.exists() { Manifest::read(&log, &header)?.n_rows() } else { 0 };
+                return Err(StoreError::Unfinished {
+                    path: paths.root,
+                    expected_rows: header.expected_rows,
+                    found_rows,
+                });
+            };
+            let number = generation.generation;
+            match Self::open_generation(&paths, &header, generation) {
+                // A newer generation came and its files were taken away meanwhile: open that one.
+                Err(StoreError::Missing { .. }) if tried.is_none_or(|n| n < number) => tried = Some(number),
+                other => return other,
+            }
         }
-        let seal = Seal::read(&paths)?;
-        let manifest = Manifest::read(&paths.manifest(), &header)?;
-        check_seal(&paths, &header, &seal, &manifest)?;
-        let shards = open_shards(&paths, &header, &manifest.entries)?;
-        let blocks = shards.iter().enumerate().flat_map(|(i, shard)| {
-            let n_rows = shard.ids.len();
-            (0..n_rows).step_by(BLOCK_ROWS).map(move |start| (i, start..(start + BLOCK_ROWS).min(n_rows)))
+        Err(StoreError::Missing { path: paths.root, hint: "it changes faster than it can be opened; try again" })
+    }
+
+    fn open_generation(paths: &Paths, header: &StoreHeader, generation: Generation) -> Result<Self, StoreError> {
+        let log_path = paths.manifest();
+        let log = Manifest::read(&log_path, header)?;
+        let n_lines = log.n_lines_of(&log_path, &generation)?;
+        let manifest_path = paths.generation(generation.generation);
+        let entries = live_entries(&manifest_path, &generation, &log.entries[..n_lines])?;
+        let tombstones = Tombstones::of(paths, &generation, &entries)?;
+        let shards: Result<Vec<_>, _> = entries.iter().map(|e| Shard::open(&paths.shard(e.shard), header, e)).collect();
+        let sums = match &generation.sums {
+            Some(part) => {
+                let path = paths.root.join(&part.file);
+                let map = Map::open(&path)?;
+                if map.len() as u64 != part.bytes {
+                    return Err(StoreError::WrongLength { path, expected: part.bytes, found: map.len() as u64 });
+                }
+                Some(map)
+            }
+            None => None,
+        };
+        let store = Self::of_parts(paths.clone(), header.clone(), generation, entries, shards?, &tombstones, sums);
+        let n_live: u64 = store.blocks.iter().map(|(_, rows)| rows.len() as u64).sum();
+        if n_live != store.generation.n_rows {
+            return Err(StoreError::malformed(&manifest_path, "live rows", store.generation.n_rows, n_live));
+        }
+        Ok(store)
+    }
+
+    fn of_parts(
+        paths: Paths,
+        header: StoreHeader,
+        generation: Generation,
+        entries: Vec<ShardEntry>,
+        shards: Vec<Shard>,
+        tombstones: &Tombstones,
+        sums: Option<Map>,
+    ) -> Self {
+        let dead = entries.iter().map(|e| tombstones.of_shard(e.shard)).collect();
+        let mut store = Self { paths, header, generation, entries, shards, dead, live: vec![], blocks: vec![], sums };
+        store.set_live();
+        store
+    }
+
+    /// Draws the blocks from the shards and their dead rows.
+    fn set_live(&mut self) {
+        let live = self.shards.iter().zip(&self.dead).map(|(shard, dead)| {
+            let left = |row: &u32| dead.binary_search(row).is_err();
+            (!dead.is_empty()).then(|| (0..shard.n_rows() as u32).filter(left).collect::<Vec<u32>>())
         });
-        let blocks = blocks.collect();
-        Ok(Self { paths, header, seal, entries: manifest.entries, shards, blocks })
+        self.live = live.collect();
+        let counts = self.shards.iter().zip(&self.live).map(|(s, live)| live.as_ref().map_or(s.n_rows(), Vec::len));
+        let blocks = counts
+            .enumerate()
+            .flat_map(|(i, n)| (0..n).step_by(BLOCK_ROWS).map(move |start| (i, start..(start + BLOCK_ROWS).min(n))));
+        self.blocks = blocks.collect();
+    }
+
+    /// The companion of this store in `row_type`: the same rows in the same shards and places, in fewer bits, deleted where
+    /// this store's are.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] if there is none, [`StoreError::Stale`] if it was made of other rows; those of opening it.
+    pub fn companion(&self, row_type: RowType) -> Result<Self, StoreError> {
+        let dir = self.paths.companion(row_type);
+        let mut found = Self::open_any(&dir, None)?;
+        let of = found.header.companion_of.as_ref();
+        let is_ours = of.is_some_and(|of| of.uuid == self.header.uuid && of.rows_blake3 == self.rows_blake3());
+        let rows_of = |s: &Self| s.entries.iter().map(|e| e.rows).collect::<Vec<_>>();
+        if !is_ours || found.header.row_type != row_type || rows_of(&found) != rows_of(self) {
+            let made_of =
+                of.map_or_else(|| "no companion".to_owned(), |of| format!("{} of {}", of.rows_blake3, of.uuid));
+            let expected = format!("{} of {}", self.rows_blake3(), self.header.uuid);
+            return Err(StoreError::Stale { path: dir, expected, found: made_of, row_type: row_type.name() });
+        }
+        found.dead.clone_from(&self.dead);
+        found.generation.n_rows = self.generation.n_rows;
+        found.generation.n_dead = self.generation.n_dead;
+        found.set_live();
+        Ok(found)
+    }
+
+    /// What a companion of this generation is tied to.
+    pub(crate) fn companion_of(&self) -> CompanionOf {
+        CompanionOf {
+            uuid: self.header.uuid.clone(),
+            generation: self.generation.generation,
+            manifest_blake3: self.generation.checksum.clone(),
+            rows_blake3: self.rows_blake3(),
+        }
     }
 
     /// What the store says of itself.
     pub fn header(&self) -> &StoreHeader {
         &self.header
+    }
+
+    /// The generation that is open.
+    pub fn generation(&self) -> &Generation {
+        &self.generation
     }
 
     /// How numbers are kept.
@@ -73,27 +204,105 @@ impl FeatureStore {
         self.entries.iter().map(|e| e.bytes + e.side_bytes).sum()
     }
 
-    /// BLAKE3 of the manifest, hex: it names the hash of every shard, so it pins every row.
+    /// BLAKE3 of the generation's manifest, hex: it pins the hash of every shard and the deleted rows, so it pins every row.
     pub fn manifest_blake3(&self) -> &str {
-        &self.seal.manifest_log_blake3
+        &self.generation.checksum
+    }
+
+    /// BLAKE3 over one line per shard, `rows blake3\n`, hex: it changes with the shards, not with deletions.
+    pub fn rows_blake3(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for entry in &self.entries {
+            hasher.update(format!("{} {}\n", entry.rows, entry.blake3).as_bytes());
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+
+    /// Shards, in the order of the rows.
+    pub fn n_shards(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// What the manifest says of each shard, in the order of the rows.
+    pub fn entries(&self) -> &[ShardEntry] {
+        &self.entries
+    }
+
+    /// The rows of shard `i` (of [`FeatureStore::n_shards`]) as they lie in the map, without a copy. The first call hashes the
+    /// shard; later ones cost nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::WrongChecksum`] if the shard is not the committed one; [`StoreError::Shape`] past the end.
+    pub fn shard_view(&self, i: usize) -> Result<ShardView<'_>, StoreError> {
+        let Some(shard) = self.shards.get(i) else {
+            let expected = format!("below {}", self.shards.len());
+            return Err(StoreError::Shape { what: "number of a shard", expected, found: i.to_string() });
+        };
+        Ok(ShardView { dead: &self.dead[i], ..shard.view()? })
+    }
+
+    /// The rows `rows` of shard `i` as they lie in the map; the others must not be looked at, since only what these are read
+    /// from has been checked. A group of bytes that was checked once costs nothing later.
+    ///
+    /// # Errors
+    /// As [`FeatureStore::shard_view`].
+    ///
+    /// # Panics
+    /// If a row is behind the shard's end.
+    pub fn shard_rows(
+        &self,
+        i: usize,
+        rows: impl IntoIterator<Item = Range<usize>>,
+    ) -> Result<ShardView<'_>, StoreError> {
+        let Some(shard) = self.shards.get(i) else { return self.shard_view(i) };
+        Ok(ShardView { dead: &self.dead[i], ..shard.view_of(rows)? })
+    }
+
+    /// Deleted rows of shard `i`, without touching its rows.
+    ///
+    /// # Panics
+    /// If there is no shard `i`.
+    pub fn n_dead(&self, i: usize) -> usize {
+        self.dead[i].len()
+    }
+
+    /// Tells the system how the pages of shard `i` will be used: read ahead, or drop them after a scan of a store that is
+    /// larger than memory. Nothing that is read changes.
+    ///
+    /// # Panics
+    /// If there is no shard `i`.
+    pub fn advise(&self, i: usize, advice: Advice) {
+        self.shards[i].advise(advice);
     }
 
     /// All ids, in the order of the rows.
     pub fn ids(&self) -> impl Iterator<Item = ExampleId> + '_ {
-        self.shards.iter().flat_map(|shard| shard.ids.iter().copied())
+        self.live_rows().map(|(view, row)| view.id(row))
     }
 
     /// Euclidean norms of all rows as stored, in their order.
     pub fn norms(&self) -> impl Iterator<Item = f32> + '_ {
-        self.shards.iter().flat_map(|shard| shard.norms.iter().copied())
+        self.live_rows().map(|(view, row)| view.norm[row])
+    }
+
+    fn live_rows(&self) -> impl Iterator<Item = (ShardView<'_>, usize)> + '_ {
+        self.shards.iter().zip(&self.dead).flat_map(|(shard, dead)| {
+            let view = shard.unchecked();
+            (0..view.n_rows).filter(move |&row| dead.binary_search(&(row as u32)).is_err()).map(move |row| (view, row))
+        })
     }
 
     /// The exact sums per dataset, checked against their hash.
     ///
     /// # Errors
-    /// [`StoreError::Missing`], [`StoreError::WrongChecksum`], [`StoreError::Malformed`].
+    /// [`StoreError::WrongChecksum`], [`StoreError::Malformed`]; [`StoreError::Missing`] for a companion, whose store has them.
     pub fn dataset_sums(&self) -> Result<DatasetSums, StoreError> {
-        DatasetSums::read(&self.paths.sums(), &self.header, self.seal.n_datasets, &self.seal.dataset_sums_blake3)
+        let (Some(part), Some(map)) = (&self.generation.sums, &self.sums) else {
+            let hint = "a companion has no sums of its own; ask its store";
+            return Err(StoreError::Missing { path: self.paths.root.join("dataset_sums"), hint });
+        };
+        let path = self.paths.root.join(&part.file);
+        DatasetSums::parse(&path, map, part, &self.header, self.generation.n_datasets as usize)
     }
 }
 
@@ -105,14 +314,39 @@ impl FeatureReader for FeatureStore {
     }
 
     fn n_rows(&self) -> u64 {
-        self.seal.n_rows
+        self.generation.n_rows
     }
 
     fn n_blocks(&self) -> usize {
         self.blocks.len()
     }
 
-    /// Block `block_idx`: at most [`BLOCK_ROWS`] rows of one shard, borrowed from the map if they are f32.
+    fn block_ids(&self, block_idx: usize) -> Result<Cow<'_, [ExampleId]>, StoreError> {
+        let Some((shard_idx, range)) = self.blocks.get(block_idx).cloned() else {
+            return Ok(self.block(block_idx)?.ids);
+        };
+        let view = self.shards[shard_idx].unchecked();
+        Ok(match &self.live[shard_idx] {
+            None => range.map(|row| view.id(row)).collect(),
+            Some(live) => live[range].iter().map(|&row| view.id(row as usize)).collect(),
+        })
+    }
+
+    fn rows_at(&self, block_idx: usize, places: &[u32]) -> Result<Features<'_>, StoreError> {
+        let Some((shard_idx, range)) = self.blocks.get(block_idx).cloned() else { return self.block(block_idx) };
+        let shard = &self.shards[shard_idx];
+        let row = |&place: &u32| match &self.live[shard_idx] {
+            None => (range.start + place as usize) as u32,
+            Some(live) => live[range.clone()][place as usize],
+        };
+        let places: Vec<u32> = places.iter().map(row).collect();
+        let (rows, view) = (shard.rows_at(&places)?, shard.unchecked());
+        let ids = places.iter().map(|&row| view.id(row as usize)).collect();
+        Ok(Features { ids: Cow::Owned(ids), rows })
+    }
+
+    /// Block `block_idx`: at most [`BLOCK_ROWS`] rows of one shard, borrowed from the map if they are f32, without padding and
+    /// none of their shard is deleted.
     ///
     /// # Errors
     /// [`StoreError::WrongChecksum`] if the shard is not the committed one; [`StoreError::Shape`] past the end.
@@ -122,20 +356,47 @@ impl FeatureReader for FeatureStore {
             return Err(StoreError::Shape { what: "number of a block", expected, found: block_idx.to_string() });
         };
         let shard = &self.shards[shard_idx];
-        Ok(Features { rows: shard.rows(range.clone())?, ids: Cow::Borrowed(&shard.ids[range]) })
+        let view = shard.unchecked();
+        // Rows first: they check the ids beside them.
+        Ok(match &self.live[shard_idx] {
+            None => {
+                let rows = shard.rows(range.clone())?;
+                Features { ids: Cow::Owned(range.map(|i| view.id(i)).collect()), rows }
+            }
+            Some(live) => {
+                let live = &live[range];
+                let rows = shard.rows_at(live)?;
+                Features { ids: Cow::Owned(live.iter().map(|&i| view.id(i as usize)).collect()), rows }
+            }
+        })
     }
 }
 
-fn check_seal(paths: &Paths, header: &StoreHeader, seal: &Seal, manifest: &Manifest) -> Result<(), StoreError> {
-    let path = paths.seal();
-    if manifest.is_torn || manifest.blake3 != seal.manifest_log_blake3 {
-        let (expected, found) = (seal.manifest_log_blake3.clone(), manifest.blake3.clone());
-        return Err(StoreError::WrongChecksum { path: paths.manifest(), expected, found });
+/// The lines of a generation's shards, in the order of its rows.
+pub(crate) fn live_entries(
+    path: &Path,
+    generation: &Generation,
+    lines: &[ShardEntry],
+) -> Result<Vec<ShardEntry>, StoreError> {
+    let mut entries = Vec::new();
+    let mut seen = std::collections::HashSet::new();
+    for &[start, end] in &generation.shards {
+        if start >= end || end as usize > lines.len() {
+            let expected = format!("shards below {}", lines.len());
+            return Err(StoreError::malformed(path, "shards", expected, format!("{start}..{end}")));
+        }
+        for n in start..end {
+            if !seen.insert(n) {
+                return Err(StoreError::malformed(path, "shards", "each shard once", format!("shard {n} twice")));
+            }
+            entries.push(lines[n as usize].clone());
+        }
     }
-    let found = (seal.uuid.as_str(), seal.spec_sha256, seal.n_rows, seal.n_shards as usize);
-    let expected = (header.uuid.as_str(), header.spec_sha256, manifest.n_rows(), manifest.entries.len());
-    if found != expected || seal.n_rows != header.expected_rows {
-        return Err(StoreError::malformed(&path, "seal", format!("{expected:?}"), format!("{found:?}")));
+    let n_rows: u64 = entries.iter().map(|e| u64::from(e.rows)).sum();
+    if n_rows.checked_sub(generation.n_dead) != Some(generation.n_rows) {
+        let expected = format!("{n_rows} rows of its shards");
+        let found = format!("{} and {} deleted", generation.n_rows, generation.n_dead);
+        return Err(StoreError::malformed(path, "rows", expected, found));
     }
-    Ok(())
+    Ok(entries)
 }

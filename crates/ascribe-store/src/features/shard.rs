@@ -1,198 +1,159 @@
-//! One shard: how rows become bytes, and a mapped shard becomes rows.
+//! A committed shard, mapped: its checked head, and its bytes as rows.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
-use arrow::array::{ArrayRef, Float32Array, RecordBatch, UInt32Array, UInt64Array};
-use arrow::datatypes::{DataType, Field, Schema};
-use ascribe_core::{Digest, ExampleId, RowType};
+use ascribe_core::RowType;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use ndarray::{Array2, ArrayView2, CowArray, Ix2};
-use parquet::arrow::ArrowWriter;
-use parquet::basic::Compression;
-use parquet::file::properties::WriterProperties;
 use safetensors::tensor::Dtype;
 
-use super::FEATURES_FORMAT_VERSION;
 use super::layout::StoreHeader;
+use super::leaves::{self, Leaves};
 use super::manifest::ShardEntry;
+use super::quant;
+use super::view::ShardView;
 use crate::error::StoreError;
-use crate::mmap::Map;
-use crate::tensors::{Table, Tensor};
+use crate::mmap::{Advice, Map};
+use crate::tensors::{ALIGN, Table};
 
-/// Rows that wait for their shard to be full.
-#[derive(Debug, Default)]
-pub(crate) struct ShardBuffer {
-    pub ids: Vec<ExampleId>,
-    pub norms: Vec<f32>,
-    pub grad: Vec<u8>,
+/// A mapped shard. Its bytes are checked before the first row leaves it: group by group where it has leaves, else as a whole.
+#[derive(Debug)]
+pub(crate) struct Shard {
+    path: PathBuf,
+    bytes: Bytes,
+    layout: ShardLayout,
+    blake3_expected: String,
+    /// BLAKE3 of the bytes, computed at first use.
+    blake3_found: OnceLock<String>,
+    /// Read at first use; none if it has none that are its own.
+    leaves: OnceLock<Option<Leaves>>,
 }
 
-impl ShardBuffer {
-    /// Takes one row, which is known to be finite and to fit `row_type`.
-    ///
-    /// The norm is that of the row as stored, summed in f64 from left to right and narrowed once.
-    pub fn push(&mut self, id: ExampleId, row: &[f32], row_type: RowType) {
-        self.ids.push(id);
-        let norm_sq: f64 = match row_type {
-            RowType::F32 => {
-                self.grad.extend_from_slice(bytemuck::cast_slice(row));
-                row.iter().map(|&x| f64::from(x) * f64::from(x)).sum()
+/// Where the bytes of a shard are.
+#[derive(Debug)]
+enum Bytes {
+    Mapped(Map),
+    /// Fetched from an object store. Eight bytes at a time, so that every number is aligned.
+    Owned(Vec<u64>, usize),
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Owned(words, len) => &bytemuck::cast_slice(words)[..*len],
+        }
+    }
+}
+
+/// What a shard's head says: where its tensors are.
+#[derive(Clone, Debug)]
+struct ShardLayout {
+    row_type: RowType,
+    dim: usize,
+    stride: usize,
+    n_rows: usize,
+    grad: Range<usize>,
+    ids: Range<usize>,
+    norms: Range<usize>,
+    scales: Option<Range<usize>>,
+    errors: Option<Range<usize>>,
+}
+
+impl ShardLayout {
+    /// Checks the head of the shard file `bytes` against header and manifest.
+    fn read(path: &Path, bytes: &[u8], header: &StoreHeader, entry: &ShardEntry) -> Result<Self, StoreError> {
+        let (row_type, n_rows) = (header.row_type, entry.rows as usize);
+        let table = Table::read(path, bytes)?;
+        let store = table.key(path, "ascribe.store")?;
+        if store != header.uuid {
+            return Err(StoreError::malformed(path, "store that the shard belongs to", &header.uuid, store));
+        }
+        let range = |name, dtype, shape: &[usize]| {
+            let range = table.range(path, name, dtype, shape)?;
+            if range.start % ALIGN != 0 {
+                return Err(StoreError::malformed(path, "start of a tensor", "a multiple of 64", range.start));
             }
-            RowType::Bf16 => self.push_narrow(row, bf16::ZERO, bf16::to_f64),
-            RowType::F16 => self.push_narrow(row, f16::ZERO, f16::to_f64),
+            Ok(range)
         };
-        self.norms.push(norm_sq.sqrt() as f32);
-    }
-
-    /// Appends a row rounded to nearest, ties to even; returns its squared norm.
-    fn push_narrow<T: bytemuck::Pod>(&mut self, row: &[f32], zero: T, to_f64: fn(T) -> f64) -> f64
-    where
-        [T]: HalfFloatSliceExt,
-    {
-        let mut narrow = vec![zero; row.len()];
-        narrow.convert_from_f32_slice(row);
-        self.grad.extend_from_slice(bytemuck::cast_slice(&narrow));
-        narrow.iter().map(|&x| to_f64(x)).map(|x| x * x).sum()
-    }
-
-    /// Rows so far.
-    pub fn n_rows(&self) -> usize {
-        self.ids.len()
-    }
-
-    pub fn clear(&mut self) {
-        self.ids.clear();
-        self.norms.clear();
-        self.grad.clear();
-    }
-
-    /// Tensors of the shard file, `grad` first so that it starts the data section.
-    pub fn tensors(&self, header: &StoreHeader) -> Vec<Tensor<'_>> {
-        let n_rows = self.n_rows();
-        let ids: Vec<u8> = self.ids.iter().flat_map(|id| id.to_u64().to_le_bytes()).collect();
-        let norms: &[u8] = bytemuck::cast_slice(&self.norms);
-        vec![
-            Tensor::new("grad", dtype(header.row_type), &[n_rows, header.spec.dim], self.grad.as_slice()),
-            Tensor::new("example_id", Dtype::U64, &[n_rows], ids),
-            Tensor::new("norm", Dtype::F32, &[n_rows], norms),
-        ]
-    }
-
-    /// Metadata of the shard file.
-    pub fn metadata(&self, header: &StoreHeader, shard_idx: u32) -> BTreeMap<String, String> {
-        BTreeMap::from([
-            ("ascribe.format_version".to_owned(), FEATURES_FORMAT_VERSION.to_string()),
-            ("ascribe.shard".to_owned(), shard_idx.to_string()),
-            ("ascribe.spec".to_owned(), header.spec_sha256.to_string()),
-            ("ascribe.store".to_owned(), header.uuid.clone()),
-        ])
-    }
-
-    /// The side file: what SQL needs to know of each row without touching the gradients.
-    pub fn side(&self, path: &Path, spec: Digest, shard_idx: u32) -> Result<Vec<u8>, StoreError> {
-        let failed = |error: parquet::errors::ParquetError| StoreError::malformed(path, "side file", "Parquet", error);
-        let n_rows = self.n_rows();
-        let field = |name: &str, kind| Field::new(name, kind, false);
-        let schema = Arc::new(Schema::new(vec![
-            field("example_id", DataType::UInt64),
-            field("dataset_id", DataType::UInt32),
-            field("shard", DataType::UInt32),
-            field("row", DataType::UInt32),
-            field("norm", DataType::Float32),
-        ]));
-        let columns: Vec<ArrayRef> = vec![
-            Arc::new(UInt64Array::from_iter_values(self.ids.iter().map(|id| id.to_u64()))),
-            Arc::new(UInt32Array::from_iter_values(self.ids.iter().map(|id| id.dataset))),
-            Arc::new(UInt32Array::from_value(shard_idx, n_rows)),
-            Arc::new(UInt32Array::from_iter_values(0..n_rows as u32)),
-            Arc::new(Float32Array::from_iter_values(self.norms.iter().copied())),
-        ];
-        let batch = RecordBatch::try_new(Arc::clone(&schema), columns)
-            .map_err(|error| StoreError::malformed(path, "side file", "equal columns", error))?;
-        let properties = WriterProperties::builder()
-            .set_created_by(format!("ascribe-store side v{FEATURES_FORMAT_VERSION}"))
-            .set_compression(Compression::UNCOMPRESSED)
-            .set_key_value_metadata(Some(vec![parquet::file::metadata::KeyValue::new(
-                "ascribe.spec".to_owned(),
-                spec.to_string(),
-            )]))
-            .build();
-        let mut bytes = Vec::new();
-        let mut writer = ArrowWriter::try_new(&mut bytes, schema, Some(properties)).map_err(failed)?;
-        writer.write(&batch).map_err(failed)?;
-        writer.close().map_err(failed)?;
-        Ok(bytes)
+        let (has_scale, has_error) = (row_type.has_scale(), has_error(header));
+        Ok(Self {
+            row_type,
+            dim: header.spec.dim,
+            stride: header.stride(),
+            n_rows,
+            grad: range("grad", dtype(row_type), &[n_rows, header.stride_numbers()])?,
+            ids: range("example_id", Dtype::U64, &[n_rows])?,
+            norms: range("norm", Dtype::F32, &[n_rows])?,
+            scales: has_scale.then(|| range("scale", Dtype::F32, &[n_rows])).transpose()?,
+            errors: has_error.then(|| range("error", Dtype::F32, &[n_rows])).transpose()?,
+        })
     }
 }
 
-fn dtype(row_type: RowType) -> Dtype {
+/// True if shards of this store carry error bounds: every type but f32 loses something.
+pub(crate) fn has_error(header: &StoreHeader) -> bool {
+    header.row_type != RowType::F32 && !header.is_v1()
+}
+
+/// Type of the `grad` tensor.
+pub(crate) fn dtype(row_type: RowType) -> Dtype {
     match row_type {
         RowType::F32 => Dtype::F32,
         RowType::Bf16 => Dtype::BF16,
         RowType::F16 => Dtype::F16,
+        RowType::Int8 => Dtype::I8,
+        RowType::Int4 => Dtype::U8,
     }
-}
-
-/// A committed shard, mapped. Its checksum is verified once, before the first row leaves it.
-#[derive(Debug)]
-pub(crate) struct Shard {
-    path: PathBuf,
-    map: Map,
-    grad: Range<usize>,
-    row_type: RowType,
-    dim: usize,
-    pub ids: Vec<ExampleId>,
-    pub norms: Vec<f32>,
-    blake3_expected: String,
-    /// BLAKE3 of the bytes, computed at first use.
-    blake3_found: OnceLock<String>,
 }
 
 impl Shard {
     /// Maps the file and checks its length, shape and first and last id against the manifest.
     pub fn open(path: &Path, header: &StoreHeader, entry: &ShardEntry) -> Result<Self, StoreError> {
         check_len(path, entry.bytes)?;
-        let map = Map::open(path)?;
-        let (n_rows, dim) = (entry.rows as usize, header.spec.dim);
-        let table = Table::read(path, &map)?;
-        let store = table.key(path, "ascribe.store")?;
-        if store != header.uuid {
-            return Err(StoreError::malformed(path, "store that the shard belongs to", &header.uuid, store));
+        Self::of(path, Bytes::Mapped(Map::open(path)?), header, entry)
+    }
+
+    /// The same for bytes that were fetched.
+    pub fn from_bytes(path: &Path, bytes: &[u8], header: &StoreHeader, entry: &ShardEntry) -> Result<Self, StoreError> {
+        if bytes.len() as u64 != entry.bytes {
+            let (expected, found) = (entry.bytes, bytes.len() as u64);
+            return Err(StoreError::WrongLength { path: path.to_path_buf(), expected, found });
         }
-        let grad = table.range(path, "grad", dtype(header.row_type), &[n_rows, dim])?;
-        let id_range = table.range(path, "example_id", Dtype::U64, &[n_rows])?;
-        let norm_range = table.range(path, "norm", Dtype::F32, &[n_rows])?;
-        let (id_chunks, _) = map[id_range].as_chunks::<8>();
-        let ids: Vec<ExampleId> = id_chunks.iter().map(|b| ExampleId::from_u64(u64::from_le_bytes(*b))).collect();
-        let (norm_chunks, _) = map[norm_range].as_chunks::<4>();
-        let norms: Vec<f32> = norm_chunks.iter().map(|b| f32::from_le_bytes(*b)).collect();
-        let found = (ids.first().copied(), ids.last().copied());
+        let mut words = vec![0u64; bytes.len().div_ceil(8)];
+        bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);
+        Self::of(path, Bytes::Owned(words, bytes.len()), header, entry)
+    }
+
+    fn of(path: &Path, bytes: Bytes, header: &StoreHeader, entry: &ShardEntry) -> Result<Self, StoreError> {
+        let layout = ShardLayout::read(path, &bytes, header, entry)?;
+        let (path, blake3_expected) = (path.to_path_buf(), entry.blake3.clone());
+        let shard =
+            Self { path, bytes, layout, blake3_expected, blake3_found: OnceLock::new(), leaves: OnceLock::new() };
+        let view = shard.unchecked();
+        let found = (view.ids.first().map(|_| view.id(0)), view.ids.last().map(|_| view.id(view.n_rows - 1)));
         if found != (Some(entry.first_id), Some(entry.last_id)) {
             let expected = format!("{} … {}", entry.first_id, entry.last_id);
-            return Err(StoreError::malformed(path, "first and last example", expected, format!("{found:?}")));
+            return Err(StoreError::malformed(&shard.path, "first and last example", expected, format!("{found:?}")));
         }
-        Ok(Self {
-            path: path.to_path_buf(),
-            grad,
-            row_type: header.row_type,
-            dim,
-            ids,
-            norms,
-            blake3_expected: entry.blake3.clone(),
-            blake3_found: OnceLock::new(),
-            map,
-        })
+        Ok(shard)
+    }
+
+    /// Rows of the shard, dead ones too.
+    pub fn n_rows(&self) -> usize {
+        self.layout.n_rows
     }
 
     /// Refuses the shard if its bytes are not the committed ones. Hashes once; later calls are free.
     pub fn check_bytes(&self) -> Result<(), StoreError> {
-        let found = self.blake3_found.get_or_init(|| blake3::hash(&self.map).to_hex().to_string());
+        let found = self.blake3_found.get_or_init(|| blake3::hash(&self.bytes).to_hex().to_string());
         if *found != self.blake3_expected {
             let (path, expected) = (self.path.clone(), self.blake3_expected.clone());
             return Err(StoreError::WrongChecksum { path, expected, found: found.clone() });
@@ -200,51 +161,122 @@ impl Shard {
         Ok(())
     }
 
-    /// Rows `range` as f32 `[n, dim]`: borrowed from the map for f32, widened (exactly) for the others.
-    pub fn rows(&self, range: Range<usize>) -> Result<CowArray<'_, f32, Ix2>, StoreError> {
+    /// The rows as they lie, after [`Shard::check_bytes`].
+    pub fn view(&self) -> Result<ShardView<'_>, StoreError> {
         self.check_bytes()?;
-        let shape = (range.len(), self.dim);
-        let row_bytes = self.dim * self.row_type.len_bytes();
-        let bytes = &self.map[self.grad.clone()][range.start * row_bytes..range.end * row_bytes];
-        let wide = match self.row_type {
-            RowType::F32 => match bytemuck::try_cast_slice::<u8, f32>(bytes) {
-                Ok(numbers) => {
-                    let view = ArrayView2::from_shape(shape, numbers).expect("a range of rows has the rows' shape");
-                    return Ok(CowArray::from(view));
-                }
-                // A foreign writer may not have aligned the tensor: copy, and be right anyway.
-                Err(_) => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-            },
-            RowType::Bf16 => widen::<bf16>(bytes, bf16::from_le_bytes),
-            RowType::F16 => widen::<f16>(bytes, f16::from_le_bytes),
-        };
-        Ok(CowArray::from(Array2::from_shape_vec(shape, wide).expect("a range of rows has the rows' shape")))
+        Ok(self.unchecked())
     }
 
-    /// Widens all rows the slow way, one number at a time: the twin that the tests compare the fast path with.
-    #[cfg(test)]
-    pub fn rows_slow(&self) -> Vec<f32> {
-        let bytes = &self.map[self.grad.clone()];
-        match self.row_type {
-            RowType::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-            RowType::Bf16 => bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
-            RowType::F16 => bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+    /// The rows as they lie, after checking what the rows `rows` are read from: their numbers, ids, norms, scales and errors,
+    /// and the head. The others must not be looked at.
+    pub fn view_of(&self, rows: impl IntoIterator<Item = Range<usize>>) -> Result<ShardView<'_>, StoreError> {
+        if self.blake3_found.get().is_some() {
+            return self.view();
+        }
+        let read = || Leaves::read(&self.path, self.bytes.len(), &self.blake3_expected);
+        let Some(leaves) = self.leaves.get_or_init(read) else { return self.view() };
+        let ShardLayout { stride, grad, ids, norms, scales, errors, .. } = &self.layout;
+        let starts = [Some(grad), Some(ids), Some(norms), scales.as_ref(), errors.as_ref()].into_iter().flatten();
+        let head = 0..starts.map(|range| range.start).min().unwrap_or(0);
+        let check = |range: Range<usize>| {
+            leaves.check(&self.bytes, range).map_err(|(expected, found)| {
+                let path = self.path.clone();
+                StoreError::WrongChecksum { path, expected, found }
+            })
+        };
+        check(head)?;
+        for rows in rows {
+            let of = |tensor: &Range<usize>, width: usize| {
+                tensor.start + rows.start * width..tensor.start + rows.end * width
+            };
+            check(of(grad, *stride))?;
+            check(of(ids, 8))?;
+            for tensor in [Some(norms), scales.as_ref(), errors.as_ref()].into_iter().flatten() {
+                check(of(tensor, 4))?;
+            }
+        }
+        Ok(self.unchecked())
+    }
+
+    /// Refuses leaves that are there and are not this shard's. They do no harm; [`super::FeatureStore::verify`] tells of them.
+    pub fn check_leaves(&self) -> Result<(), StoreError> {
+        let path = leaves::path_of(&self.path);
+        if path.exists() && Leaves::read(&self.path, self.bytes.len(), &self.blake3_expected).is_none() {
+            let expected = format!("leaves of {}", self.blake3_expected);
+            return Err(StoreError::malformed(&path, "leaves", expected, "others (hint: delete the file)"));
+        }
+        Ok(())
+    }
+
+    /// The rows as they lie, not hashed: for ids and norms that are only listed.
+    pub fn unchecked(&self) -> ShardView<'_> {
+        let ShardLayout { row_type, dim, stride, n_rows, grad, ids, norms, scales, errors } = &self.layout;
+        let floats = |range: &Range<usize>| bytemuck::cast_slice::<u8, f32>(&self.bytes[range.clone()]);
+        ShardView {
+            row_type: *row_type,
+            n_rows: *n_rows,
+            dim: *dim,
+            stride_bytes: *stride,
+            rows: &self.bytes[grad.clone()],
+            scale: scales.as_ref().map(floats),
+            norm: floats(norms),
+            error: errors.as_ref().map(floats),
+            ids: bytemuck::cast_slice(&self.bytes[ids.clone()]),
+            dead: &[],
+        }
+    }
+
+    /// Rows `range` as f32 `[n, dim]`: borrowed from the map for f32 without padding, widened for the others.
+    pub fn rows(&self, range: Range<usize>) -> Result<CowArray<'_, f32, Ix2>, StoreError> {
+        let view = self.view_of([range.clone()])?;
+        let shape = (range.len(), view.dim);
+        if view.row_type == RowType::F32 && view.stride_bytes == 4 * view.dim {
+            let bytes = &view.rows[range.start * view.stride_bytes..range.end * view.stride_bytes];
+            let rows = ArrayView2::from_shape(shape, bytemuck::cast_slice(bytes));
+            return Ok(CowArray::from(rows.expect("a range of rows has the rows' shape")));
+        }
+        Ok(CowArray::from(widened(&view, range.len(), range)))
+    }
+
+    /// The same for single rows.
+    pub fn rows_at(&self, rows: &[u32]) -> Result<CowArray<'_, f32, Ix2>, StoreError> {
+        let view = self.view_of(rows.iter().map(|&row| row as usize..row as usize + 1))?;
+        Ok(CowArray::from(widened(&view, rows.len(), rows.iter().map(|&row| row as usize))))
+    }
+
+    /// Tells the system how the shard's pages will be used.
+    pub fn advise(&self, advice: Advice) {
+        if let Bytes::Mapped(map) = &self.bytes {
+            map.advise(advice);
         }
     }
 }
 
-fn widen<T>(bytes: &[u8], from_le: fn([u8; 2]) -> T) -> Vec<f32>
-where
-    T: bytemuck::Pod,
-    [T]: HalfFloatSliceExt,
-{
-    let narrow: Cow<'_, [T]> = match bytemuck::try_cast_slice(bytes) {
-        Ok(numbers) => Cow::Borrowed(numbers),
-        Err(_) => bytes.as_chunks::<2>().0.iter().map(|b| from_le(*b)).collect(),
-    };
-    let mut wide = vec![0.0; narrow.len()];
-    narrow.convert_to_f32_slice(&mut wide);
+fn widened(view: &ShardView<'_>, n: usize, rows: impl Iterator<Item = usize>) -> Array2<f32> {
+    let mut wide = Array2::zeros((n, view.dim));
+    for (mut out, row) in wide.rows_mut().into_iter().zip(rows) {
+        view.widen(row, out.as_slice_mut().expect("a fresh row is contiguous"));
+    }
     wide
+}
+
+/// Widens one stored row.
+pub(crate) fn widen_row(row_type: RowType, bytes: &[u8], scale: f32, out: &mut [f32]) {
+    match row_type {
+        RowType::F32 => out.copy_from_slice(&numbers::<f32>(bytes, out.len())),
+        RowType::Bf16 => numbers::<bf16>(bytes, out.len()).convert_to_f32_slice(out),
+        RowType::F16 => numbers::<f16>(bytes, out.len()).convert_to_f32_slice(out),
+        RowType::Int8 | RowType::Int4 => quant::decode(bytes, scale, row_type, out),
+    }
+}
+
+/// The first `n` numbers of a row; copied if they do not lie on a multiple of their size, which a row in a buffer need not.
+fn numbers<T: bytemuck::Pod>(bytes: &[u8], n: usize) -> Cow<'_, [T]> {
+    let bytes = &bytes[..n * size_of::<T>()];
+    match bytemuck::try_cast_slice(bytes) {
+        Ok(numbers) => Cow::Borrowed(numbers),
+        Err(_) => Cow::Owned(bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()),
+    }
 }
 
 /// Refuses a file whose length is not the committed one.

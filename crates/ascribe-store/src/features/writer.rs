@@ -1,23 +1,26 @@
 //! Writing: rows in, shards committed one by one, resumable after a kill at any point.
 
 use std::collections::HashSet;
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ascribe_core::{ExampleId, FeatureSink, FeatureSpec, RowType};
-use ndarray::ArrayView2;
+use ndarray::{ArrayView1, ArrayView2};
+use serde::{Deserialize, Serialize};
 
-use super::FEATURES_FORMAT_VERSION;
-use super::layout::{Paths, Seal, StoreHeader};
-use super::manifest::{Manifest, ManifestLog, ShardEntry};
+use super::appender::Appender;
+use super::files;
+use super::generation::{Generation, remove_old};
+use super::layout::{Paths, StoreHeader, parse_json};
+use super::manifest::ShardEntry;
 use super::reader::FeatureStore;
-use super::shard::{Shard, ShardBuffer};
+use super::sealed::{self, NO_CHECKSUM};
 use super::sums::DatasetSums;
-use crate::atomic::{AtomicFile, TMP_SUFFIX, create_dirs, sync_dir};
+use super::tombstones::Tombstones;
+use super::{FEATURES_FORMAT_VERSION, ShardView};
+use crate::atomic::{create_dirs, read_capped, sync_dir};
 use crate::error::StoreError;
-use crate::limits::DATASETS_MAX;
-use crate::tensors;
+use crate::limits::{DATASETS_MAX, HEADER_MAX_BYTES};
+use crate::lock::Lock;
 
 /// Smallest magnitude that rounds to infinity in f16: half way from 65504, the largest number, to 65536.
 const F16_LIMIT: f32 = 65520.0;
@@ -27,14 +30,51 @@ const BF16_LIMIT: f32 = f32::from_bits(0x7F7F_8000);
 /// Takes rows and commits them shard by shard. One per store at a time.
 #[derive(Debug)]
 pub struct FeatureWriter {
-    paths: Paths,
-    header: StoreHeader,
-    log: ManifestLog,
-    entries: Vec<ShardEntry>,
-    buffer: ShardBuffer,
+    appender: Appender,
+    /// The generation that is built on, and how the one that is built is called.
+    base: Generation,
+    made_by: &'static str,
+    /// The generation is there already: nothing is left to do.
+    is_sealed: bool,
+    /// Rows that this build or append brings.
+    target_rows: u64,
     seen: HashSet<u64>,
+    /// A companion has no sums of its own.
+    sums: Option<DatasetSums>,
     n_committed: u64,
-    _lock: Lock,
+}
+
+/// `PENDING.json`: an append that was begun.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Pending {
+    format_version: u32,
+    uuid: String,
+    /// The generation that the append will be.
+    generation: u64,
+    pub expected_rows: u64,
+    checksum: String,
+}
+
+impl Pending {
+    /// The append that is under way, if there is one.
+    pub fn read(paths: &Paths, newest: &Generation) -> Result<Option<Self>, StoreError> {
+        let path = paths.pending();
+        if !path.exists() {
+            return Ok(None);
+        }
+        let bytes = read_capped(&path, HEADER_MAX_BYTES, "")?;
+        let found: Self = parse_json(&path, "pending append", &bytes)?;
+        sealed::check(&path, &bytes, &found.checksum)?;
+        if found.uuid != newest.uuid {
+            return Err(StoreError::malformed(&path, "store", &newest.uuid, &found.uuid));
+        }
+        if found.generation <= newest.generation {
+            // Killed between its commit and the removal of this file.
+            files::remove(&path)?;
+            return Ok(None);
+        }
+        Ok(Some(found))
+    }
 }
 
 impl FeatureWriter {
@@ -46,8 +86,9 @@ impl FeatureWriter {
     ///
     /// # Errors
     /// [`StoreError::Locked`] beside another writer; [`StoreError::SpecMismatch`] or [`StoreError::SettingMismatch`] if
-    /// the store was begun differently; [`StoreError::Malformed`], [`StoreError::Missing`], [`StoreError::WrongLength`],
-    /// [`StoreError::WrongChecksum`] if a committed shard is damaged; those of the file system.
+    /// the store was begun differently; [`StoreError::WrongVersion`] if an older program began it and did not finish;
+    /// [`StoreError::Malformed`], [`StoreError::Missing`], [`StoreError::WrongLength`], [`StoreError::WrongChecksum`] if a
+    /// committed shard is damaged; those of the file system.
     pub fn create_or_resume(
         dir: &Path,
         spec: &FeatureSpec,
@@ -55,84 +96,174 @@ impl FeatureWriter {
         rows_per_shard: u32,
         expected_rows: u64,
     ) -> Result<Self, StoreError> {
-        let header = StoreHeader::new(spec, row_type, rows_per_shard, expected_rows);
+        Self::begin(dir, StoreHeader::new(spec, row_type, rows_per_shard, expected_rows))
+    }
+
+    /// The same for a header that is made already.
+    pub(crate) fn begin(dir: &Path, mut header: StoreHeader) -> Result<Self, StoreError> {
         header.check()?;
         let paths = Paths::new(dir);
         create_dirs(&paths.shards())?;
         create_dirs(&paths.sides())?;
         let lock = Lock::take(paths.lock())?;
-        remove_tmp(&paths.root)?;
+        files::remove_tmp(&paths.root)?;
         if paths.header().exists() {
-            check_header(&paths, &header)?;
+            let found = StoreHeader::read(&paths)?;
+            found.expect_settings(&paths.header(), &header)?;
+            header = found;
         } else {
             header.write(&paths)?;
         }
-        let log_path = paths.manifest();
-        let manifest = if log_path.exists() { Some(Manifest::read(&log_path, &header)?) } else { None };
-        let len_bytes = manifest.as_ref().map_or(0, |m| m.len_bytes);
-        let log = ManifestLog::open(&log_path, len_bytes)?;
-        sync_dir(&paths.root)?;
-        let entries = manifest.map_or_else(Vec::new, |m| m.entries);
-        remove_uncommitted(&paths, entries.len())?;
-        let seen = committed_ids(&paths, &header, &entries)?;
-        let n_committed = entries.last().map_or(0, |e| e.first_row + u64::from(e.rows));
-        Ok(Self { paths, header, log, entries, buffer: ShardBuffer::default(), seen, n_committed, _lock: lock })
+        let newest = Generation::newest(&paths, &header)?;
+        if newest.is_none() && header.is_v1() {
+            let (path, expected) = (paths.header(), FEATURES_FORMAT_VERSION);
+            return Err(StoreError::WrongVersion { path, format: "feature store", expected, found: 1 });
+        }
+        let is_sealed = newest.is_some();
+        let target_rows = header.expected_rows;
+        let base = newest.unwrap_or_else(|| Generation::before(&header));
+        Self::on(Appender::open(paths, header, &base, true, lock)?, base, "build", target_rows, is_sealed)
     }
 
-    /// Seals the store: exact sums per dataset and the closing manifest. Returns the store, open for reading.
+    /// Goes on with a finished store: `n_rows` more rows, which make its next generation. The store stays readable as it is
+    /// until [`FeatureWriter::finish`]; after a kill the same call resumes, [`FeatureSink::n_committed`] counting the new
+    /// rows.
+    ///
+    /// # Errors
+    /// As [`FeatureWriter::create_or_resume`]; [`StoreError::Unfinished`] if the store is not finished,
+    /// [`StoreError::SettingMismatch`] if an append of another number of rows is under way.
+    pub fn append(dir: &Path, spec: &FeatureSpec, n_rows: u64) -> Result<Self, StoreError> {
+        let paths = Paths::new(dir);
+        let (header, base, lock) = open_to_change(&paths)?;
+        header.expect_spec(&paths.header(), spec)?;
+        match Pending::read(&paths, &base)? {
+            Some(pending) if pending.expected_rows != n_rows => {
+                let (path, setting) = (paths.pending(), "rows to append");
+                let (expected, found) = (n_rows.to_string(), pending.expected_rows.to_string());
+                return Err(StoreError::SettingMismatch { path, setting, expected, found });
+            }
+            Some(_) => {}
+            None => {
+                // Lines behind the generation are no append's: a compaction was killed. They go before the append is announced.
+                drop(Appender::open(paths.clone(), header.clone(), &base, false, lock)?);
+                let lock = Lock::take(paths.lock())?;
+                let (uuid, generation) = (header.uuid.clone(), base.generation + 1);
+                let checksum = NO_CHECKSUM.to_owned();
+                let pending = Pending {
+                    format_version: FEATURES_FORMAT_VERSION,
+                    uuid,
+                    generation,
+                    expected_rows: n_rows,
+                    checksum,
+                };
+                sealed::write(&paths.pending(), &pending)?;
+                return Self::on(Appender::open(paths, header, &base, true, lock)?, base, "append", n_rows, false);
+            }
+        }
+        Self::on(Appender::open(paths, header, &base, true, lock)?, base, "append", n_rows, false)
+    }
+
+    fn on(
+        appender: Appender,
+        base: Generation,
+        made_by: &'static str,
+        target_rows: u64,
+        is_sealed: bool,
+    ) -> Result<Self, StoreError> {
+        let mut seen = HashSet::new();
+        let mut sums = if appender.header.companion_of.is_some() { None } else { Some(DatasetSums::new(0)) };
+        let live = appender.entries_of(&base);
+        if is_sealed {
+            // Nothing is left to write, but whoever asks for a whole store must not get a damaged one.
+            for entry in &live {
+                appender.shard(entry)?.check_bytes()?;
+                super::shard::check_len(&appender.paths.side(entry.shard), entry.side_bytes)?;
+            }
+        } else {
+            let dead = Tombstones::of(&appender.paths, &base, &live)?;
+            for entry in &live {
+                let (shard, dead) = (appender.shard(entry)?, dead.of_shard(entry.shard));
+                let ids = shard.unchecked().ids.iter().enumerate();
+                seen.extend(ids.filter(|(row, _)| dead.binary_search(&(*row as u32)).is_err()).map(|(_, id)| id));
+            }
+            if let Some(sums) = &mut sums {
+                *sums = DatasetSums::of(&appender.paths, &appender.header, &base)?;
+            }
+            for entry in &appender.added {
+                take_committed(&appender, entry, &mut seen, sums.as_mut())?;
+            }
+        }
+        let n_committed = if is_sealed { target_rows } else { appender.n_added() };
+        Ok(Self { appender, base, made_by, is_sealed, target_rows, seen, sums, n_committed })
+    }
+
+    /// Seals the store: exact sums per dataset and the manifest of the generation. Returns the store, open for reading.
     ///
     /// On a store that is sealed already this only opens it.
     ///
     /// # Errors
     /// [`StoreError::Unfinished`] if rows are missing; those of reading back and of the file system.
-    pub fn finish(self) -> Result<FeatureStore, StoreError> {
-        if self.n_committed != self.header.expected_rows {
+    pub fn finish(mut self) -> Result<FeatureStore, StoreError> {
+        self.settle()?;
+        let log_digest = self.appender.log_digest()?;
+        let (paths, header) = (&self.appender.paths, &self.appender.header);
+        if self.n_committed != self.target_rows {
             return Err(StoreError::Unfinished {
-                path: self.paths.root,
-                expected_rows: self.header.expected_rows,
-                found_rows: self.n_committed + self.buffer.n_rows() as u64,
+                path: paths.root.clone(),
+                expected_rows: self.target_rows,
+                found_rows: self.n_taken(),
             });
         }
-        if !self.paths.seal().exists() {
-            let log_path = self.paths.manifest();
-            let shards = open_shards(&self.paths, &self.header, &self.entries)?;
-            let sums = DatasetSums::of_shards(&shards, &self.header)?;
-            let dataset_sums_blake3 = sums.write(&self.paths.sums(), &self.header)?;
-            Seal {
-                format_version: FEATURES_FORMAT_VERSION,
-                uuid: self.header.uuid.clone(),
-                spec_sha256: self.header.spec_sha256,
-                n_rows: self.n_committed,
-                n_shards: self.entries.len() as u32,
-                n_datasets: sums.counts.len() as u32,
-                manifest_log_blake3: Manifest::read(&log_path, &self.header)?.blake3,
-                dataset_sums_blake3,
+        if !self.is_sealed {
+            let is_first = self.made_by == "build";
+            let mut next = if is_first { Generation::before(header) } else { self.base.next(self.made_by) };
+            let numbers: Vec<u32> = next.shard_numbers().chain(self.appender.added.iter().map(|e| e.shard)).collect();
+            next.set_shards(numbers);
+            next.n_rows += self.target_rows;
+            (next.log_bytes, next.log_blake3) = log_digest;
+            if let Some(sums) = &self.sums {
+                next.n_datasets = sums.counts.len() as u32;
+                next.sums = Some(sums.write(paths, header, next.generation)?);
             }
-            .write(&self.paths)?;
+            next.commit(paths)?;
+            if !is_first {
+                files::remove(&paths.pending())?;
+                remove_old(paths, header, &next)?;
+            }
         }
-        FeatureStore::open(&self.paths.root, Some(&self.header.spec))
+        FeatureStore::open_any(&paths.root, Some(&header.spec))
     }
 
-    /// Rows taken so far, committed or waiting for their shard to fill.
+    /// Rows taken so far: committed, on their way to disk, or waiting for their shard to fill.
     pub fn n_taken(&self) -> u64 {
-        self.n_committed + self.buffer.n_rows() as u64
+        self.n_committed + self.appender.n_under_way() + self.appender.buffer.n_rows() as u64
+    }
+
+    /// Waits until every shard that was begun is committed.
+    fn settle(&mut self) -> Result<(), StoreError> {
+        let result = self.appender.settle();
+        if !self.is_sealed {
+            self.n_committed = self.appender.n_added();
+        }
+        result
     }
 
     /// Refuses a block as a whole, before any of its rows is taken.
     fn check_block(&self, ids: &[ExampleId], rows: ArrayView2<'_, f32>) -> Result<(), StoreError> {
-        let expected = format!("[{}, {}]", ids.len(), self.header.spec.dim);
-        if rows.dim() != (ids.len(), self.header.spec.dim) {
+        let dim = self.appender.header.spec.dim;
+        let expected = format!("[{}, {dim}]", ids.len());
+        if rows.dim() != (ids.len(), dim) {
             let found = format!("{:?}", rows.shape());
             return Err(StoreError::Shape { what: "block of rows", expected, found });
         }
         let n_rows = self.n_taken() + ids.len() as u64;
-        if n_rows > self.header.expected_rows {
-            let limit = self.header.expected_rows;
+        if n_rows > self.target_rows {
+            let limit = self.target_rows;
             return Err(StoreError::TooLarge { what: "rows of the store", limit, found: n_rows });
         }
         let mut in_block = HashSet::with_capacity(ids.len());
         for (i, (&id, row)) in ids.iter().zip(rows.rows()).enumerate() {
-            let row_idx = self.n_taken() + i as u64;
+            let row_idx = self.appender.first_row() + self.n_taken() + i as u64;
             if id.dataset >= DATASETS_MAX {
                 let (limit, found) = (u64::from(DATASETS_MAX) - 1, u64::from(id.dataset));
                 return Err(StoreError::TooLarge { what: "ordinal of a dataset", limit, found });
@@ -140,50 +271,91 @@ impl FeatureWriter {
             if self.seen.contains(&id.to_u64()) || !in_block.insert(id.to_u64()) {
                 return Err(StoreError::DuplicateExample { id, row: row_idx });
             }
-            if let Some((column, &value)) = row.iter().enumerate().find(|(_, x)| !fits(**x, self.header.row_type)) {
-                return Err(self.refuse_value(row_idx, id, column, value));
-            }
+            self.check_row(row_idx, id, row)?;
         }
         Ok(())
     }
 
+    /// Refuses a row with a number that is not finite, or not in the row type.
+    fn check_row(&self, row_idx: u64, id: ExampleId, row: ArrayView1<'_, f32>) -> Result<(), StoreError> {
+        let row_type = self.appender.header.row_type;
+        // One pass without branches first: the largest magnitude is finite and fits if all do.
+        let is_fine = row.fold(true, |all, &x| all & fits(x, row_type));
+        if is_fine {
+            return Ok(());
+        }
+        let bad = row.iter().enumerate().find(|(_, x)| !fits(**x, row_type));
+        bad.map_or(Ok(()), |(column, &value)| Err(self.refuse_value(row_idx, id, column, value)))
+    }
+
     fn refuse_value(&self, row: u64, id: ExampleId, column: usize, value: f32) -> StoreError {
         if value.is_finite() {
-            let row_type = if self.header.row_type == RowType::F16 { "f16" } else { "bf16" };
+            let row_type = self.appender.header.row_type.name();
             return StoreError::OutOfRange { row, id, column, value, row_type };
         }
-        let columns = &self.header.spec.columns;
+        let columns = &self.appender.header.spec.columns;
         let group = columns.iter().find(|c| (c.start..c.start + c.len).contains(&column));
         let module = group.map_or("no module", |c| c.name.as_str());
         let place = format!("row {row} (example {id}), column {column} (module `{module}`)");
         StoreError::NotFinite { place, found: value.to_string() }
     }
 
-    fn commit_shard(&mut self) -> Result<(), StoreError> {
-        let shard_idx = self.entries.len() as u32;
-        let (path, side_path) = (self.paths.shard(shard_idx), self.paths.side(shard_idx));
-        let metadata = self.buffer.metadata(&self.header, shard_idx);
-        let (bytes, blake3) = write_hashed(&path, |out| {
-            tensors::write(out, &path, &self.buffer.tensors(&self.header), &metadata).map(drop)
-        })?;
-        let side = self.buffer.side(&side_path, self.header.spec_sha256, shard_idx)?;
-        let (side_bytes, side_blake3) = write_hashed(&side_path, |out| {
-            out.write_all(&side).map_err(|source| StoreError::io("write", &side_path, source))
-        })?;
-        let rows = self.buffer.n_rows() as u32;
-        let (first_id, last_id) = match self.buffer.ids.as_slice() {
-            [first, .., last] => (*first, *last),
-            [only] => (*only, *only),
-            [] => unreachable!("an empty shard is never committed"),
-        };
-        let first_row = self.n_committed;
-        let entry =
-            ShardEntry { shard: shard_idx, rows, first_row, first_id, last_id, bytes, blake3, side_bytes, side_blake3 };
-        self.log.append(&entry)?;
-        self.entries.push(entry);
-        self.n_committed += u64::from(rows);
-        self.buffer.clear();
+    /// Takes rows of the store that is converted, byte for byte if `raw`; `lost` is what each had lost before.
+    pub(crate) fn push_converted(
+        &mut self,
+        ids: &[ExampleId],
+        rows: ArrayView2<'_, f32>,
+        lost: Option<&[f32]>,
+    ) -> Result<(), StoreError> {
+        if self.appender.is_full() {
+            // An earlier commit failed and the caller tries again all the same.
+            self.commit_shard()?;
+        }
+        self.check_block(ids, rows)?;
+        let standard = rows.as_standard_layout();
+        for (i, (&id, row)) in ids.iter().zip(standard.rows()).enumerate() {
+            let numbers = row.to_slice().expect("a row in standard layout is contiguous");
+            let lost = lost.map_or(0.0, |l| l[i]);
+            self.appender.buffer.push(id, numbers, &self.appender.header, lost);
+            self.after_push(id)?;
+        }
         Ok(())
+    }
+
+    /// Takes row `i` of a shard of the same row type and width as it is.
+    pub(crate) fn push_stored(&mut self, view: &ShardView<'_>, i: usize) -> Result<(), StoreError> {
+        let id = view.id(i);
+        if self.seen.contains(&id.to_u64()) {
+            let row = self.appender.first_row() + self.n_taken();
+            return Err(StoreError::DuplicateExample { id, row });
+        }
+        self.appender.buffer.push_stored(view, i, &self.appender.header);
+        self.after_push(id)
+    }
+
+    fn after_push(&mut self, id: ExampleId) -> Result<(), StoreError> {
+        self.seen.insert(id.to_u64());
+        let is_last = self.n_taken() == self.target_rows;
+        if is_last || self.appender.is_full() {
+            self.commit_shard()?;
+        }
+        if is_last { self.settle() } else { Ok(()) }
+    }
+
+    /// Commits what waits for its shard to fill: the next row begins another shard.
+    pub(crate) fn commit_shard(&mut self) -> Result<(), StoreError> {
+        let sums = &mut self.sums;
+        let result = self.appender.commit_shard(|view| {
+            if let Some(sums) = sums {
+                add_rows(view, sums);
+            }
+        });
+        self.n_committed = self.appender.n_added();
+        result
+    }
+
+    pub(crate) fn header(&self) -> &StoreHeader {
+        &self.appender.header
     }
 }
 
@@ -191,177 +363,85 @@ impl FeatureSink for FeatureWriter {
     type Error = StoreError;
 
     fn spec(&self) -> &FeatureSpec {
-        &self.header.spec
+        &self.appender.header.spec
     }
 
     fn n_committed(&self) -> u64 {
         self.n_committed
     }
 
-    /// Takes rows; every time a shard is full it is committed before the next row is looked at.
+    /// Takes rows; a shard that is full is written by a thread of its own while the next one fills.
     ///
     /// # Errors
     /// A block with a bad row ([`StoreError::NotFinite`], [`StoreError::OutOfRange`], [`StoreError::DuplicateExample`],
-    /// [`StoreError::Shape`], [`StoreError::TooLarge`]) is refused as a whole. After [`StoreError::DiskFull`] or
+    /// [`StoreError::Shape`], [`StoreError::TooLarge`]) is refused as a whole. What the writing of an earlier shard failed of is
+    /// told when the next one is full, at the latest by [`FeatureWriter::finish`]: after [`StoreError::DiskFull`] or
     /// [`StoreError::Io`] drop the writer: shards committed before stay, and a new writer goes on from there.
     fn push(&mut self, ids: &[ExampleId], rows: ArrayView2<'_, f32>) -> Result<(), StoreError> {
-        if self.buffer.n_rows() == self.header.rows_per_shard as usize {
-            // An earlier commit failed and the caller tries again all the same.
-            self.commit_shard()?;
-        }
-        self.check_block(ids, rows)?;
-        let standard = rows.as_standard_layout();
-        let numbers = standard.as_slice().expect("standard layout is contiguous");
-        for (&id, row) in ids.iter().zip(numbers.chunks_exact(self.header.spec.dim)) {
-            self.buffer.push(id, row, self.header.row_type);
-            self.seen.insert(id.to_u64());
-            let is_full = self.buffer.n_rows() == self.header.rows_per_shard as usize;
-            if is_full || self.n_taken() == self.header.expected_rows {
-                self.commit_shard()?;
-            }
-        }
-        Ok(())
+        self.push_converted(ids, rows, None)
+    }
+}
+
+/// Header, newest generation and lock of a finished store that is to be changed.
+pub(crate) fn open_to_change(paths: &Paths) -> Result<(StoreHeader, Generation, Lock), StoreError> {
+    let header = StoreHeader::read(paths)?;
+    if header.is_v1() {
+        let (path, expected) = (paths.header(), FEATURES_FORMAT_VERSION);
+        return Err(StoreError::WrongVersion { path, format: "feature store", expected, found: 1 });
+    }
+    if header.companion_of.is_some() {
+        return Err(StoreError::malformed(&paths.header(), "kind of store", "a store of its own", "a companion"));
+    }
+    let lock = Lock::take(paths.lock())?;
+    files::remove_tmp(&paths.root)?;
+    let Some(newest) = Generation::newest(paths, &header)? else {
+        let (path, expected_rows) = (paths.root.clone(), header.expected_rows);
+        return Err(StoreError::Unfinished { path, expected_rows, found_rows: 0 });
+    };
+    // A kill between a commit and this leaves files that nothing names.
+    remove_old(paths, &header, &newest)?;
+    sync_dir(&paths.root)?;
+    Ok((header, newest, lock))
+}
+
+/// Rows that a killed writer had committed: their bytes are checked, their ids and sums taken up.
+fn take_committed(
+    appender: &Appender,
+    entry: &ShardEntry,
+    seen: &mut HashSet<u64>,
+    sums: Option<&mut DatasetSums>,
+) -> Result<(), StoreError> {
+    let shard = appender.shard(entry)?;
+    let view = shard.view()?;
+    seen.extend(view.ids);
+    super::shard::check_len(&appender.paths.side(entry.shard), entry.side_bytes)?;
+    if let Some(sums) = sums {
+        add_rows(&view, sums);
+    }
+    Ok(())
+}
+
+/// Adds the rows of a shard to the sums, as stored, in their order.
+fn add_rows(view: &ShardView<'_>, sums: &mut DatasetSums) {
+    add_live_rows(&ShardView { dead: &[], ..*view }, sums);
+}
+
+/// The same without the deleted ones.
+pub(crate) fn add_live_rows(view: &ShardView<'_>, sums: &mut DatasetSums) {
+    let mut row = ndarray::Array2::zeros((1, view.dim));
+    for i in (0..view.n_rows).filter(|&i| view.is_live(i)) {
+        view.widen(i, row.as_slice_mut().expect("a fresh row is contiguous"));
+        sums.add(&[view.id(i)], row.view());
     }
 }
 
 /// True if `x` stays finite in the row type.
 fn fits(x: f32, row_type: RowType) -> bool {
     match row_type {
-        RowType::F32 => x.is_finite(),
+        RowType::F32 | RowType::Int8 | RowType::Int4 => x.is_finite(),
         RowType::Bf16 => x.abs() < BF16_LIMIT,
         RowType::F16 => x.abs() < F16_LIMIT,
     }
-}
-
-/// Writes a file whole or not at all; returns its length and BLAKE3.
-fn write_hashed(
-    path: &Path,
-    fill: impl FnOnce(&mut Hashing<'_>) -> Result<(), StoreError>,
-) -> Result<(u64, String), StoreError> {
-    let mut file = AtomicFile::create(path)?;
-    let mut out = Hashing { out: BufWriter::with_capacity(1 << 20, &mut file), hasher: blake3::Hasher::new(), len: 0 };
-    fill(&mut out)?;
-    out.flush().map_err(|source| StoreError::io("write", path, source))?;
-    let (len, blake3) = (out.len, out.hasher.finalize().to_hex().to_string());
-    drop(out);
-    file.commit()?;
-    Ok((len, blake3))
-}
-
-/// Hashes what passes through.
-struct Hashing<'a> {
-    out: BufWriter<&'a mut AtomicFile>,
-    hasher: blake3::Hasher,
-    len: u64,
-}
-
-impl Write for Hashing<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.out.write(bytes)?;
-        self.hasher.update(&bytes[..n]);
-        self.len += n as u64;
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
-}
-
-/// The right to write, held until drop; the system takes it back when the process ends, however it ends.
-#[derive(Debug)]
-struct Lock(File);
-
-impl Lock {
-    fn take(path: PathBuf) -> Result<Self, StoreError> {
-        let open = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-        let file = open.map_err(|source| StoreError::io("lock", &path, source))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Self(file)),
-            Err(TryLockError::WouldBlock) => Err(StoreError::Locked { path }),
-            Err(TryLockError::Error(source)) => Err(StoreError::io("lock", &path, source)),
-        }
-    }
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // Closing the file is not enough: a process that is being started just now holds a copy of the handle until it
-        // runs its own program, and would hold the lock with it.
-        let _ = self.0.unlock();
-    }
-}
-
-/// The store on disk must be the one that the caller means.
-fn check_header(paths: &Paths, expected: &StoreHeader) -> Result<(), StoreError> {
-    let found = StoreHeader::read(paths)?;
-    let path = paths.header();
-    found.expect_spec(&path, &expected.spec)?;
-    let settings = [
-        ("row type", format!("{:?}", expected.row_type), format!("{:?}", found.row_type)),
-        ("rows per shard", expected.rows_per_shard.to_string(), found.rows_per_shard.to_string()),
-        ("expected rows", expected.expected_rows.to_string(), found.expected_rows.to_string()),
-    ];
-    match settings.into_iter().find(|(_, a, b)| a != b) {
-        Some((setting, expected, found)) => Err(StoreError::SettingMismatch { path, setting, expected, found }),
-        None => Ok(()),
-    }
-}
-
-fn remove_tmp(dir: &Path) -> Result<(), StoreError> {
-    for path in files_of(dir)? {
-        if path.extension().is_some_and(|e| e == TMP_SUFFIX) {
-            fs::remove_file(&path).map_err(|source| StoreError::io("remove", &path, source))?;
-        }
-    }
-    Ok(())
-}
-
-/// Removes what a kill left: unfinished files, and finished ones whose manifest line was never written.
-fn remove_uncommitted(paths: &Paths, n_shards: usize) -> Result<(), StoreError> {
-    for dir in [paths.shards(), paths.sides()] {
-        remove_tmp(&dir)?;
-        for path in files_of(&dir)? {
-            let stem = path.file_stem().and_then(|s| s.to_str()).and_then(|s| s.strip_prefix("s-"));
-            // Files that are not ours stay.
-            if stem.and_then(|s| s.parse::<usize>().ok()).is_some_and(|idx| idx >= n_shards) {
-                fs::remove_file(&path).map_err(|source| StoreError::io("remove", &path, source))?;
-            }
-        }
-    }
-    Ok(())
-}
-
-fn files_of(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
-    let failed = |source| StoreError::io("list", dir, source);
-    let mut files = Vec::new();
-    for entry in fs::read_dir(dir).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        if entry.file_type().map_err(failed)?.is_file() {
-            files.push(entry.path());
-        }
-    }
-    Ok(files)
-}
-
-pub(super) fn open_shards(
-    paths: &Paths,
-    header: &StoreHeader,
-    entries: &[ShardEntry],
-) -> Result<Vec<Shard>, StoreError> {
-    entries.iter().map(|entry| Shard::open(&paths.shard(entry.shard), header, entry)).collect()
-}
-
-/// Ids of the committed rows; a resumed writer must know them to refuse an example that comes again.
-fn committed_ids(paths: &Paths, header: &StoreHeader, entries: &[ShardEntry]) -> Result<HashSet<u64>, StoreError> {
-    let mut seen = HashSet::new();
-    for entry in entries {
-        let shard = Shard::open(&paths.shard(entry.shard), header, entry)?;
-        shard.check_bytes()?;
-        super::shard::check_len(&paths.side(entry.shard), entry.side_bytes)?;
-        seen.extend(shard.ids.iter().map(|id| id.to_u64()));
-    }
-    Ok(seen)
 }
 
 #[cfg(test)]

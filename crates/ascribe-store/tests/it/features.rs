@@ -30,6 +30,7 @@ fn rounded(x: f32, row_type: RowType) -> f32 {
         RowType::F32 => x,
         RowType::Bf16 => bf16::from_f32(x).to_f32(),
         RowType::F16 => f16::from_f32(x).to_f32(),
+        RowType::Int8 | RowType::Int4 => unreachable!("codes depend on their row"),
     }
 }
 
@@ -48,7 +49,8 @@ fn what_is_read_is_what_was_written_rounded_once() {
         assert!(matches!(store.block(5), Err(StoreError::Shape { .. })));
         assert_eq!(store.verify().unwrap().n_rows, 2500);
         let norm = |row: ndarray::ArrayView1<f32>| row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt() as f32;
-        assert!(store.norms().eq(got.rows().into_iter().map(norm)));
+        let norms: Vec<(f32, f32)> = store.norms().zip(got.rows().into_iter().map(norm)).collect();
+        assert!(norms.len() == 2500 && norms.iter().all(|(a, b)| (a - b).abs() <= b * f32::EPSILON));
         assert!(store.ids().eq(got_ids.iter().copied()));
     }
 }
@@ -61,12 +63,12 @@ fn sums_per_dataset_are_those_of_the_stored_rows() {
     let sums = store.dataset_sums().unwrap();
     assert_eq!(sums.counts, [34, 33, 33]);
     for k in 0..3u32 {
-        // A second route: one column at a time, in the order of the rows, so the sums agree to the bit.
+        // A second route: one column at a time, in the order of the rows, in plain f64.
         let by_column = Array1::from_shape_fn(7, |j| {
             let pairs = ids.iter().zip(stored.column(j));
             pairs.filter(|(id, _)| id.dataset == k).fold(0.0, |sum, (_, &x)| sum + f64::from(x))
         });
-        assert_eq!(sums.sums.row(k as usize), by_column);
+        assert!((&sums.sums().row(k as usize) - &by_column).iter().all(|gap| gap.abs() < 1e-12));
     }
 }
 
@@ -119,7 +121,7 @@ fn a_store_without_rows_is_a_store() {
     let writer = FeatureWriter::create_or_resume(dir.path(), &spec(5), RowType::F32, 8, 0).unwrap();
     let store = writer.finish().unwrap();
     assert_eq!((store.n_rows(), store.n_blocks()), (0, 0));
-    assert_eq!(store.dataset_sums().unwrap().sums.dim(), (0, 5));
+    assert_eq!(store.dataset_sums().unwrap().sums().dim(), (0, 5));
     assert_eq!(store.verify().unwrap().n_shards, 0);
 }
 

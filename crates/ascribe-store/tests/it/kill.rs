@@ -12,8 +12,8 @@ use crate::common::{folder, ids, rows, spec};
 const DIR_VARIABLE: &str = "ASCRIBE_TEST_STORE_DIR";
 const DIM: usize = 64;
 const PER_SHARD: u32 = 16;
-const N: usize = 16 * 70 + 5;
-const N_KILLS: usize = 24;
+const N: usize = 16 * 150 + 5;
+const N_KILLS: usize = 52;
 
 /// Not a test of its own: the child process of the two tests below.
 #[test]
@@ -58,13 +58,15 @@ fn committed(dir: &Path) -> u64 {
     FeatureWriter::create_or_resume(dir, &spec(DIM), RowType::F32, PER_SHARD, N as u64).unwrap().n_committed()
 }
 
+/// A build is killed at moments that differ each time and resumed; one that reaches its end between two kills is compared, taken
+/// away and begun again. So every kill that is counted interrupted a writer.
 #[test]
 fn a_writer_that_is_killed_again_and_again_ends_with_the_same_bytes() {
     let plain = tempfile::tempdir().unwrap();
     write(plain.path(), 100).unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let mut n_kills = 0;
-    let mut pause_us = 1u64;
+    let plain = folder(plain.path());
+    let mut dir = tempfile::tempdir().unwrap();
+    let (mut n_kills, mut n_builds, mut pause_us) = (0, 0, 1u64);
     while n_kills < N_KILLS {
         let n_before = n_lines(dir.path());
         let mut child = start(dir.path());
@@ -77,15 +79,28 @@ fn a_writer_that_is_killed_again_and_again_ends_with_the_same_bytes() {
         }
         pause_us = (pause_us * 7919) % 3001;
         std::thread::sleep(Duration::from_micros(pause_us));
-        assert!(child.try_wait().unwrap().is_none(), "the child ended after {n_kills} kills: make the store larger");
-        child.kill().unwrap(); // SIGKILL: no destructor runs
-        child.wait().unwrap();
+        // SIGKILL: no destructor runs. An error only says that the child has ended already.
+        let _ = child.kill();
+        if child.wait().unwrap().success() {
+            // On a busy machine the child may reach its end before this process is woken.
+            assert_eq!(folder(dir.path()), plain, "the bytes differ from an uninterrupted run after {n_kills} kills");
+            (dir, n_builds) = (tempfile::tempdir().unwrap(), n_builds + 1);
+            assert!(n_builds < 50 * N_KILLS, "only {n_kills} kills of {n_builds} builds hit one");
+            continue;
+        }
         n_kills += 1;
-        assert!(committed(dir.path()) >= (n_before as u64 + 2) * u64::from(PER_SHARD));
-        assert!(matches!(FeatureStore::open(dir.path(), None), Err(StoreError::Unfinished { .. })));
+        let n_committed = committed(dir.path());
+        let n_seen = (n_before as u64 + 2) * u64::from(PER_SHARD);
+        assert!(n_committed >= n_seen.min(N as u64), "{n_committed} rows after {n_before} lines");
+        match FeatureStore::open(dir.path(), None) {
+            Err(StoreError::Unfinished { .. }) => {}
+            // Killed after its last commit: whole, or not there.
+            Ok(store) => assert_eq!(store.verify().unwrap().n_rows, N as u64),
+            Err(other) => panic!("{other}"),
+        }
     }
     assert!(start(dir.path()).wait().unwrap().success());
-    assert_eq!(folder(dir.path()), folder(plain.path()), "the bytes differ from an uninterrupted run");
+    assert_eq!(folder(dir.path()), plain, "the bytes differ from an uninterrupted run");
     assert_eq!(FeatureStore::open(dir.path(), None).unwrap().verify().unwrap().n_rows, N as u64);
 }
 

@@ -5,7 +5,13 @@
 mod common;
 mod damage;
 mod factors;
+mod faults;
 mod features;
+mod generations;
 mod golden;
 mod kill;
+mod leaves;
+mod remote;
+mod rows;
+mod score_rows;
 mod scores;

@@ -21,7 +21,10 @@ const LOCK_FILES: [&str; 9] = [
 ];
 
 /// Options that name a registry.
-const REGISTRY_OPTIONS: [&str; 4] = ["--index-url", "--extra-index-url", "--registry", "--find-links"];
+///
+/// The payout command has a `--registry` of its own, which is a folder; that of the package managers takes an address.
+const REGISTRY_OPTIONS: [&str; 5] =
+    ["--index-url", "--extra-index-url", "--registry=http", "--registry http", "--find-links"];
 
 /// How the one source that `Cargo.lock` may name, cargo's public index, begins and ends.
 const CARGO_SOURCE: (&str, &str) = ("registry+", "-index");

@@ -207,6 +207,52 @@ impl ImageSet {
         Ok(self)
     }
 
+    /// The first `n` images; all of them if there are no more.
+    ///
+    /// # Errors
+    /// [`ModelError::Mismatch`] for no image.
+    pub fn first(mut self, n: usize) -> Result<Self, ModelError> {
+        if n == 0 {
+            let expected = "at least 1".to_owned();
+            return Err(ModelError::Mismatch { what: "number of images", expected, found: "0".into() });
+        }
+        let len = n.min(self.len()) * self.shape.iter().product::<usize>();
+        self.labels.truncate(n);
+        match &mut self.pixels {
+            Pixels::Floats(floats) => floats.truncate(len),
+            Pixels::Bytes { bytes, .. } => bytes.truncate(len),
+        }
+        Ok(self)
+    }
+
+    /// The images at these places, in this order; a place may come several times.
+    ///
+    /// # Errors
+    /// [`ModelError::Mismatch`] for no place or one beyond the end.
+    pub fn picked(&self, places: &[u32]) -> Result<Self, ModelError> {
+        let len: usize = self.shape.iter().product();
+        if let Some(found) = places.iter().find(|&&i| i as usize >= self.len()) {
+            let (expected, found) = (format!("below {}", self.len()), found.to_string());
+            return Err(ModelError::Mismatch { what: "place of an image", expected, found });
+        }
+        if places.is_empty() {
+            let expected = "at least 1".to_owned();
+            return Err(ModelError::Mismatch { what: "number of images", expected, found: "0".into() });
+        }
+        let of = |i: u32| i as usize * len..(i as usize + 1) * len;
+        let pixels = match &self.pixels {
+            Pixels::Floats(floats) => {
+                Pixels::Floats(places.iter().flat_map(|&i| floats[of(i)].iter().copied()).collect())
+            }
+            Pixels::Bytes { bytes, values } => Pixels::Bytes {
+                bytes: places.iter().flat_map(|&i| bytes[of(i)].iter().copied()).collect(),
+                values: values.clone(),
+            },
+        };
+        let labels = places.iter().map(|&i| self.labels[i as usize]).collect();
+        Ok(Self { shape: self.shape, pixels, labels })
+    }
+
     /// Writes image `i`, normalised, into `out` `[C·H·W]`.
     ///
     /// # Panics
@@ -237,6 +283,27 @@ fn check_counts(shape: [usize; 3], numbers: usize, labels: usize) -> Result<(), 
         });
     }
     Ok(())
+}
+
+/// Reads a matrix of f32 numbers `[n, d]` (or one row `[d]`) from a `.npy` file: queries of a search, rows of a bench.
+///
+/// # Errors
+/// A file that cannot be read, is no `.npy`, has another shape or type, or a number that is not finite.
+pub fn read_matrix(path: &Path) -> Result<ndarray::Array2<f32>, ModelError> {
+    let array = read_array(path)?;
+    let fail =
+        |expected: &str, found: String| Err(ModelError::Format { path: path.into(), expected: expected.into(), found });
+    let shape = match array.shape[..] {
+        [d] => (1, d),
+        [n, d] => (n, d),
+        _ => return fail("a matrix of shape [n, d]", format!("{:?}", array.shape)),
+    };
+    let Numbers::Floats(numbers) = array.numbers else { return fail("little-endian f32 numbers", "integers".into()) };
+    if let Some(at) = numbers.iter().position(|x| !x.is_finite()) {
+        let place = format!("{} in row {}, column {}", numbers[at], at / shape.1, at % shape.1);
+        return fail("finite numbers", place);
+    }
+    Ok(ndarray::Array2::from_shape_vec(shape, numbers).expect("the header's shape was checked against the length"))
 }
 
 fn read_labels(path: &Path) -> Result<Vec<u32>, ModelError> {
@@ -347,6 +414,23 @@ mod tests {
         let mut out = vec![f32::NAN; set.shape().iter().product()];
         set.image_into(i, &mut out);
         out
+    }
+
+    #[test]
+    fn picked_images_come_in_the_order_asked_for() {
+        let normalization = Normalization { mean: vec![0.5], std: vec![0.25] };
+        let bytes = ImageSet::from_u8([1, 1, 2], vec![0, 1, 10, 11, 20, 21], vec![0, 1, 2], &normalization).unwrap();
+        let floats: Vec<f32> = (0..6).map(|i| i as f32).collect();
+        let floats = ImageSet::from_f32([1, 1, 2], floats, vec![0, 1, 2], &Normalization::default()).unwrap();
+        for set in [bytes, floats] {
+            let picked = set.picked(&[2, 0, 2]).unwrap();
+            assert_eq!((picked.len(), picked.labels()), (3, &[2u32, 0, 2][..]));
+            for (to, from) in [(0, 2), (1, 0), (2, 2)] {
+                assert_eq!(image(&picked, to), image(&set, from));
+            }
+            assert!(set.picked(&[3]).unwrap_err().to_string().contains("below 3"));
+            assert!(set.picked(&[]).unwrap_err().to_string().contains("at least 1"));
+        }
     }
 
     #[test]

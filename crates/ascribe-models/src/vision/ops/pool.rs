@@ -60,6 +60,12 @@ impl Pool {
         }
     }
 
+    /// Place of every window's first maximum, in the order of the outputs.
+    pub fn maxima(&self, x: &[f32], places: &mut Vec<usize>) {
+        places.clear();
+        places.extend(self.corners().map(|corner| self.first_maximum(x, corner)));
+    }
+
     /// `d_x ← d_x + (gradient through the pool of d_y)`; a maximum's gradient goes to the first of equals.
     pub fn backward(&self, x: &[f32], d_y: &[f32], d_x: &mut [f32]) {
         let share = 1.0 / (self.window[0] * self.window[1]) as f32;

@@ -6,6 +6,7 @@
 
 mod pass;
 mod recipe;
+mod replay;
 mod state;
 
 use std::path::Path;
@@ -18,6 +19,7 @@ use rayon::prelude::*;
 #[cfg(test)]
 pub(crate) use recipe::tests::recipe as test_recipe;
 pub use recipe::{ClassifierRecipe, Optimizer, Schedule};
+pub use replay::{Metagradients, Replay};
 
 use super::config::{ClassifierConfig, ClassifierKind};
 use super::data::ImageSet;
@@ -59,6 +61,8 @@ pub struct ClassifierTrainer {
     first_moments: Vec<f32>,
     /// Empty for SGD.
     second_moments: Vec<f32>,
+    /// One per image of the set, in a replay; a trainer with weights is not saved.
+    weights: Option<Vec<f32>>,
     pass: BatchPass,
     /// The epoch whose order is at hand.
     order: Option<(u64, Vec<u32>)>,
@@ -101,7 +105,8 @@ impl ClassifierTrainer {
         }
         let pass = BatchPass::new(&model.network, batch);
         let (first_moments, second_moments) = (vec![0.0; len], vec![0.0; second]);
-        Ok(Self { model, recipe, members, step: 0, first_moments, second_moments, pass, order: None })
+        let weights = None;
+        Ok(Self { model, recipe, members, step: 0, first_moments, second_moments, weights, pass, order: None })
     }
 
     /// The images of step `step`.
@@ -144,7 +149,7 @@ impl ClassifierTrainer {
             return Err(ModelError::Recipe { field: "steps", expected, found });
         }
         let ids = self.batch(self.step);
-        let measured = self.pass.run(&self.model, set, &ids);
+        let measured = self.pass.run(&self.model, set, &ids, self.weights.as_deref());
         let images = ids.len();
         let loss = measured.nats / images as f64;
         let grad_norm = self.squared_norm().sqrt() / images as f64;

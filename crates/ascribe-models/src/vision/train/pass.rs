@@ -100,8 +100,8 @@ impl BatchPass {
         }
     }
 
-    /// Summed loss of the images `ids` and, in `self.gradient`, its gradient.
-    pub fn run(&mut self, model: &Classifier, set: &ImageSet, ids: &[u32]) -> BatchLoss {
+    /// Summed loss of the images `ids` and, in `self.gradient`, its gradient; every image counts `weights[id]` times.
+    pub fn run(&mut self, model: &Classifier, set: &ImageSet, ids: &[u32], weights: Option<&[f32]>) -> BatchLoss {
         let network = &model.network;
         let n = ids.len();
         for (&id, out) in ids.iter().zip(self.values[0].chunks_exact_mut(network.values[0])) {
@@ -111,7 +111,7 @@ impl BatchPass {
         for (i, node) in network.nodes.iter().enumerate() {
             self.node_forward(model, i, node, &cut);
         }
-        let loss = self.head(network, set, ids);
+        let loss = self.head(network, set, ids, weights);
         let last = self.gradients.len() - 1;
         self.gradients[1..last].iter_mut().for_each(|gradient| gradient.fill(0.0));
         for (i, node) in network.nodes.iter().enumerate().rev() {
@@ -120,7 +120,7 @@ impl BatchPass {
         loss
     }
 
-    fn head(&mut self, network: &Network, set: &ImageSet, ids: &[u32]) -> BatchLoss {
+    fn head(&mut self, network: &Network, set: &ImageSet, ids: &[u32], weights: Option<&[f32]>) -> BatchLoss {
         let (c, last) = (network.n_classes(), self.values.len() - 1);
         let mut loss = BatchLoss { nats: 0.0, correct: 0 };
         let rows = self.values[last].chunks_exact(c).zip(self.gradients[last].chunks_exact_mut(c));
@@ -128,7 +128,11 @@ impl BatchPass {
             let class = set.labels()[id as usize] as usize;
             let best = (0..c).fold(0, |best, j| if logits[j] > logits[best] { j } else { best });
             loss.correct += usize::from(best == class);
-            loss.nats += loss_and_gradient(Measure::CrossEntropy, logits, class, &mut self.terms, d);
+            let nats = loss_and_gradient(Measure::CrossEntropy, logits, class, &mut self.terms, d);
+            // A weight of 1 changes no bit.
+            let weight = weights.map_or(1.0, |w| w[id as usize]);
+            d.iter_mut().for_each(|d| *d *= weight);
+            loss.nats += f64::from(weight) * nats;
         }
         loss
     }

@@ -9,7 +9,7 @@ use crate::vision::tests::{FIXTURES, Fixture, bits, worst};
 use crate::vision::{BankJob, Normalization, train_bank};
 
 /// Three overlapping clouds in the plane.
-fn clouds(n: usize) -> ImageSet {
+pub(super) fn clouds(n: usize) -> ImageSet {
     let mut stream = Stream::new(8, "clouds");
     let labels: Vec<u32> = (0..n as u32).map(|i| i % 3).collect();
     let centres = [[0.0, 2.0], [2.0, -1.0], [-2.0, -1.0]];
@@ -18,7 +18,7 @@ fn clouds(n: usize) -> ImageSet {
     ImageSet::from_f32([1, 1, 2], images, labels, &Normalization::default()).unwrap()
 }
 
-fn mlp() -> ClassifierConfig {
+pub(super) fn mlp() -> ClassifierConfig {
     ClassifierConfig::new([1, 1, 2], 3, ClassifierKind::Mlp { widths: vec![6, 5] })
 }
 

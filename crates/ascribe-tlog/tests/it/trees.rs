@@ -1,7 +1,5 @@
 //! Published vectors of Certificate Transparency, a second route by recursion, and proofs as laws.
 
-#![allow(clippy::unwrap_used, reason = "what fails in a test fails the test")]
-
 use ascribe_core::Digest;
 use ascribe_tlog::{
     EMPTY_ROOT, RootBuilder, TlogError, TreeHead, consistency_proof, inclusion_proof, leaf_hash, node_hash,

@@ -1,0 +1,142 @@
+//! `ascribe store`: every command on a small store, and what it refuses.
+
+use std::path::Path;
+
+use ascribe_core::{Column, Digest, ExampleId, FeatureReader, FeatureSink, FeatureSpec, ProjectorSpec, RowType};
+use ascribe_store::{FeatureStore, FeatureWriter};
+use ndarray::Array2;
+use serde_json::Value;
+
+use crate::common::{run, stderr, stdout};
+
+const DIM: usize = 20;
+
+fn spec() -> FeatureSpec {
+    let column = |name: &str, start| Column { name: name.into(), start, len: DIM / 2 };
+    FeatureSpec {
+        model: Digest::of(b"weights"),
+        checkpoint: "final".into(),
+        quantity: "gradient".into(),
+        loss: "next_token_nll_sum".into(),
+        normalizer: "none".into(),
+        projector: ProjectorSpec::Identity,
+        columns: vec![column("layers.0.up", 0), column("layers.0.down", DIM / 2)],
+        dim: DIM,
+        corpus: Digest::of(b"corpus"),
+    }
+}
+
+fn number(dataset: u32, idx: u32, j: usize) -> f32 {
+    let word = (u64::from(dataset) << 40 | u64::from(idx) << 20 | j as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
+    word as f32 / (1u32 << 23) as f32 - 1.0
+}
+
+/// Three datasets, of which `dataset % parts` says who builds them.
+fn push(writer: &mut FeatureWriter, ids: &[ExampleId]) {
+    let rows = Array2::from_shape_fn((ids.len(), DIM), |(i, j)| number(ids[i].dataset, ids[i].idx, j));
+    writer.push(ids, rows.view()).unwrap();
+}
+
+fn ids(datasets: &[u32], from: u32, to: u32) -> Vec<ExampleId> {
+    datasets.iter().flat_map(|&dataset| (from..to).map(move |idx| ExampleId { dataset, idx })).collect()
+}
+
+fn build(dir: &Path, ids: &[ExampleId]) {
+    let mut writer = FeatureWriter::create_or_resume(dir, &spec(), RowType::F32, 16, ids.len() as u64).unwrap();
+    push(&mut writer, ids);
+    writer.finish().unwrap();
+}
+
+fn object(args: &[&str]) -> Value {
+    let output = run(&[args, &["--quiet", "--format", "json"]].concat());
+    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+    serde_json::from_str(&stdout(&output)).unwrap()
+}
+
+fn refused(args: &[&str]) -> String {
+    let output = run(args);
+    assert_eq!(output.status.code(), Some(1), "{args:?}");
+    stderr(&output)
+}
+
+#[test]
+fn a_store_through_all_its_commands() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    build(Path::new(&at("p0")), &ids(&[0, 2], 0, 30));
+    build(Path::new(&at("p1")), &ids(&[1], 0, 25));
+    build(Path::new(&at("whole")), &ids(&[0, 1, 2], 0, 25));
+    let merged = object(&["store", "merge", &at("p1"), &at("p0"), "--out", &at("store")]);
+    assert_eq!((merged["n_rows"].as_u64(), merged["row_type"].as_str()), (Some(85), Some("f32")));
+    let companion = object(&["store", "convert", &at("store"), "--rows", "int8", "--companion"]);
+    assert_eq!(companion["row_type"], "int8");
+    let curvature = object(&["store", "curvature", &at("store")]);
+    assert_eq!((curvature["how"].as_str(), curvature["n_rows"].as_u64()), (Some("fitted"), Some(85)));
+    assert_eq!(object(&["store", "curvature", &at("store")])["how"], "kept");
+    let verified = object(&["store", "verify", &at("store")]);
+    assert_eq!((verified["n_rows"].as_u64(), verified["companions"][0].as_str()), (Some(85), Some("int8")));
+    let deleted = object(&["store", "delete", &at("store"), "--dataset", "1", "--example", "0:7", "--example", "2:29"]);
+    assert_eq!((deleted["n_rows"].as_u64(), deleted["n_dead"].as_u64()), (Some(58), Some(27)));
+    let stats = object(&["store", "stats", &at("store")]);
+    assert_eq!((stats["generation"].as_u64(), stats["datasets"].as_array().unwrap().len()), (Some(1), 2));
+    assert_eq!(stats["companions"][0], serde_json::json!(["int8", "current"]));
+    let packed = object(&["store", "compact", &at("store")]);
+    assert_eq!((packed["n_rows"].as_u64(), packed["n_dead"].as_u64()), (Some(58), Some(0)));
+    assert_eq!(object(&["store", "stats", &at("store")])["companions"][0][1], "stale");
+    assert!(refused(&["store", "verify", &at("store")]).contains("store convert DIR --rows int8 --companion"));
+    object(&["store", "convert", &at("store"), "--rows", "int8", "--companion"]);
+    object(&["store", "verify", &at("store")]);
+    let exported = object(&["store", "export", &at("store"), "--out", &at("rows.npy")]);
+    assert_eq!(exported["files"].as_array().unwrap().len(), 2);
+    object(&["store", "push", &at("store"), "--to", &at("shared")]);
+    let pulled = object(&["store", "pull", &at("shared"), "--out", &at("pulled")]);
+    assert_eq!(pulled["n_rows"].as_u64(), Some(58));
+    object(&["store", "verify", &at("pulled")]);
+}
+
+/// Curvature that was brought up to date equals curvature that is fitted anew, within 1e-12 of the largest moment.
+#[test]
+fn curvature_follows_appends_and_deletions() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, again) = (dir.path().join("store"), dir.path().join("again"));
+    build(&store, &ids(&[0, 1], 0, 40));
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    object(&["store", "curvature", &text(&store)]);
+    let mut writer = FeatureWriter::append(&store, &spec(), 30).unwrap();
+    push(&mut writer, &ids(&[2], 0, 30));
+    writer.finish().unwrap();
+    assert_eq!(object(&["store", "curvature", &text(&store)])["how"], "updated");
+    object(&["store", "delete", &text(&store), "--dataset", "0", "--example", "1:3"]);
+    object(&["store", "compact", &text(&store)]);
+    let kept = object(&["store", "curvature", &text(&store)]);
+    assert_eq!((kept["how"].as_str(), kept["n_rows"].as_u64()), (Some("kept"), Some(69)));
+    let left: Vec<ExampleId> = FeatureStore::open(&store, None).unwrap().ids().collect();
+    build(&again, &left);
+    assert_eq!(object(&["store", "curvature", &text(&again)])["how"], "fitted");
+    let moments = |dir: &Path| {
+        let file = ascribe_store::FactorFile::read(&dir.join("curvature.safetensors"), None).unwrap();
+        file.tensors.into_values().map(|t| t.as_f64().unwrap().clone()).collect::<Vec<_>>()
+    };
+    for (a, b) in moments(&store).iter().zip(&moments(&again)) {
+        let largest = b.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+        let gap = a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, f64::max);
+        assert!(gap <= 1e-12 * largest, "{gap} of {largest}");
+    }
+    assert_eq!(FeatureStore::open(&store, None).unwrap().n_rows(), 69);
+}
+
+#[test]
+fn what_cannot_be_done_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    assert!(refused(&["store", "verify", &at("none")]).contains("no feature store"));
+    build(Path::new(&at("store")), &ids(&[0], 0, 5));
+    let text = refused(&["store", "delete", &at("store"), "--dataset", "4"]);
+    assert!(text.contains("a row of dataset 4") && text.contains("nothing was changed"), "{text}");
+    assert!(refused(&["store", "delete", &at("store"), "--example", "1"]).contains("DATASET:N"));
+    assert!(refused(&["store", "export", &at("store"), "--out", &at("rows.csv")]).contains(".parquet"));
+    assert!(refused(&["store", "convert", &at("store"), "--rows", "int8"]).contains("--companion"));
+    let wide = refused(&["store", "convert", &at("store"), "--rows", "f32", "--companion"]);
+    assert!(wide.contains("narrower than f32"), "{wide}");
+    object(&["store", "verify", &at("store")]);
+}

@@ -1,0 +1,59 @@
+//! The documented default weights of the calibrated combination on a model that they were not fitted on: share error against
+//! leave-one-dataset-out retraining of finch (six datasets, three seeds), and the quantile of their interval rule.
+//!
+//! `cargo run --release -p ascribe-engine --example defaults_elsewhere`
+#![allow(clippy::print_stdout, reason = "an example prints its figures")]
+
+use ascribe_engine::Home;
+use ascribe_engine::bench::datasets::channels::channels;
+use ascribe_engine::bench::runners::{open_decoder, read_bank};
+use ascribe_engine::bench::setting::Setting;
+use ascribe_eval::measures::measure;
+use ascribe_eval::{Truth, bootstrap_mean};
+use ascribe_methods::combine::{CalibratedMethod, Channel, Conformal};
+use ndarray::Array2;
+
+const SEED: u64 = 7;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let home = Home::find(None)?;
+    let setting = Setting::named(&home, "datasets-shapley")?;
+    let (bank, data) = (read_bank(&setting, "all")?, open_decoder(&home, "finch")?);
+    let (q, k) = (data.corpus.queries.len(), data.corpus.n_datasets());
+    let row = |without: Option<usize>| {
+        let wanted =
+            |row: ndarray::ArrayView1<'_, bool>| row.iter().enumerate().all(|(i, kept)| *kept == (Some(i) != without));
+        bank.kept.rows().into_iter().position(wanted).ok_or("a subset that the bank does not have")
+    };
+    let all = row(None)?;
+    let left_out: Vec<usize> = (0..k).map(|k| row(Some(k))).collect::<Result<_, _>>()?;
+    // Outcomes are negative nats: what falls without a dataset is what it was worth.
+    let change = |s: usize| {
+        Array2::from_shape_fn((q, k), |(q, k)| bank.outcomes[(s, all, q)] - bank.outcomes[(s, left_out[k], q)])
+    };
+    let changes: Vec<Array2<f64>> = (0..bank.seeds.len()).map(change).collect();
+    let truth = Truth::from_seeds(&changes)?;
+    let own: Vec<u32> = data.corpus.queries.iter().map(|q| q.dataset).collect();
+    let found = channels(&home, "finch", &data, &|_| true)?;
+    let tables: Vec<Channel<'_>> =
+        found.list.iter().map(|c| Channel { name: &c.name, scores: c.scores.view() }).collect();
+    let defaults = CalibratedMethod::defaults();
+    let shares = defaults.calibration.predict(&tables)?;
+    let errors: Vec<_> = (0..q).map(|q| measure(&truth, q, shares.row(q), shares.row(q), own[q]).share_error).collect();
+    let ranks: Vec<_> = (0..q).map(|q| measure(&truth, q, shares.row(q), shares.row(q), own[q]).spearman).collect();
+    let (error, rank) = (bootstrap_mean(&errors, SEED)?, bootstrap_mean(&ranks, SEED)?);
+    let rule = Conformal::fit(shares.view(), truth.shares.view(), &truth.usable, 0.9)?;
+    println!("{} responses, {} seeds", truth.usable.len(), bank.seeds.len());
+    println!("share error {:.4} [{:.4}, {:.4}], Spearman {:.3}", error.mean, error.low, error.high, rank.mean);
+    println!("90 % quantile {:.4} of {} residuals", rule.quantile, rule.n_residuals);
+    for name in ["trajectory_fisher", "bm25_top20", "embedding_top20", "embedding", "bm25"] {
+        let channel = found.list.iter().find(|c| c.name == name).ok_or("a channel is missing")?;
+        let one = |q: usize| {
+            let raw = ascribe_eval::shares::raw_shares(channel.scores.row(q));
+            measure(&truth, q, channel.scores.row(q), raw.view(), own[q]).share_error
+        };
+        let raw = bootstrap_mean(&(0..q).map(one).collect::<Vec<_>>(), SEED)?;
+        println!("{name}, raw: {:.4} [{:.4}, {:.4}]", raw.mean, raw.low, raw.high);
+    }
+    Ok(())
+}

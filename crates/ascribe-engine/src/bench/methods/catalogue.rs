@@ -1,0 +1,309 @@
+//! Every method under its name, with the settings that it is run with unless a suite says otherwise.
+
+use ascribe_methods::kron::{Damping, Inverse, Kind};
+use ascribe_methods::normalise::Normalisation;
+
+use super::rows::{BasisKind, RowSettings, SketchSettings};
+use super::{Method, Spec};
+use crate::bench::contest::Contestant;
+use crate::bench::lab::Lab;
+use crate::bench::setting::{Setting, Subject};
+
+/// Dampings that were chosen on the first retraining seed alone (benches/SETTINGS.md), per setting.
+struct Chosen {
+    /// Of products with the Gauss–Newton matrix.
+    operator: f64,
+    /// Of EK-FAC.
+    kron: Damping,
+    /// Of EK-FAC over the checkpoints of a run.
+    run: Damping,
+    /// Of projected rows, relative.
+    rows: f64,
+    /// Of TRAK, relative.
+    trak: f64,
+    /// Queries that iterative methods explain.
+    slow: usize,
+}
+
+/// All methods that a setting can run, in the order of the page.
+pub fn catalogue(setting: &Setting) -> Vec<Method> {
+    let chosen = chosen(setting);
+    let mut out = gradients();
+    out.extend(operators(setting, &chosen));
+    out.extend(krons(setting, &chosen));
+    out.extend(rows(setting, &chosen));
+    out.extend(sketches(setting, &chosen));
+    out.extend(controls(setting));
+    out.retain(|method| setting.only.is_empty() || setting.only.contains(&method.name));
+    out
+}
+
+/// [`catalogue`] as contestants.
+pub fn contestants(setting: &Setting) -> Vec<Box<dyn Contestant<dyn Lab>>> {
+    catalogue(setting).into_iter().map(|method| Box::new(method) as Box<dyn Contestant<dyn Lab>>).collect()
+}
+
+/// The method of that name.
+pub fn find(setting: &Setting, name: &str) -> Option<Method> {
+    catalogue(setting).into_iter().find(|method| method.name == name)
+}
+
+fn chosen(setting: &Setting) -> Chosen {
+    let absolute = Damping::Absolute;
+    match setting.name.as_str() {
+        "mnist-lr" => {
+            Chosen { operator: 0.03, kron: absolute(0.01), run: absolute(0.01), rows: 0.01, trak: 1.0, slow: 500 }
+        }
+        "mnist-mlp" => {
+            Chosen { operator: 0.01, kron: absolute(0.0003), run: absolute(0.001), rows: 0.01, trak: 1.0, slow: 100 }
+        }
+        _ if matches!(setting.subject, Subject::Images(_)) => {
+            Chosen { operator: 0.01, kron: absolute(0.0003), run: absolute(0.001), rows: 0.01, trak: 1.0, slow: 100 }
+        }
+        _ => Chosen {
+            operator: 0.1,
+            kron: Damping::Relative(0.001),
+            run: Damping::Relative(0.001),
+            rows: 0.01,
+            trak: 1e-2,
+            slow: 24,
+        },
+    }
+}
+
+fn method(name: &str, about: &str, source: &str, spec: Spec) -> Method {
+    Method { name: name.into(), about: about.into(), source: source.into(), spec }
+}
+
+fn gradients() -> Vec<Method> {
+    let none = Normalisation::None;
+    vec![
+        method("grad_dot", "inner product of gradients", "arXiv:2002.08484", Spec::Gradient { normalise: none }),
+        method(
+            "grad_cos",
+            "cosine of gradients",
+            "arXiv:2006.04528",
+            Spec::Gradient { normalise: Normalisation::Cosine },
+        ),
+        method(
+            "tracin_cp",
+            "inner products summed over checkpoints, times learning rates",
+            "arXiv:2002.08484",
+            Spec::TracIn { normalise: none },
+        ),
+    ]
+}
+
+fn operators(setting: &Setting, chosen: &Chosen) -> Vec<Method> {
+    let (damping, queries) = (chosen.operator, chosen.slow);
+    let images = matches!(setting.subject, Subject::Images(_));
+    let mut out = Vec::new();
+    if setting.name == "mnist-lr" {
+        let spec = Spec::Explicit { damping, queries: 500 };
+        out.push(method("explicit", "influence with the whole Gauss–Newton matrix", "arXiv:1703.04730", spec));
+    }
+    let spec = Spec::Cg { damping, iterations: 100, queries };
+    out.push(method("cg", "influence by conjugate gradients", "arXiv:1703.04730, section 3", spec));
+    let spec = Spec::Lissa { damping, depth: if images { 1000 } else { 200 }, batch: 64, queries };
+    out.push(method("lissa", "influence by a stochastic Neumann series", "arXiv:1602.03943", spec));
+    let (basis, top) = if images { (200, 100) } else { (60, 50) };
+    let spec = Spec::Arnoldi { damping, basis, top, block: 8 };
+    out.push(method("arnoldi", "influence in the largest eigenvectors of a Krylov space", "arXiv:2112.03052", spec));
+    let spec = Spec::DataInf { ridge: 0.1, queries };
+    out.push(method("datainf", "influence with the mean of the inverses", "arXiv:2310.00902", spec));
+    let spec = Spec::Astra { damping, passes: 5.0, queries };
+    out.push(method("astra", "EK-FAC refined by products with the Gauss–Newton matrix", "arXiv:2507.14740", spec));
+    out
+}
+
+fn krons(setting: &Setting, chosen: &Chosen) -> Vec<Method> {
+    let of = |kind, models, normalise| Spec::Kron {
+        kind,
+        inverse: Inverse::Damped,
+        damping: chosen.kron.clone(),
+        models,
+        checkpoints: false,
+        normalise,
+        empirical: false,
+    };
+    let none = Normalisation::None;
+    let mut out = vec![
+        method("kfac", "influence with Kronecker factors", "arXiv:1503.05671", of(Kind::Kfac, 1, none)),
+        method(
+            "ekfac",
+            "Kronecker factors with measured eigenvalues",
+            "arXiv:1806.03884; arXiv:2308.03296",
+            of(Kind::Ekfac, 1, none),
+        ),
+        method(
+            "shampoo_evc",
+            "the gradients' own second moments as basis, measured eigenvalues",
+            "arXiv:1802.09568; arXiv:2409.11321",
+            of(Kind::ShampooEvc, 1, none),
+        ),
+        method(
+            "ekfac_relatif",
+            "EK-FAC, training examples of one length",
+            "arXiv:2003.11630",
+            of(Kind::Ekfac, 1, Normalisation::UnitTrain),
+        ),
+        method("source", "influence along the training run", "arXiv:2405.12186", Spec::Source { models: 1 }),
+    ];
+    let models = if matches!(setting.subject, Subject::Images(_)) { 10 } else { 3 };
+    out.insert(
+        2,
+        method(
+            &format!("ekfac_{models}"),
+            &format!("EK-FAC averaged over {models} trained models"),
+            "arXiv:1806.03884; own average",
+            of(Kind::Ekfac, models, none),
+        ),
+    );
+    let run = Spec::Kron {
+        kind: Kind::Ekfac,
+        inverse: Inverse::Damped,
+        damping: chosen.run.clone(),
+        models: 1,
+        checkpoints: true,
+        normalise: none,
+        empirical: false,
+    };
+    let about = "EK-FAC averaged over the kept checkpoints of one training run";
+    out.insert(3, method("ekfac_run", about, "arXiv:1806.03884; own average", run));
+    out
+}
+
+fn rows(setting: &Setting, chosen: &Chosen) -> Vec<Method> {
+    let images = matches!(setting.subject, Subject::Images(_));
+    let base = RowSettings {
+        basis: BasisKind::Random,
+        k: 16,
+        sparse: None,
+        factors: None,
+        code: None,
+        damping_rel: Some(chosen.rows),
+        normalise: Normalisation::None,
+        trajectory: false,
+    };
+    let logra = "arXiv:2405.13954";
+    let row = |name: &str, about: &str, source: &str, settings: RowSettings| {
+        method(name, about, source, Spec::Projected(settings))
+    };
+    let mut out = vec![
+        row("logra", "16 × 16 random projection per module, block Fisher", logra, base.clone()),
+        row(
+            "logra_pca",
+            "16 × 16 leading eigenvectors per module, block Fisher",
+            logra,
+            RowSettings { basis: BasisKind::Pca, ..base.clone() },
+        ),
+        row(
+            "factgrass",
+            "128 × 128 mask and sparse transform to 1,024 numbers per module, block Fisher",
+            "arXiv:2505.18976",
+            RowSettings { basis: BasisKind::Mask, k: 128, sparse: Some(1024), ..base.clone() },
+        ),
+        row(
+            "lorif",
+            "32 × 32 projection kept as rank-1 factors, 256 eigenpairs",
+            "arXiv:2601.21929",
+            RowSettings { k: 32, factors: Some((1, 256)), ..base.clone() },
+        ),
+        row(
+            "pca_two_bit",
+            "16 × 16 leading eigenvectors, whitened, two bits a number",
+            "own",
+            RowSettings { basis: BasisKind::Pca, code: Some("two_bit".into()), ..base.clone() },
+        ),
+        row(
+            "pca_sign",
+            "16 × 16 leading eigenvectors, whitened, one bit a number",
+            "own",
+            RowSettings { basis: BasisKind::Pca, code: Some("sign".into()), ..base.clone() },
+        ),
+        method(
+            "sign_and_verbatim",
+            "16 × 16 projection, whitened, one bit a number, and the longest run of equal tokens, in equal parts",
+            "own",
+            Spec::Sum {
+                parts: vec![Spec::Projected(RowSettings { code: Some("sign".into()), ..base.clone() }), Spec::Verbatim],
+                weights: vec![],
+            },
+        ),
+        row(
+            "pca_trajectory",
+            "16 × 16 leading eigenvectors at every kept checkpoint, block Fisher",
+            "arXiv:2002.08484; arXiv:2405.13954",
+            RowSettings { basis: BasisKind::Pca, trajectory: true, ..base },
+        ),
+    ];
+    if images {
+        out.retain(|method| !matches!(method.spec, Spec::Sum { .. }));
+    }
+    out
+}
+
+fn sketches(setting: &Setting, chosen: &Chosen) -> Vec<Method> {
+    let images = matches!(setting.subject, Subject::Images(_));
+    let trak = |models, dim| Spec::Trak { models, dim, ridge: chosen.trak };
+    let source = "arXiv:2303.14186";
+    let dim = if images { 2048 } else { 4096 };
+    let base = SketchSettings {
+        damping: chosen.kron.clone(),
+        dim: 0,
+        code: "sign".into(),
+        models: 1,
+        checkpoints: false,
+        // Of thousands of texts a handful matters to a query; of images many do.
+        shrink: (!images).then_some(2.0),
+    };
+    let sketch = |dim| Spec::Sketch(SketchSettings { dim, ..base.clone() });
+    let mut out = vec![
+        method(
+            "ekfac_sketch",
+            "gradients whitened by EK-FAC, then projected to 7,000 numbers of one bit",
+            "own; arXiv:1806.03884, arXiv:1012.1577",
+            sketch(7000),
+        ),
+        method("trak_1", "TRAK with one model", source, trak(1, dim)),
+    ];
+    if !images {
+        let spec = Spec::Sum { parts: vec![sketch(5000), Spec::Verbatim], weights: vec![] };
+        let about = "the same with 5,000 numbers, and the longest run of equal tokens, in equal parts";
+        out.push(method("sketch_and_verbatim", about, "own", spec));
+        let parts = vec![sketch(5000), Spec::Verbatim, Spec::Bm25];
+        let about =
+            "the same with half as much of the longest run of equal tokens and of BM25, both from one copy of the text";
+        out.push(method("sketch_and_text", about, "own", Spec::Sum { parts, weights: vec![1.0, 0.5, 0.5] }));
+    }
+    if images {
+        out.push(method("trak_10", "TRAK with ten models", source, trak(10, dim)));
+        out.push(method("trak_50", "TRAK with fifty models", source, trak(50, dim)));
+        let spec = Spec::Representer { penalty: 1e-3 };
+        out.push(method("representer", "representer points of the refitted last layer", "arXiv:1811.09720", spec));
+    } else {
+        out.push(method("trak_3", "TRAK with three models", source, trak(3, dim)));
+        out.push(method("less", "Adam steps against query gradients, cosine", "arXiv:2402.04333", Spec::Less));
+    }
+    if images && setting.name != "fashion-lenet" {
+        let spec = Spec::Magic { queries: 100 };
+        out.push(method("magic", "the margin's exact derivative by training weights", "arXiv:2504.16430", spec));
+    }
+    out.push(method("trackstar", "cosine in a mixed metric", "arXiv:2410.17413", Spec::TrackStar { k: 16 }));
+    out
+}
+
+fn controls(setting: &Setting) -> Vec<Method> {
+    let mut out = vec![method("embedding", "cosine of the model's own hidden states", "control", Spec::Embedding)];
+    if matches!(setting.subject, Subject::Images(_)) {
+        let spec = Spec::KnnShapley { k: 5 };
+        out.push(method("knn_shapley", "Shapley value of a nearest-neighbour vote", "arXiv:1908.08619", spec));
+    } else {
+        out.push(method("bm25", "BM25 over words", "control", Spec::Bm25));
+        out.push(method("verbatim", "longest run of equal tokens", "control", Spec::Verbatim));
+    }
+    out.push(method("gradient_norm", "length of the training gradient", "control", Spec::GradientNorm));
+    out.push(method("loss", "loss of the training example", "control", Spec::Loss));
+    out.push(method("random", "a seed", "control", Spec::Random { seed: 1 }));
+    out
+}

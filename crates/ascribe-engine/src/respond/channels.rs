@@ -1,0 +1,221 @@
+//! Dataset scores of one response, channel by channel, and the same with a little less of what was drawn by chance.
+
+use std::collections::BTreeMap;
+
+use ascribe_methods::aggregate::{Aggregate, to_datasets};
+use ascribe_methods::block_fisher::precondition;
+use ascribe_methods::combine::Channel;
+use ascribe_methods::controls::verbatim;
+use ascribe_methods::dot;
+use ascribe_methods::group::intervals::{ColumnReplicates, jackknife_variance};
+use ndarray::{Array2, s};
+use rayon::prelude::*;
+
+use super::answer::RespondError;
+use super::material::Material;
+use super::responder::Responder;
+use super::rows::Tokenised;
+use crate::walk::calibrate::{Tables, channels_of};
+use crate::walk::channels::{GradientChannel, belongs};
+use crate::walk::noise::SOURCES;
+use crate::walk::score::TOP_MEAN_K;
+
+/// A channel of the default method, as a response needs it.
+#[derive(Clone, Debug)]
+pub(super) enum Kind {
+    /// By gradients.
+    Gradient(GradientChannel),
+    /// BM25; the best k of a dataset, or all.
+    Bm25(Aggregate),
+    /// Cosine of mean hidden states.
+    Embedding(Aggregate),
+    /// Longest run of equal tokens.
+    Verbatim,
+}
+
+impl Kind {
+    /// The channel of that name.
+    ///
+    /// # Errors
+    /// A control that says nothing about a response.
+    pub(super) fn of(name: &str, gradient: Option<GradientChannel>) -> Result<Self, RespondError> {
+        let top = Aggregate::TopMean { k: TOP_MEAN_K };
+        Ok(match (gradient, name) {
+            (Some(channel), _) => Self::Gradient(channel),
+            (None, "bm25") => Self::Bm25(Aggregate::Mean),
+            (None, "bm25_top20") => Self::Bm25(top),
+            (None, "embedding") => Self::Embedding(Aggregate::Mean),
+            (None, "embedding_top20") => Self::Embedding(top),
+            (None, "verbatim") => Self::Verbatim,
+            _ => return Err(RespondError::refuse("method", "a method that reads the response", name)),
+        })
+    }
+}
+
+/// Gradient rows of a response by checkpoint, those that are needed.
+pub(super) type GradientRows = BTreeMap<usize, Array2<f32>>;
+
+impl Responder<'_> {
+    /// Rows of the checkpoints that `kinds` sum over.
+    pub(super) fn gradient_rows(&self, kinds: &[&Kind], response: &Tokenised) -> Result<GradientRows, RespondError> {
+        let mut needed: Vec<usize> = Vec::new();
+        for kind in kinds {
+            if let Kind::Gradient(channel) = kind {
+                needed.extend(&channel.checkpoints);
+            }
+        }
+        needed.sort_unstable();
+        needed.dedup();
+        let rows: Vec<_> = needed.par_iter().map(|&c| Ok((c, self.row(c, response)?))).collect();
+        rows.into_iter().collect()
+    }
+
+    /// The response's gradient row `[1, D]` at a checkpoint: the sum over its windows.
+    pub(super) fn row(&self, checkpoint: usize, response: &Tokenised) -> Result<Array2<f32>, RespondError> {
+        let stage = &self.stages[checkpoint];
+        let windows = response.windows(self.material.context_len());
+        let mut rows = Array2::zeros((windows.len(), stage.dim()));
+        stage.rows(&windows, rows.view_mut(), None)?;
+        if windows.len() == 1 {
+            return Ok(rows);
+        }
+        let sum = rows.rows().into_iter().fold(vec![0.0f64; stage.dim()], |mut sum, row| {
+            sum.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x));
+            sum
+        });
+        Ok(Array2::from_shape_fn((1, stage.dim()), |(_, j)| sum[j] as f32))
+    }
+
+    /// Mean hidden state `[1, d]` over all tokens.
+    pub(super) fn hidden(&self, response: &Tokenised) -> Result<Array2<f32>, RespondError> {
+        let longest = self.material.context_len();
+        let decoder = &self.material.last().decoder;
+        let pieces: Vec<ascribe_models::Sequence<'_>> =
+            response.tokens.chunks(longest).map(ascribe_models::Sequence::whole).collect();
+        let means = decoder.mean_hidden(&pieces)?;
+        if pieces.len() == 1 {
+            return Ok(means);
+        }
+        let n = response.tokens.len() as f64;
+        let mut mean = vec![0.0f64; means.ncols()];
+        for (row, piece) in means.rows().into_iter().zip(&pieces) {
+            mean.iter_mut().zip(row).for_each(|(m, &x)| *m += f64::from(x) * piece.tokens.len() as f64 / n);
+        }
+        Ok(Array2::from_shape_fn((1, means.ncols()), |(_, j)| mean[j] as f32))
+    }
+
+    /// Dataset scores `[1, K]` of one channel.
+    pub(super) fn score(
+        &self,
+        kind: &Kind,
+        rows: &GradientRows,
+        response: &Tokenised,
+    ) -> Result<Array2<f64>, RespondError> {
+        let m = self.material;
+        let datasets = |scores: Array2<f32>, how| to_datasets(scores.view(), &m.ids, m.catalog.datasets.len(), how);
+        Ok(match kind {
+            Kind::Gradient(channel) => {
+                let mut total = Array2::zeros((1, m.catalog.datasets.len()));
+                for &c in &channel.checkpoints {
+                    let row = of_modules(m, channel, c, &rows[&c]);
+                    let vector = match channel.curved {
+                        true => precondition(&m.checkpoints[c].factors, row.view())?,
+                        false => row.mapv(f64::from),
+                    };
+                    let scores = dot::dataset_scores(vector.view(), m.checkpoints[c].sums.view())?;
+                    total.scaled_add(channel.weight(&m.context, c), &scores);
+                }
+                total
+            }
+            Kind::Bm25(how) => datasets(m.bm25.score_all(std::slice::from_ref(&response.terms)), *how)?,
+            Kind::Embedding(how) => datasets(m.hidden.score(self.hidden(response)?.view())?, *how)?,
+            Kind::Verbatim => {
+                let examples: Vec<&[u32]> = m.context.corpus.examples.iter().map(|e| e.tokens.as_slice()).collect();
+                let runs = verbatim::score(&[response.tokens.as_slice()], &examples, verbatim::Measure::LongestRun)?;
+                datasets(runs, Aggregate::TopMean { k: 1 })?
+            }
+        })
+    }
+
+    /// Variances of shares by source, as the walk's `calibrate` finds them.
+    pub(super) fn variances(
+        &self,
+        tables: &Tables,
+        rows: &GradientRows,
+    ) -> Result<BTreeMap<String, Array2<f64>>, RespondError> {
+        let m = self.material;
+        let mut by_channel: BTreeMap<&str, [Vec<Array2<f64>>; 3]> = BTreeMap::new();
+        for (name, kind) in &m.channels {
+            if let Kind::Gradient(channel) = kind {
+                by_channel.insert(name, self.replicates(channel, rows)?);
+            }
+        }
+        let mut out = BTreeMap::new();
+        let calibration = &m.method.calibration;
+        for (at, source) in SOURCES.into_iter().enumerate() {
+            let n = by_channel.values().map(|all| all[at].len()).max().unwrap_or(0);
+            if n < 2 {
+                continue;
+            }
+            let without = |r: usize| -> Result<Array2<f64>, RespondError> {
+                let channel = |(name, table): &'_ (String, Array2<f64>)| -> Array2<f64> {
+                    by_channel.get(name.as_str()).and_then(|all| all[at].get(r)).unwrap_or(table).clone()
+                };
+                let changed: Tables = tables.iter().map(|t| (t.0.clone(), channel(t))).collect();
+                Ok(calibration.predict(&channels_of(&changed))?)
+            };
+            let left_out = (0..n).map(without).collect::<Result<Vec<_>, RespondError>>()?;
+            out.insert(source.to_owned(), jackknife_variance(&left_out)?);
+        }
+        if m.seed_calibrations.len() > 1 {
+            let channels: Vec<Channel<'_>> = channels_of(tables);
+            let left_out: Result<Vec<_>, _> = m.seed_calibrations.iter().map(|c| c.predict(&channels)).collect();
+            out.insert(crate::walk::calibrate::BANK_SEEDS.to_owned(), jackknife_variance(&left_out?)?);
+        }
+        Ok(out)
+    }
+
+    /// A channel with one projected column, or one checkpoint, left out each, in the order of [`SOURCES`].
+    fn replicates(
+        &self,
+        channel: &GradientChannel,
+        rows: &GradientRows,
+    ) -> Result<[Vec<Array2<f64>>; 3], RespondError> {
+        let m = self.material;
+        let mut columns: Option<ColumnReplicates> = None;
+        let mut parts: BTreeMap<usize, Array2<f64>> = BTreeMap::new();
+        for &c in &channel.checkpoints {
+            let (row, part) = (of_modules(m, channel, c, &rows[&c]), &m.checkpoints[c]);
+            let weight = channel.weight(&m.context, c);
+            let (by, prepared) = part.curvature(channel.curved);
+            let scores = dot::dataset_scores(precondition(by, row.view())?.view(), part.sums.view())? * weight;
+            if let Some(prepared) = prepared {
+                let found = prepared.replicates(by, row.view())?;
+                match &mut columns {
+                    None => columns = Some(found.scaled(weight)),
+                    Some(total) => total.add(&found, weight)?,
+                }
+            }
+            parts.insert(c, scores);
+        }
+        let whole = parts.values().skip(1).fold(parts[&channel.checkpoints[0]].clone(), |sum, part| sum + part);
+        let without = |c: usize| match parts.get(&c) {
+            Some(part) if parts.len() > 1 => &whole - part,
+            _ => whole.clone(),
+        };
+        let checkpoints = (0..m.checkpoints.len()).map(without).collect();
+        let (outputs, inputs) = columns.map_or_else(Default::default, |c| (c.outputs, c.inputs));
+        Ok([outputs, inputs, checkpoints])
+    }
+}
+
+/// A row, zero outside the channel's modules.
+fn of_modules(m: &Material, channel: &GradientChannel, checkpoint: usize, row: &Array2<f32>) -> Array2<f32> {
+    let mut row = row.clone();
+    if let Some(prefix) = &channel.modules {
+        let columns = &m.checkpoints[checkpoint].columns;
+        let outside = columns.iter().filter(|c| !belongs(&c.name, prefix));
+        outside.for_each(|c| row.slice_mut(s![.., c.start..c.start + c.len]).fill(0.0));
+    }
+    row
+}

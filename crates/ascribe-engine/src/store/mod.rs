@@ -1,0 +1,238 @@
+//! Feature stores as such: checking, looking into, converting, merging, exporting, deleting from, compacting.
+//!
+//! The bytes are `ascribe-store`'s; here is what a person asks for and gets told. [`curvature`] keeps the second moments of a
+//! store beside its rows and brings them up to date with it.
+
+pub mod curvature;
+
+use std::path::{Path, PathBuf};
+
+use ascribe_core::{FeatureReader as _, Progress, RowType};
+use ascribe_store::features::{self, Deletion, ExportFormat, StoreStats};
+use ascribe_store::{FeatureStore, StoreError};
+use serde::Serialize;
+
+use crate::error::EngineError;
+use crate::files;
+use crate::lab::features::{EXAMPLES_FILE, LAB_FILE};
+
+/// What `verify` checked.
+#[derive(Clone, Debug, Serialize)]
+pub struct Verified {
+    /// The store.
+    pub store: PathBuf,
+    /// Generation that is open.
+    pub generation: u64,
+    /// Rows that are not deleted.
+    pub n_rows: u64,
+    /// Deleted rows that are still in their shards.
+    pub n_dead: u64,
+    /// Shards.
+    pub n_shards: u32,
+    /// Bytes hashed, companions too.
+    pub bytes: u64,
+    /// Companions that were checked as well.
+    pub companions: Vec<&'static str>,
+}
+
+/// Hashes every file of the store and of its companions, and adds up the rows again.
+///
+/// # Errors
+/// The first file that is not as it was written; a stale companion.
+pub fn verify(dir: &Path) -> Result<Verified, EngineError> {
+    let store = FeatureStore::open(dir, None)?;
+    let report = store.verify()?;
+    let (mut bytes, mut companions) = (report.len_bytes, Vec::new());
+    for row_type in RowType::ALL {
+        match store.companion(row_type) {
+            Ok(companion) => {
+                bytes += companion.verify()?.len_bytes;
+                companions.push(row_type.name());
+            }
+            Err(StoreError::Missing { path, .. }) if path.ends_with(format!("{}/store.json", row_type.name())) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(Verified {
+        store: dir.to_path_buf(),
+        generation: store.generation().generation,
+        n_rows: report.n_rows,
+        n_dead: report.n_dead,
+        n_shards: report.n_shards,
+        bytes,
+        companions,
+    })
+}
+
+/// Numbers of a store.
+///
+/// # Errors
+/// From opening it.
+pub fn stats(dir: &Path) -> Result<StoreStats, EngineError> {
+    Ok(FeatureStore::open(dir, None)?.stats()?)
+}
+
+/// A store that a command made or changed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Made {
+    /// Where it is.
+    pub store: PathBuf,
+    /// How it keeps numbers.
+    pub row_type: &'static str,
+    /// Its newest generation.
+    pub generation: u64,
+    /// Rows that are not deleted.
+    pub n_rows: u64,
+    /// Deleted rows that are still in their shards.
+    pub n_dead: u64,
+    /// Bytes of shard and side files.
+    pub bytes: u64,
+}
+
+impl Made {
+    fn of(dir: &Path, store: &FeatureStore) -> Self {
+        let generation = store.generation();
+        Self {
+            store: dir.to_path_buf(),
+            row_type: store.row_type().name(),
+            generation: generation.generation,
+            n_rows: store.n_rows(),
+            n_dead: generation.n_dead,
+            bytes: store.len_bytes(),
+        }
+    }
+}
+
+/// Writes the rows of `dir` to a new store `out` in `row_type`; without `out` makes the companion beside them.
+///
+/// # Errors
+/// From reading and writing.
+pub fn convert(
+    dir: &Path,
+    row_type: RowType,
+    out: Option<&Path>,
+    progress: &dyn Progress,
+) -> Result<Made, EngineError> {
+    let store = FeatureStore::open(dir, None)?;
+    match out {
+        Some(out) => Ok(Made::of(out, &features::convert(&store, out, row_type, progress)?)),
+        None => {
+            let made = features::make_companion(&store, row_type, progress)?;
+            Ok(Made::of(&dir.join(row_type.name()), &made))
+        }
+    }
+}
+
+/// Merges stores with disjoint rows of one spec.
+///
+/// # Errors
+/// Stores that do not belong together; from reading and writing.
+pub fn merge(dirs: &[PathBuf], out: &Path, progress: &dyn Progress) -> Result<Made, EngineError> {
+    let stores: Result<Vec<_>, _> = dirs.iter().map(|dir| FeatureStore::open(dir, None)).collect();
+    let made = Made::of(out, &features::merge(&stores?, out, progress)?);
+    // Parts of one build carry the same notes of all its rows: they are the whole's.
+    for name in [EXAMPLES_FILE, LAB_FILE] {
+        let notes = dirs.iter().map(|dir| note(&dir.join(name))).collect::<Result<Vec<_>, _>>()?;
+        if let Some(Some(first)) = notes.first().filter(|first| notes.iter().all(|other| other == *first)) {
+            files::write_atomic(&out.join(name), first)?;
+        }
+    }
+    Ok(made)
+}
+
+/// A note beside a store; none if there is none.
+fn note(path: &Path) -> Result<Option<Vec<u8>>, EngineError> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(EngineError::io(path, error)),
+    }
+}
+
+/// Files that an export wrote.
+#[derive(Clone, Debug, Serialize)]
+pub struct Exported {
+    /// The files.
+    pub files: Vec<PathBuf>,
+    /// Rows in them.
+    pub n_rows: u64,
+}
+
+/// Writes the live rows to one file; its ending says which format.
+///
+/// # Errors
+/// An ending that is none of ours; from reading and writing.
+pub fn export(dir: &Path, out: &Path, progress: &dyn Progress) -> Result<Exported, EngineError> {
+    let Some(format) = ExportFormat::of(out) else {
+        let expected = "a file that ends in .npy, .safetensors, .arrow, .arrows or .parquet".to_owned();
+        return Err(EngineError::Setting { setting: "--out", expected, found: out.display().to_string() });
+    };
+    let store = FeatureStore::open(dir, None)?;
+    Ok(Exported { files: features::export(&store, out, format, progress)?, n_rows: store.n_rows() })
+}
+
+/// Deletes rows; the curvature beside them, if there is one, is brought down by them.
+///
+/// # Errors
+/// A dataset or example without rows; from reading and writing.
+pub fn delete(dir: &Path, what: &Deletion, progress: &dyn Progress) -> Result<Made, EngineError> {
+    let before = FeatureStore::open(dir, None)?;
+    let kept = curvature::read_current(dir, &before)?;
+    features::delete(dir, what)?;
+    let after = FeatureStore::open(dir, None)?;
+    if let Some(kept) = kept {
+        let gone = |id: ascribe_core::ExampleId| what.datasets.contains(&id.dataset) || what.examples.contains(&id);
+        curvature::take_out(dir, kept, &before.subset(gone), &after, progress)?;
+    }
+    Ok(Made::of(dir, &after))
+}
+
+/// Takes the bytes of deleted rows away.
+///
+/// # Errors
+/// From reading and writing.
+pub fn compact(dir: &Path) -> Result<Made, EngineError> {
+    let before = FeatureStore::open(dir, None)?;
+    let kept = curvature::read_current(dir, &before)?;
+    features::compact(dir)?;
+    let after = FeatureStore::open(dir, None)?;
+    if let Some(kept) = kept {
+        // The rows are the same; only their generation is another.
+        curvature::write(dir, &kept, &after)?;
+    }
+    Ok(Made::of(dir, &after))
+}
+
+/// A commit on an object store.
+#[derive(Clone, Debug, Serialize)]
+pub struct Pushed {
+    /// Its number.
+    pub commit: u64,
+    /// Generation of the store.
+    pub generation: u64,
+    /// Rows in it.
+    pub n_rows: u64,
+}
+
+/// Puts a store onto an object store: `s3://BUCKET/PREFIX`, or a folder that is laid out as one. Keys and endpoint of S3 come from
+/// the environment ([`ascribe_objects::S3::new`]).
+///
+/// # Errors
+/// A place with something that the store was not built on; from reading and writing.
+pub fn push(dir: &Path, to: &str, progress: &dyn Progress) -> Result<Pushed, EngineError> {
+    let store = FeatureStore::open(dir, None)?;
+    let commit = features::push(&store, &*ascribe_objects::open(to, &environment)?, progress)?;
+    Ok(Pushed { commit, generation: store.generation().generation, n_rows: store.n_rows() })
+}
+
+/// Brings a pushed store into the folder `out`; `from` as in [`push`].
+///
+/// # Errors
+/// A folder that holds something else; from reading and writing.
+pub fn pull(from: &str, out: &Path, progress: &dyn Progress) -> Result<Made, EngineError> {
+    Ok(Made::of(out, &features::pull(&*ascribe_objects::open(from, &environment)?, out, progress)?))
+}
+
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}

@@ -1,0 +1,100 @@
+//! Precise scores of candidates: shard by shard, in f64 and in one order.
+
+use ascribe_core::RowType;
+use ascribe_linalg::sum;
+use ascribe_store::features::ShardView;
+use ascribe_store::mmap::Advice;
+use rayon::prelude::*;
+
+use super::MAPPED_MAX_BYTES;
+use super::scan::Pass;
+use super::thresholds::{Candidate, Candidates};
+use crate::Hit;
+use crate::error::IndexError;
+
+/// A candidate of a query with its precise score.
+struct Scored {
+    query: usize,
+    candidate: Candidate,
+    hit: Hit,
+}
+
+impl Pass<'_, '_, '_> {
+    /// Scores all candidates of a query precisely and keeps the best: what is left are points, not intervals.
+    pub(super) fn settle(&self, query: usize, all: &mut Candidates) -> Result<(), IndexError> {
+        let mut scored = self.score(all.all().iter().map(|&candidate| (query, candidate)).collect())?;
+        all.rescored += n_new(all.all());
+        scored.sort_unstable_by(|a, b| a.hit.rank(&b.hit));
+        scored.truncate(self.k);
+        let point = |s: Scored| Candidate { lower: s.hit.score, upper: s.hit.score, is_exact: true, ..s.candidate };
+        all.replace(scored.into_iter().map(point).collect());
+        Ok(())
+    }
+
+    /// The hits of every query from what is left of all rows, and how many rows were scored for it.
+    pub(super) fn finish(&self, found: Vec<Candidates>) -> Result<Vec<(Vec<Hit>, u64)>, IndexError> {
+        let of_query = |(query, all): (usize, &Candidates)| -> Vec<(usize, Candidate)> {
+            all.all().iter().map(|&candidate| (query, candidate)).collect()
+        };
+        let scored = self.score(found.iter().enumerate().flat_map(of_query).collect())?;
+        let counts = found.iter().map(|all| all.rescored + n_new(all.all()));
+        let mut hits: Vec<(Vec<Hit>, u64)> = counts.map(|count| (Vec::new(), count)).collect();
+        scored.into_iter().for_each(|s| hits[s.query].0.push(s.hit));
+        for (best, _) in &mut hits {
+            best.sort_unstable_by(Hit::rank);
+            best.truncate(self.k);
+        }
+        Ok(hits)
+    }
+
+    /// Scores in the order of the rows, so that a page is visited once; shards in parallel.
+    fn score(&self, mut wanted: Vec<(usize, Candidate)>) -> Result<Vec<Scored>, IndexError> {
+        wanted.sort_unstable_by_key(|(query, c)| (c.shard, c.row, *query));
+        let store = self.index.precise;
+        let is_large = store.len_bytes() > MAPPED_MAX_BYTES;
+        let by_shard: Vec<&[(usize, Candidate)]> = wanted.chunk_by(|a, b| a.1.shard == b.1.shard).collect();
+        let scored: Vec<Vec<Scored>> = by_shard
+            .into_par_iter()
+            .map(|group| {
+                let shard = group[0].1.shard as usize;
+                let rows = group.iter().map(|(_, c)| c.row as usize..c.row as usize + 1);
+                let view = store.shard_rows(shard, rows).map_err(IndexError::reader)?;
+                let scored = self.score_shard(shard, &view, group);
+                if is_large {
+                    store.advise(shard, Advice::DontNeed);
+                }
+                Ok(scored)
+            })
+            .collect::<Result<_, IndexError>>()?;
+        Ok(scored.into_iter().flatten().collect())
+    }
+
+    fn score_shard(&self, shard: usize, view: &ShardView<'_>, group: &[(usize, Candidate)]) -> Vec<Scored> {
+        let mut wide = vec![0.0f32; view.dim];
+        let mut scored = Vec::with_capacity(group.len());
+        for of_row in group.chunk_by(|a, b| a.1.row == b.1.row) {
+            let row = of_row[0].1.row as usize;
+            let precise: &[f32] = match bytemuck::try_cast_slice::<u8, f32>(view.row(row)) {
+                Ok(numbers) if view.row_type == RowType::F32 => &numbers[..view.dim],
+                _ => {
+                    view.widen(row, &mut wide);
+                    &wide
+                }
+            };
+            // Its place among the rows that are shown.
+            let n_dead = view.dead.partition_point(|&dead| (dead as usize) < row);
+            let place = self.index.firsts[shard] + (row - n_dead) as u64;
+            for &(query, candidate) in of_row {
+                let numbers = self.queries.row(query).to_slice().expect("queries are in standard layout");
+                let hit = Hit { row: place, id: view.id(row), score: sum::dot(numbers, precise) };
+                scored.push(Scored { query, candidate, hit });
+            }
+        }
+        scored
+    }
+}
+
+/// Candidates that were not scored before.
+fn n_new(candidates: &[Candidate]) -> u64 {
+    candidates.iter().filter(|candidate| !candidate.is_exact).count() as u64
+}

@@ -1,0 +1,210 @@
+//! One pass over all rows for a group of queries.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use ascribe_core::RowType;
+use ascribe_linalg::scan::{Block, Bounds, Lines, Queries, RowFacts, Scores, Thresholds, reaching};
+use ascribe_store::FeatureStore;
+use ascribe_store::features::ShardView;
+use ascribe_store::mmap::Advice;
+use ndarray::ArrayView2;
+use rayon::prelude::*;
+
+use super::thresholds::{Candidate, Candidates};
+use super::{CertifiedIndex, MAPPED_MAX_BYTES};
+use crate::error::IndexError;
+use crate::{Filter, Hit};
+
+/// Bytes of a part's rows: they and their products stay in the second cache.
+const PART_BYTES: usize = 256 << 10;
+/// Rows of a part are a multiple of this: two tiles.
+const PART_ROWS: usize = 32;
+/// Parts of one task, which one thread scans with thresholds of its own.
+const TASK_PARTS: usize = 8;
+/// Tasks that start from one threshold. Fixed, so that nothing depends on the number of threads.
+const WAVE_TASKS: usize = 64;
+/// Candidates of a query that a task holds before it scores them precisely.
+const TASK_CANDIDATES: usize = 16 << 10;
+
+/// Rows of one shard.
+type Part = (usize, Range<usize>);
+
+/// A pass.
+pub(super) struct Pass<'p, 's, 'q> {
+    pub index: &'p CertifiedIndex<'s>,
+    pub queries: ArrayView2<'q, f32>,
+    pub k: usize,
+    filter: &'p Filter,
+    scanned: &'s FeatureStore,
+    prepared: Queries,
+    bounds: Bounds,
+    /// Drop pages behind the scan.
+    is_large: bool,
+}
+
+impl<'p, 's, 'q> Pass<'p, 's, 'q> {
+    pub fn new(index: &'p CertifiedIndex<'s>, queries: ArrayView2<'q, f32>, k: usize, filter: &'p Filter) -> Self {
+        let scanned = index.scanned_store();
+        let prepared = Queries::new(scanned.row_type(), queries);
+        let bounds = Bounds::new(&prepared);
+        let is_large = scanned.len_bytes() > MAPPED_MAX_BYTES;
+        Self { index, queries, k, filter, scanned, prepared, bounds, is_large }
+    }
+
+    /// Hits of every query, and how many rows were scored precisely for it.
+    pub fn run(&self) -> Result<Vec<(Vec<Hit>, u64)>, IndexError> {
+        let mut found: Vec<Candidates> =
+            (0..self.queries.nrows()).map(|_| Candidates::new(self.k, f64::NEG_INFINITY)).collect();
+        if self.k == 0 {
+            return Ok(vec![(Vec::new(), 0); self.queries.nrows()]);
+        }
+        let parts = self.parts();
+        // The first part alone: it gives the others a threshold to start from.
+        let (first, rest) = parts.split_at(1.min(parts.len()));
+        self.wave(first, &mut found)?;
+        for wave in rest.chunks(WAVE_TASKS * TASK_PARTS) {
+            self.read_ahead(wave);
+            self.wave(wave, &mut found)?;
+            self.drop_behind(wave);
+        }
+        self.finish(found)
+    }
+
+    fn parts(&self) -> Vec<Part> {
+        let stride = self.scanned.header().stride().max(1);
+        let rows = (PART_BYTES / stride).next_multiple_of(PART_ROWS).max(PART_ROWS);
+        let of_shard = |shard: usize| {
+            let n = self.scanned.entries()[shard].rows as usize;
+            (0..n).step_by(rows).map(move |start| (shard, start..(start + rows).min(n)))
+        };
+        (0..self.scanned.n_shards()).flat_map(of_shard).collect()
+    }
+
+    /// Scans some parts and takes over what they found, task by task in their order.
+    fn wave(&self, parts: &[Part], found: &mut [Candidates]) -> Result<(), IndexError> {
+        let floors: Vec<f64> = found.iter().map(Candidates::threshold).collect();
+        let tasks: Vec<Vec<Candidates>> = parts
+            .par_chunks(TASK_PARTS)
+            .map_init(Scores::new, |scores, task| self.task(task, &floors, scores))
+            .collect::<Result<_, IndexError>>()?;
+        for task in tasks {
+            found.iter_mut().zip(task).for_each(|(all, some)| all.merge(some));
+        }
+        for (query, all) in found.iter_mut().enumerate() {
+            all.thin();
+            if all.all().len() > TASK_CANDIDATES {
+                self.settle(query, all)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One thread's work: a run of parts.
+    fn task(&self, parts: &[Part], floors: &[f64], scores: &mut Scores) -> Result<Vec<Candidates>, IndexError> {
+        let n_queries = self.queries.nrows();
+        let mut found: Vec<Candidates> = floors.iter().map(|&floor| Candidates::new(self.k, floor)).collect();
+        let mut thresholds = Thresholds::new(&self.bounds, n_queries);
+        floors.iter().enumerate().for_each(|(query, &floor)| thresholds.set(query, floor));
+        for (shard, rows) in parts {
+            // Checked as it is scanned: the part is in the cache for both.
+            let view = self.scanned.shard_rows(*shard, [rows.clone()]).map_err(IndexError::reader)?;
+            scores.multiply(&Aligned::new(&view, rows.clone()).block(), &self.prepared);
+            let error = view.error.filter(|_| self.index.companion.is_some());
+            let facts = RowFacts {
+                scale: view.scale.map_or(&[], |scale| &scale[rows.clone()]),
+                error: error.map_or(&[], |error| &error[rows.clone()]),
+                norm: &view.norm[rows.clone()],
+            };
+            reaching(scores, view.row_type, &facts, &self.bounds, &mut thresholds, |reach, thresholds| {
+                let row = rows.start + reach.row;
+                let is_shown = view.dead.is_empty() || view.is_live(row);
+                if !is_shown || !(self.filter.is_all() || self.filter.allows(view.id(row))) {
+                    return;
+                }
+                // An overflow says nothing: the row stays a candidate and lifts no threshold.
+                let (lower, upper) = match reach.value.is_finite() && reach.bound.is_finite() {
+                    true => (reach.value - reach.bound, reach.value + reach.bound),
+                    false => (f64::NEG_INFINITY, f64::INFINITY),
+                };
+                let all = &mut found[reach.query];
+                let candidate = Candidate { shard: *shard as u32, row: row as u32, lower, upper, is_exact: false };
+                if all.push(candidate) {
+                    thresholds.set(reach.query, all.threshold());
+                }
+            });
+            for (query, all) in found.iter_mut().enumerate() {
+                if all.all().len() > TASK_CANDIDATES {
+                    all.thin();
+                    if all.all().len() > TASK_CANDIDATES {
+                        self.settle(query, all)?;
+                        thresholds.set(query, all.threshold());
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Asks the system for what the next wave reads, where a store is not kept mapped.
+    fn read_ahead(&self, wave: &[Part]) {
+        if self.is_large {
+            let mut shards: Vec<usize> = wave.iter().map(|(shard, _)| *shard).collect();
+            shards.dedup();
+            shards.into_iter().for_each(|shard| self.scanned.advise(shard, Advice::WillNeed));
+        }
+    }
+
+    /// Lets go of what a wave has read.
+    fn drop_behind(&self, wave: &[Part]) {
+        if self.is_large {
+            let mut shards: Vec<usize> = wave.iter().map(|(shard, _)| *shard).collect();
+            shards.dedup();
+            shards.into_iter().for_each(|shard| self.scanned.advise(shard, Advice::DontNeed));
+        }
+    }
+}
+
+/// Rows of a shard, aligned for their numbers.
+struct Aligned<'a> {
+    view: ShardView<'a>,
+    rows: Range<usize>,
+    floats: Cow<'a, [f32]>,
+    halves: Cow<'a, [u16]>,
+}
+
+impl<'a> Aligned<'a> {
+    fn new(view: &ShardView<'a>, rows: Range<usize>) -> Self {
+        let bytes = &view.rows[rows.start * view.stride_bytes..rows.end * view.stride_bytes];
+        let (mut floats, mut halves): (Cow<'a, [f32]>, Cow<'a, [u16]>) = (Cow::Borrowed(&[]), Cow::Borrowed(&[]));
+        match view.row_type {
+            RowType::F32 => floats = aligned(bytes),
+            RowType::F16 | RowType::Bf16 => halves = aligned(bytes),
+            RowType::Int8 | RowType::Int4 => {}
+        }
+        Self { view: *view, rows, floats, halves }
+    }
+
+    /// As a kernel reads them.
+    fn block(&self) -> Block<'_> {
+        let view = &self.view;
+        let bytes = &view.rows[self.rows.start * view.stride_bytes..self.rows.end * view.stride_bytes];
+        let (lines, width) = match view.row_type {
+            RowType::F32 => (Lines::F32(&self.floats), 4),
+            RowType::F16 => (Lines::F16(&self.halves), 2),
+            RowType::Bf16 => (Lines::Bf16(&self.halves), 2),
+            RowType::Int8 => (Lines::Int8(bytes), 1),
+            RowType::Int4 => (Lines::Int4(bytes), 1),
+        };
+        Block { lines, n_rows: self.rows.len(), dim: view.dim, stride: view.stride_bytes / width }
+    }
+}
+
+/// Numbers in place, or (a foreign writer may not have aligned them) copied.
+fn aligned<T: bytemuck::Pod>(bytes: &[u8]) -> Cow<'_, [T]> {
+    bytemuck::try_cast_slice(bytes).map_or_else(|_| Cow::Owned(copied(bytes)), Cow::Borrowed)
+}
+
+fn copied<T: bytemuck::Pod>(bytes: &[u8]) -> Vec<T> {
+    bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()
+}

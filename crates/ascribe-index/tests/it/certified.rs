@@ -1,0 +1,195 @@
+//! Certified search: equal to brute force on whatever rows, and honest about what it looked at again.
+
+use ascribe_core::{ExampleId, FeatureReader, FeatureSink, NoProgress, RowType};
+use ascribe_index::{Certificate, CertifiedIndex, Effort, Filter, Hit, IndexError, VectorIndex};
+use ascribe_linalg::Stream;
+use ascribe_store::features::{Deletion, delete, make_companion};
+use ascribe_store::{FeatureStore, FeatureWriter};
+use ascribe_testkit::{MemoryReader, gradient_spec};
+use ndarray::{Array2, ArrayView2};
+use proptest::prelude::*;
+
+use crate::contract::{brute_force, clustered, contract, queries};
+
+/// A store on disk with its companion.
+struct Kept {
+    dir: tempfile::TempDir,
+    precise: FeatureStore,
+    companion: Option<FeatureStore>,
+}
+
+impl Kept {
+    fn new(reader: &MemoryReader, precise: RowType, companion: Option<RowType>) -> Result<Self, IndexError> {
+        let failed = |error| IndexError::Reader(Box::new(error));
+        let dir = tempfile::tempdir().unwrap();
+        // Shards of 100 rows: parts end at shards, and rows count on over them.
+        let mut writer = FeatureWriter::create_or_resume(dir.path(), reader.spec(), precise, 100, reader.n_rows())
+            .map_err(failed)?;
+        writer.push(reader.ids(), reader.rows().view()).map_err(failed)?;
+        let precise = writer.finish().map_err(failed)?;
+        let companion = companion.map(|row_type| make_companion(&precise, row_type, &NoProgress)).transpose();
+        Ok(Self { dir, precise, companion: companion.map_err(failed)? })
+    }
+
+    fn certified(&self, queries: ArrayView2<'_, f32>, k: usize) -> (Vec<Vec<Hit>>, Certificate) {
+        let index = CertifiedIndex::new(&self.precise, self.companion.as_ref()).unwrap();
+        index.search_certified(queries, k, &Filter::default()).unwrap()
+    }
+}
+
+impl VectorIndex for Kept {
+    fn n_rows(&self) -> u64 {
+        self.precise.n_rows()
+    }
+
+    fn dim(&self) -> usize {
+        self.precise.spec().dim
+    }
+
+    fn search_filtered(
+        &self,
+        queries: ArrayView2<'_, f32>,
+        k: usize,
+        effort: Effort,
+        filter: &Filter,
+    ) -> Result<Vec<Vec<Hit>>, IndexError> {
+        CertifiedIndex::new(&self.precise, self.companion.as_ref())?.search_filtered(queries, k, effort, filter)
+    }
+}
+
+/// A store without rows is refused by its index, not by the store.
+fn of_rows<'r>(reader: &'r MemoryReader, companion: Option<RowType>) -> Result<Box<dyn VectorIndex + 'r>, IndexError> {
+    let kept = Kept::new(reader, RowType::F32, companion.filter(|_| reader.n_rows() > 0))?;
+    CertifiedIndex::new(&kept.precise, kept.companion.as_ref())?;
+    Ok(Box::new(kept))
+}
+
+contract!(by_itself, |reader| of_rows(reader, None));
+contract!(through_int8, |reader| of_rows(reader, Some(RowType::Int8)));
+contract!(through_int4, |reader| of_rows(reader, Some(RowType::Int4)));
+contract!(through_bf16, |reader| of_rows(reader, Some(RowType::Bf16)));
+
+fn reader_of(rows: Array2<f32>, n_datasets: u32) -> MemoryReader {
+    let ids = (0..rows.nrows() as u32).map(|i| ExampleId { dataset: i % n_datasets, idx: i / n_datasets }).collect();
+    MemoryReader::new(gradient_spec(&[rows.ncols()]), ids, rows, 64)
+}
+
+/// Every row type for precise rows and companions: hits are those of brute force over the precise rows as stored.
+#[test]
+fn every_pair_of_row_types_equals_brute_force() {
+    let reader = clustered(333, 70, 6, 41);
+    let queries = queries(&reader, 9, 42);
+    for precise in [RowType::F32, RowType::Bf16, RowType::F16, RowType::Int8, RowType::Int4] {
+        for companion in [None, Some(RowType::F16), Some(RowType::Int8), Some(RowType::Int4)] {
+            if companion.is_some_and(|c| c.bits() >= precise.bits()) {
+                continue;
+            }
+            let kept = Kept::new(&reader, precise, companion).unwrap();
+            // Rows as stored, widened by the store itself.
+            let mut rows = Array2::zeros((0, 70));
+            for block in 0..kept.precise.n_blocks() {
+                rows.append(ndarray::Axis(0), kept.precise.block(block).unwrap().rows.view()).unwrap();
+            }
+            let stored = MemoryReader::new(reader.spec().clone(), reader.ids().to_vec(), rows, 64);
+            for n_queries in [1, 9] {
+                let (hits, certificate) = kept.certified(queries.slice(ndarray::s![..n_queries, ..]), 10);
+                for (query, hits) in queries.rows().into_iter().zip(&hits) {
+                    assert_eq!(*hits, brute_force(&stored, query, 10), "{precise:?} {companion:?}");
+                }
+                assert_eq!(certificate.rows, 333);
+                assert_eq!(certificate.scanned, companion.unwrap_or(precise));
+                assert!(certificate.rescored.iter().all(|&n| (10..=333).contains(&n)));
+            }
+        }
+    }
+}
+
+#[test]
+fn few_rows_are_looked_at_again_and_their_number_does_not_depend_on_threads() {
+    let mut stream = Stream::new(1, "certified-test");
+    let rows = Array2::from_shape_fn((3000, 256), |_| stream.normal() as f32);
+    let reader = reader_of(rows, 3);
+    let queries = queries(&reader, 6, 43);
+    let kept = Kept::new(&reader, RowType::F32, Some(RowType::Int8)).unwrap();
+    let (hits, certificate) = kept.certified(queries.view(), 5);
+    for (query, hits) in queries.rows().into_iter().zip(&hits) {
+        assert_eq!(*hits, brute_force(&reader, query, 5));
+    }
+    // A bound of 1.4 % of the norms against cosines that spread by 6 %: some dozen rows of 3,000.
+    assert!(certificate.rescored.iter().all(|&n| n < 300), "{certificate:?}");
+    for n_threads in [1, 3] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
+        assert_eq!(pool.install(|| kept.certified(queries.view(), 5)), (hits.clone(), certificate.clone()));
+    }
+}
+
+/// Where everything ties, nothing can be ruled out: candidates are thinned out as they come, and ties go by id.
+#[test]
+fn forty_thousand_equal_rows_are_ranked_by_id() {
+    let reader = reader_of(Array2::from_elem((40_000, 16), 0.3), 7);
+    let kept = Kept::new(&reader, RowType::F32, Some(RowType::Int8)).unwrap();
+    let query = Array2::from_elem((1, 16), 1.0f32);
+    let (hits, certificate) = kept.certified(query.view(), 20);
+    assert_eq!(hits[0], brute_force(&reader, query.row(0), 20));
+    assert!(certificate.rescored[0] >= 40_000 - 20);
+}
+
+#[test]
+fn deleted_rows_are_not_shown_and_others_keep_their_places() {
+    let reader = clustered(333, 40, 6, 44);
+    let queries = queries(&reader, 4, 45);
+    let kept = Kept::new(&reader, RowType::F32, Some(RowType::Int8)).unwrap();
+    let gone: Vec<ExampleId> = brute_force(&reader, queries.row(0), 4).iter().map(|hit| hit.id).collect();
+    delete(kept.dir.path(), &Deletion { datasets: [1].into(), examples: gone.iter().copied().collect() }).unwrap();
+    let precise = FeatureStore::open(kept.dir.path(), None).unwrap();
+    let companion = precise.companion(RowType::Int8).unwrap();
+    let index = CertifiedIndex::new(&precise, Some(&companion)).unwrap();
+    let left: Vec<usize> =
+        (0..333).filter(|&i| reader.ids()[i].dataset != 1 && !gone.contains(&reader.ids()[i])).collect();
+    let ids = left.iter().map(|&i| reader.ids()[i]).collect();
+    let rows = reader.rows().select(ndarray::Axis(0), &left);
+    let expected = MemoryReader::new(reader.spec().clone(), ids, rows, 64);
+    for (query, hits) in queries.rows().into_iter().zip(index.search_many(queries.view(), 10, Effort::new(1)).unwrap())
+    {
+        assert_eq!(hits, brute_force(&expected, query, 10));
+    }
+}
+
+#[test]
+fn a_companion_of_other_rows_is_refused() {
+    let (a, b) = (clustered(120, 40, 3, 46), clustered(119, 40, 3, 46));
+    let a = Kept::new(&a, RowType::F32, Some(RowType::Int8)).unwrap();
+    let b = Kept::new(&b, RowType::F32, Some(RowType::Int8)).unwrap();
+    let error = CertifiedIndex::new(&a.precise, b.companion.as_ref()).unwrap_err();
+    assert!(matches!(error, IndexError::NoCompanion { .. }), "{error}");
+    // An f32 store knows no error of its rows: it certifies nothing.
+    let error = CertifiedIndex::new(&a.precise, Some(&a.precise)).unwrap_err();
+    assert!(error.to_string().contains("error of each row"), "{error}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    /// Rows out of a small set of hostile numbers: many ties and near ties, norms over 70 decades, zeros.
+    #[test]
+    fn adversarial_rows_equal_brute_force(
+        picks in prop::collection::vec(0usize..9, 12 * 60),
+        sizes in prop::collection::vec(-30i32..18, 60),
+        nudge in -1e-6f32..1e-6,
+        k in 1usize..40,
+        kind in 0usize..3,
+    ) {
+        let numbers = [0.0f32, 1.0, 1.0 + nudge, -1.0, 0.5, 127.0, 127.5, -127.0, 1e-7];
+        let rows = Array2::from_shape_fn((60, 12), |(i, j)| {
+            let size = if i % 3 == 0 { 2f32.powi(sizes[i]) } else { 1.0 };
+            numbers[picks[i * 12 + j]] * size
+        });
+        let reader = reader_of(rows, 4);
+        let companion = [RowType::Int8, RowType::Int4, RowType::Bf16][kind];
+        let kept = Kept::new(&reader, RowType::F32, Some(companion)).unwrap();
+        let queries = Array2::from_shape_fn((6, 12), |(q, j)| numbers[picks[(q * 97 + j * 31) % picks.len()]]);
+        let (hits, _) = kept.certified(queries.view(), k);
+        for (query, hits) in queries.rows().into_iter().zip(&hits) {
+            prop_assert_eq!(hits, &brute_force(&reader, query, k));
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! What all algorithms do with rows: checks, products with the curvature, norms in a fixed order, steps in f64.
+
+use ascribe_linalg::sum::sum_by;
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
+use rayon::prelude::*;
+
+use crate::error::MethodError;
+use crate::source::Operator;
+
+/// Rows must have `dim` finite numbers each.
+pub(super) fn check(what: &'static str, rows: ArrayView2<'_, f32>, dim: usize) -> Result<(), MethodError> {
+    if rows.ncols() != dim {
+        return Err(MethodError::shape(what, format!("rows of {dim} numbers"), format!("rows of {}", rows.ncols())));
+    }
+    finite(what, rows)
+}
+
+/// Refuses NaN and infinities with their place.
+pub(super) fn finite(what: &'static str, rows: ArrayView2<'_, f32>) -> Result<(), MethodError> {
+    match rows.indexed_iter().find(|(_, v)| !v.is_finite()) {
+        None => Ok(()),
+        Some(((row, column), &found)) => {
+            Err(MethodError::BadValue { what: what.to_owned(), row, column, found: f64::from(found) })
+        }
+    }
+}
+
+/// A damping must be finite and not negative.
+pub(super) fn check_damping(damping: f64) -> Result<(), MethodError> {
+    if damping.is_finite() && damping >= 0.0 {
+        return Ok(());
+    }
+    Err(MethodError::Parameter { field: "damping", expected: "finite and not negative", found: damping })
+}
+
+/// A parameter that must be positive.
+pub(super) fn check_positive(field: &'static str, value: f64) -> Result<(), MethodError> {
+    if value.is_finite() && value > 0.0 {
+        return Ok(());
+    }
+    Err(MethodError::Parameter { field, expected: "finite and positive", found: value })
+}
+
+/// A count that must not be zero.
+pub(super) fn check_count(field: &'static str, value: usize) -> Result<(), MethodError> {
+    if value > 0 {
+        return Ok(());
+    }
+    Err(MethodError::Parameter { field, expected: "at least 1", found: 0.0 })
+}
+
+/// `H_B v` for every row, checked for NaN.
+pub(super) fn apply(
+    operator: &dyn Operator,
+    examples: Option<&[u32]>,
+    rows: ArrayView2<'_, f32>,
+) -> Result<Array2<f32>, MethodError> {
+    let mut out = Array2::zeros(rows.dim());
+    if rows.is_empty() {
+        return Ok(out);
+    }
+    operator.apply(examples, rows, out.view_mut())?;
+    finite("products with the curvature", out.view())?;
+    Ok(out)
+}
+
+pub(super) fn dot(a: ArrayView1<'_, f64>, b: ArrayView1<'_, f64>) -> f64 {
+    sum_by(a.len(), |i| a[i] * b[i])
+}
+
+pub(super) fn norm(a: ArrayView1<'_, f64>) -> f64 {
+    dot(a, a).sqrt()
+}
+
+pub(super) fn dot32(a: ArrayView1<'_, f32>, b: ArrayView1<'_, f32>) -> f64 {
+    sum_by(a.len(), |i| f64::from(a[i]) * f64::from(b[i]))
+}
+
+pub(super) fn norm32(a: ArrayView1<'_, f32>) -> f64 {
+    dot32(a, a).sqrt()
+}
+
+/// `a / b`, and 0 for 0 / 0.
+pub(super) fn ratio(a: f64, b: f64) -> f64 {
+    if a == 0.0 { 0.0 } else { a / b }
+}
+
+pub(super) fn widen(rows: ArrayView2<'_, f32>) -> Array2<f64> {
+    rows.mapv(f64::from)
+}
+
+pub(super) fn narrow(rows: &Array2<f64>) -> Array2<f32> {
+    rows.mapv(|v| v as f32)
+}
+
+pub(super) fn narrow_row(row: ArrayView1<'_, f64>) -> Array1<f32> {
+    row.mapv(|v| v as f32)
+}
+
+/// Runs `work(q, row q of a, row q of b)` on all rows side by side; what it returns comes back in order.
+pub(super) fn each_pair<A: Send, B: Sync, T: Send>(
+    a: &mut Array2<A>,
+    b: &Array2<B>,
+    work: impl Fn(usize, &mut [A], &[B]) -> T + Sync,
+) -> Vec<T> {
+    let (wide_a, wide_b) = (a.ncols().max(1), b.ncols().max(1));
+    let a = a.as_slice_mut().expect("rows made here are row-major");
+    let b = b.as_slice().expect("rows made here are row-major");
+    a.par_chunks_mut(wide_a).zip(b.par_chunks(wide_b)).enumerate().map(|(q, (a, b))| work(q, a, b)).collect()
+}

@@ -1,0 +1,286 @@
+"""Files of other tools become stores and score files: bergson, LogIX, TRAK, kronfluence, dattri.
+
+Gradients: :func:`bergson_gradients`, :func:`logix_gradients`, :func:`trak_gradients`, :func:`dattri_gradients` stream into a
+store (kronfluence keeps none per example). Scores: :func:`bergson_scores`, :func:`trak_scores`, :func:`kronfluence_scores`,
+:func:`dattri_scores` give a :class:`~ascribe.Scores`, which :func:`write_scores` seals into a score file (LogIX writes none).
+
+Scores become ``[query, train]``, positive = proponent. What a tool means by its sign is its caller's to know: ``sign=-1`` turns
+them. Rows keep the tool's projection, so they compare with rows of the same run alone; their spec says the tool and the digest
+of its notes.
+
+::
+
+    from ascribe.migrate import bergson_gradients
+    store = bergson_gradients("runs/train", "out/store", datasets=dataset_of_each)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _ascribe
+from .attribution import Scores
+from .spec import ZEROS, Column, FeatureSpec, identity
+from .store import F32, PathLike, Store, StoreWriter, pack_ids
+
+__all__ = [
+    "bergson_gradients",
+    "bergson_scores",
+    "dattri_gradients",
+    "dattri_scores",
+    "kronfluence_scores",
+    "logix_gradients",
+    "trak_gradients",
+    "trak_scores",
+    "write_scores",
+]
+
+_CHUNK_NUMBERS = 4 << 20
+
+
+def bergson_gradients(path: PathLike, out: PathLike, datasets: Sequence[int] | None = None, **settings: Any) -> Store:
+    """A bergson index (``bergson build``): ``gradients.bin`` and ``info.json``, one group of columns per module."""
+    folder = Path(path)
+    info = _json(folder / "info.json")
+    kind = np.dtype(info["base_dtype"] if "base_dtype" in info else info["dtype"]["formats"][0]).base
+    sizes: dict[str, int] = info["grad_sizes"]
+    shape = (int(info["num_grads"]), sum(sizes.values()))
+    rows = _map(folder / "gradients.bin", kind, shape)
+    digest = _digest(folder / "info.json")
+    spec = _spec("bergson", digest, list(sizes.items()))
+    return _store(lambda start, stop: rows[start:stop], shape[0], out, spec, datasets, settings)
+
+
+def bergson_scores(path: PathLike, datasets: Sequence[int] | None = None, sign: int = 1) -> Scores:
+    """A bergson score folder (``bergson score``): ``scores.bin`` and ``info.json``. Rows of a per-token index are refused."""
+    folder = Path(path)
+    info = _json(folder / "info.json")
+    if info.get("attribute_tokens"):
+        raise ValueError(f"{folder}: expected a score per example, found scores per token")
+    fields: Any = info["dtype"]
+    if isinstance(fields, dict):
+        fields = {k: fields[k] for k in ("names", "formats", "offsets", "itemsize")}
+    kind: np.dtype[Any] = np.dtype(fields)
+    table = _map(folder / "scores.bin", kind, (int(info["num_rows"]),))
+    n = int(info["num_scores"])
+    for i in range(n):
+        if not table[f"written_{i}"].all():
+            raise ValueError(f"{folder}: expected a finished run, found cells of query {i} that were never written")
+    values = np.stack([table[f"score_{i}"] for i in range(n)])
+    return _scores(values, datasets, sign)
+
+
+def logix_gradients(path: PathLike, out: PathLike, datasets: Sequence[int] | None = None, **settings: Any) -> Store:
+    """A LogIX log folder: ``log_*.mmap`` with ``*_metadata.json`` beside each. ``data_ids.json`` in the store keeps its ids."""
+    folder = Path(path)
+    files = sorted(folder.glob("log_*_metadata.json"), key=lambda p: [int(x) for x in p.name.split("_") if x.isdigit()])
+    if not files:
+        raise ValueError(f"{folder}: expected log_*_metadata.json, found none")
+    entries: list[tuple[Path, dict[str, Any]]] = []
+    for file in files:
+        data = file.with_name(file.name.removesuffix("_metadata.json") + ".mmap")
+        entries += [(data, entry) for entry in _json(file)]
+    first = entries[0][1]
+    names = [".".join(p[:-1]) if p[-1] in ("grad", "forward", "backward") else ".".join(p) for p in first["path"]]
+    sizes = [int(np.prod(shape)) for shape in first["shape"]]
+    maps: dict[Path, Any] = {}
+
+    def rows(start: int, stop: int) -> F32:
+        found = np.empty((stop - start, sum(sizes)), np.float32)
+        for row, (data, entry) in zip(found, entries[start:stop], strict=True):
+            if [int(np.prod(shape)) for shape in entry["shape"]] != sizes:
+                raise ValueError(f"{data}: expected blocks of {sizes} numbers, found {entry['shape']} of {entry['data_id']!r}")
+            if data not in maps:
+                maps[data] = np.memmap(data, np.uint8, "r")
+            kind, size = np.dtype(entry["dtype"]), int(entry["block_size"])
+            raw = maps[data][entry["offset"] : entry["offset"] + size * kind.itemsize]
+            if len(raw) != size * kind.itemsize:
+                raise ValueError(f"{data}: expected {size} numbers at {entry['offset']}, found the end of the file")
+            row[:] = np.frombuffer(raw.tobytes(), kind)
+        return found
+
+    spec = _spec("logix", _digest(*files), list(zip(names, sizes, strict=True)))
+    store = _store(rows, len(entries), out, spec, datasets, settings)
+    (store.path / "data_ids.json").write_text(json.dumps([entry["data_id"] for _, entry in entries]))
+    return store
+
+
+def trak_gradients(
+    path: PathLike,
+    out: PathLike,
+    model_id: int = 0,
+    what: str = "features",
+    datasets: Sequence[int] | None = None,
+    **settings: Any,
+) -> Store:
+    """A TRAK ``save_dir``: ``<model_id>/features.mmap`` (``what="features"``) or ``grads.mmap`` (``"grads"``)."""
+    if what not in ("features", "grads"):
+        raise ValueError(f"what: expected 'features' or 'grads', found {what!r}")
+    folder = Path(path)
+    rows = np.load(folder / str(model_id) / f"{what}.mmap", mmap_mode="r")
+    done = folder / str(model_id) / "_is_featurized.mmap"
+    if done.exists() and not np.load(done, mmap_mode="r").all():
+        raise ValueError(f"{folder}: expected every example featurized, found some that are not")
+    spec = _spec(f"trak_{what}", _digest(folder / "metadata.json"), [("all", int(rows.shape[1]))], str(model_id))
+    return _store(lambda start, stop: rows[start:stop], len(rows), out, spec, datasets, settings)
+
+
+def trak_scores(path: PathLike, experiment: str, datasets: Sequence[int] | None = None, sign: int = 1) -> Scores:
+    """A TRAK ``save_dir``: ``scores/<experiment>.mmap``, kept as ``[train, targets]``."""
+    values = np.load(Path(path) / "scores" / f"{experiment}.mmap", mmap_mode="r")
+    return _scores(np.asarray(values).T, datasets, sign)
+
+
+def kronfluence_scores(path: PathLike, datasets: Sequence[int] | None = None, sign: int = 1) -> Scores:
+    """kronfluence's ``pairwise_scores.safetensors`` (or its folder): ``[query, train]``; per-module scores are added up."""
+    file = Path(path)
+    if file.is_dir():
+        file = file / "pairwise_scores.safetensors"
+    tensors = _safetensors(file)
+    if not tensors:
+        raise ValueError(f"{file}: expected scores, found no tensor")
+    return _scores(np.sum([t.astype(np.float64) for t in tensors.values()], axis=0), datasets, sign)
+
+
+def dattri_scores(path: PathLike, datasets: Sequence[int] | None = None, sign: int = 1) -> Scores:
+    """A dattri score tensor ``[train, test]``, saved with ``torch.save`` or ``numpy.save``."""
+    return _scores(_matrix(path).T, datasets, sign)
+
+
+def dattri_gradients(path: PathLike, out: PathLike, datasets: Sequence[int] | None = None, **settings: Any) -> Store:
+    """A tensor of per-example gradients ``[train, dim]``, saved with ``torch.save`` or ``numpy.save``."""
+    rows = _matrix(path)
+    spec = _spec("dattri", _digest(Path(path)), [("all", int(rows.shape[1]))])
+    return _store(lambda start, stop: rows[start:stop], len(rows), out, spec, datasets, settings)
+
+
+def write_scores(scores: Scores, out: PathLike, method: str, top_k: int | None = None) -> int:
+    """Writes imported scores as a sealed score file, which ``ascribe pay run --scores`` takes. Returns its rows."""
+    spec = FeatureSpec.plain(1, quantity=f"scores_of_{method}")
+    return _ascribe.write_scores(str(out), spec.to_json(), method, scores.ids, scores.values, top_k, scores.datasets)
+
+
+def _json(path: Path) -> Any:
+    with path.open() as stream:
+        return json.load(stream)
+
+
+def _digest(*files: Path) -> str:
+    hasher = hashlib.sha256()
+    for file in files:
+        hasher.update(file.read_bytes() if file.exists() else b"")
+    return hasher.hexdigest()
+
+
+def _map(path: Path, kind: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    expected = kind.itemsize * int(np.prod(shape))
+    found = path.stat().st_size
+    if found != expected:
+        raise ValueError(f"{path}: expected {expected} bytes for {shape} of {kind}, found {found}")
+    if expected == 0:
+        return np.zeros(shape, kind)
+    return np.memmap(path, kind, "r", shape=shape)
+
+
+def _matrix(path: PathLike) -> npt.NDArray[Any]:
+    if str(path).endswith(".npy"):
+        values: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+    else:
+        import torch
+
+        values = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(values, torch.Tensor):
+            raise ValueError(f"{path}: expected a tensor, found {type(values).__name__}")
+        values = values.detach().float().numpy()
+    if values.ndim != 2:
+        raise ValueError(f"{path}: expected a matrix, found shape {values.shape}")
+    return np.asarray(values)
+
+
+def _safetensors(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Tensors of a safetensors file; read here, since its library is no dependency of this package."""
+    data = path.read_bytes()
+    base = 8 + int.from_bytes(data[:8], "little")
+    if base > len(data):
+        raise ValueError(f"{path}: expected a safetensors file, found {len(data)} bytes")
+    kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
+    tensors = {}
+    for name, entry in json.loads(data[8:base]).items():
+        if name == "__metadata__":
+            continue
+        start, end = entry["data_offsets"]
+        raw = data[base + start : base + end]
+        if entry["dtype"] == "BF16":
+            values = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+        elif entry["dtype"] in kinds:
+            values = np.frombuffer(raw, kinds[entry["dtype"]])
+        else:
+            raise ValueError(f"{path}: expected floats in {name!r}, found {entry['dtype']}")
+        tensors[name] = values.reshape(entry["shape"])
+    return tensors
+
+
+def _spec(tool: str, notes: str, sizes: Sequence[tuple[str, int]], checkpoint: str = "final") -> FeatureSpec:
+    columns, start = [], 0
+    for name, size in sizes:
+        columns.append(Column(name, start, int(size)))
+        start += int(size)
+    return FeatureSpec(notes, checkpoint, f"gradient_of_{tool}", tool, "none", identity(), tuple(columns), start, ZEROS)
+
+
+def _ids(datasets: Sequence[int] | None, n: int) -> Any:
+    ordinals = np.zeros(n, np.int64) if datasets is None else np.asarray(datasets)
+    if ordinals.shape != (n,) or (n and (ordinals.dtype.kind not in "iu" or ordinals.min() < 0)):
+        raise ValueError(
+            f"datasets: expected {n} ordinals of at least 0, one per example, found {ordinals.dtype} {ordinals.shape}"
+        )
+    positions = np.zeros(n, np.int64)
+    for ordinal in np.unique(ordinals):
+        mask = ordinals == ordinal
+        positions[mask] = np.arange(int(mask.sum()))
+    return pack_ids(ordinals, positions)
+
+
+def _chunks(n: int, dim: int, done: int) -> Iterator[tuple[int, int]]:
+    step = max(1, _CHUNK_NUMBERS // max(1, dim))
+    for start in range(done, n, step):
+        yield start, min(start + step, n)
+
+
+def _store(
+    rows: Callable[[int, int], npt.NDArray[Any]],
+    n: int,
+    out: PathLike,
+    spec: FeatureSpec,
+    datasets: Sequence[int] | None,
+    settings: dict[str, Any],
+) -> Store:
+    ids = _ids(datasets, n)
+    with StoreWriter(out, spec, n, **settings) as writer:
+        for start, stop in _chunks(n, spec.dim, writer.n_committed):
+            writer.push(np.ascontiguousarray(ids[start:stop]), np.ascontiguousarray(rows(start, stop), dtype=np.float32))
+        return writer.finish()
+
+
+def _scores(values: npt.NDArray[Any], datasets: Sequence[int] | None, sign: int) -> Scores:
+    if sign not in (1, -1):
+        raise ValueError(f"sign: expected 1 or -1, found {sign}")
+    if values.ndim != 2:
+        raise ValueError(f"scores: expected a matrix, found shape {values.shape}")
+    if not np.isfinite(values).all():
+        query, row = np.argwhere(~np.isfinite(values))[0]
+        raise ValueError(f"scores: expected finite numbers, found {values[query, row]} of query {query}, example {row}")
+    turned = np.ascontiguousarray(sign * values, dtype=np.float32)
+    ids = _ids(datasets, turned.shape[1])
+    ordinals = (ids >> np.uint64(32)).astype(np.int64)
+    sums = np.zeros((len(turned), int(ordinals.max(initial=-1)) + 1))
+    for k in range(sums.shape[1]):
+        sums[:, k] = turned[:, ordinals == k].astype(np.float64).sum(axis=1)
+    return Scores(ids, turned, sums)

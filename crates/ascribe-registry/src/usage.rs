@@ -1,0 +1,286 @@
+//! Usage receipts: what one paid attribution was, as canonical JSON (RFC 8785) under an Ed25519 signature.
+//!
+//! A receipt holds no personal data: the output stands as a salted hash, the payer not at all. What goes into the log is the
+//! receipt's digest, so that a receipt can be erased and the log still stands.
+
+use std::collections::HashSet;
+
+use ascribe_core::Digest;
+use ascribe_tlog::{Ed25519Key, Ed25519PublicKey};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::error::clip;
+
+/// Version of the receipt.
+pub const USAGE_FORMAT_VERSION: u32 = 1;
+
+const KIND: &str = "ascribe.usage-receipt/v1";
+
+/// No honest receipt is anywhere near this.
+pub(crate) const RECEIPT_CAP_BYTES: usize = 1 << 20;
+
+const SHARES_CAP: usize = 10_000;
+
+/// Why a receipt is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("usage receipt: {field}: expected {expected}, found {found}")]
+pub struct UsageError {
+    /// The field.
+    pub field: &'static str,
+    /// What it should be.
+    pub expected: String,
+    /// What it is.
+    pub found: String,
+}
+
+/// One dataset's part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UsageShare {
+    /// `urn:uuid:…` of the dataset.
+    pub dataset: String,
+    /// Integer weight among the receipt's shares, as a decimal string: JSON numbers lose digits above 2⁵³.
+    #[serde(with = "decimal128")]
+    pub weight: u128,
+}
+
+/// Revenue that was settled for the use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct SettledRevenue {
+    /// ISO 4217 code or CAIP-19 asset.
+    pub currency: String,
+    /// Amount in the currency's smallest unit, as a decimal string.
+    #[serde(with = "decimal128")]
+    pub minor_units: u128,
+}
+
+/// One use of a model that may be paid.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct UsageReceipt {
+    kind: String,
+    /// Unique name of the request: the key against replays. Random, never derived from a person.
+    pub request_id: String,
+    /// Digest of the model.
+    pub model_sha256: Digest,
+    /// Id of the training run that the model came from.
+    pub run_id: String,
+    /// [`salted_hash`] of the output.
+    pub output_salted_sha256: Digest,
+    /// Name of the attribution method.
+    pub method: String,
+    /// Digest of everything that the method was set to (its feature spec and factors).
+    pub spec_sha256: Digest,
+    /// Digest of the attribution's own file, if it is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attribution_sha256: Option<Digest>,
+    /// Shares of the datasets; what is left of `weight_total` is unattributed.
+    pub shares: Vec<UsageShare>,
+    /// Whole against which the weights stand.
+    #[serde(with = "decimal128")]
+    pub weight_total: u128,
+    /// What was settled.
+    pub revenue: SettledRevenue,
+    /// When it was settled, RFC 3339 in UTC, whole seconds.
+    pub settled_on: String,
+}
+
+/// What a use is made of; [`UsageReceipt::new`] checks it.
+#[derive(Clone, Debug)]
+pub struct Usage {
+    /// See [`UsageReceipt::request_id`].
+    pub request_id: String,
+    /// See [`UsageReceipt::model_sha256`].
+    pub model_sha256: Digest,
+    /// See [`UsageReceipt::run_id`].
+    pub run_id: String,
+    /// See [`UsageReceipt::output_salted_sha256`].
+    pub output_salted_sha256: Digest,
+    /// See [`UsageReceipt::method`].
+    pub method: String,
+    /// See [`UsageReceipt::spec_sha256`].
+    pub spec_sha256: Digest,
+    /// See [`UsageReceipt::attribution_sha256`].
+    pub attribution_sha256: Option<Digest>,
+    /// See [`UsageReceipt::shares`].
+    pub shares: Vec<UsageShare>,
+    /// See [`UsageReceipt::weight_total`].
+    pub weight_total: u128,
+    /// See [`UsageReceipt::revenue`].
+    pub revenue: SettledRevenue,
+    /// Unix seconds.
+    pub settled_unix_s: u64,
+}
+
+/// `SHA-256(salt ‖ output)`. With 32 random bytes of salt that are kept elsewhere, or thrown away, the hash tells nobody
+/// anything.
+pub fn salted_hash(salt: &[u8; 32], output: &[u8]) -> Digest {
+    Digest::of(&[&salt[..], output].concat())
+}
+
+impl UsageReceipt {
+    /// A receipt of a use.
+    ///
+    /// # Errors
+    /// [`UsageError`] naming the field.
+    pub fn new(usage: Usage) -> Result<Self, UsageError> {
+        let moment = i64::try_from(usage.settled_unix_s).ok();
+        let moment = moment.and_then(|s| OffsetDateTime::from_unix_timestamp(s).ok()?.format(&Rfc3339).ok());
+        let receipt = Self {
+            kind: KIND.to_owned(),
+            request_id: usage.request_id,
+            model_sha256: usage.model_sha256,
+            run_id: usage.run_id,
+            output_salted_sha256: usage.output_salted_sha256,
+            method: usage.method,
+            spec_sha256: usage.spec_sha256,
+            attribution_sha256: usage.attribution_sha256,
+            shares: usage.shares,
+            weight_total: usage.weight_total,
+            revenue: usage.revenue,
+            settled_on: moment.ok_or_else(|| refuse("settledOn", "a moment before 10000", usage.settled_unix_s))?,
+        };
+        receipt.validate()?;
+        Ok(receipt)
+    }
+
+    /// Checks what can be checked of a receipt alone.
+    ///
+    /// # Errors
+    /// [`UsageError`].
+    pub fn validate(&self) -> Result<(), UsageError> {
+        if self.kind != KIND {
+            return Err(refuse("kind", KIND, clip(&self.kind)));
+        }
+        for (field, text) in [("requestId", &self.request_id), ("runId", &self.run_id), ("method", &self.method)] {
+            if text.trim().is_empty() || text.len() > 256 || text.chars().any(char::is_control) {
+                return Err(refuse(field, "1 to 256 bytes without control characters", format!("{:?}", clip(text))));
+            }
+        }
+        let currency = &self.revenue.currency;
+        if currency.is_empty() || currency.len() > 128 || !currency.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(refuse(
+                "revenue.currency",
+                "an ISO 4217 code or CAIP-19 asset",
+                format!("{:?}", clip(currency)),
+            ));
+        }
+        if self.shares.len() > SHARES_CAP {
+            return Err(refuse("shares", format!("at most {SHARES_CAP}"), self.shares.len()));
+        }
+        let (mut seen, mut sum) = (HashSet::new(), 0u128);
+        for share in &self.shares {
+            if !share.dataset.starts_with("urn:uuid:") {
+                return Err(refuse("shares.dataset", "urn:uuid:…", format!("{:?}", clip(&share.dataset))));
+            }
+            if !seen.insert(&share.dataset) {
+                return Err(refuse("shares.dataset", "each dataset once", format!("{} twice", share.dataset)));
+            }
+            sum = sum.checked_add(share.weight).ok_or_else(|| refuse("shares.weight", "a sum below 2^128", "more"))?;
+        }
+        if self.weight_total == 0 || sum > self.weight_total {
+            return Err(refuse("weightTotal", format!("at least {}", sum.max(1)), self.weight_total));
+        }
+        let moment = OffsetDateTime::parse(&self.settled_on, &Rfc3339).ok();
+        let exact = moment.and_then(|m| m.format(&Rfc3339).ok()).is_some_and(|text| text == self.settled_on);
+        if !exact || moment.is_some_and(|m| m.nanosecond() != 0 || !m.offset().is_utc()) {
+            return Err(refuse(
+                "settledOn",
+                "RFC 3339 in UTC and whole seconds",
+                format!("{:?}", clip(&self.settled_on)),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The canonical bytes (RFC 8785): what is hashed and signed.
+    pub fn canonical(&self) -> Vec<u8> {
+        serde_json_canonicalizer::to_vec(self).expect("strings, digests and lists have a canonical form")
+    }
+
+    /// SHA-256 of the canonical bytes: the entry of the log.
+    pub fn digest(&self) -> Digest {
+        Digest::of(&self.canonical())
+    }
+
+    /// The receipt with its operator's signature over the canonical bytes.
+    pub fn sign(self, key: &Ed25519Key) -> SignedUsage {
+        let signature = STANDARD.encode(key.sign(&self.canonical()));
+        SignedUsage { receipt: self, signer: key.public().did_key(), signature }
+    }
+}
+
+/// A receipt and its signature, as it is handed to a customer and kept in the usage log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignedUsage {
+    /// The receipt.
+    pub receipt: UsageReceipt,
+    /// `did:key` of the operator.
+    pub signer: String,
+    /// Base64.
+    signature: String,
+}
+
+impl SignedUsage {
+    /// Reads one, in its one canonical spelling.
+    ///
+    /// # Errors
+    /// [`UsageError`].
+    pub fn parse(bytes: &[u8]) -> Result<Self, UsageError> {
+        if bytes.len() > RECEIPT_CAP_BYTES {
+            return Err(refuse("length", format!("at most {RECEIPT_CAP_BYTES} bytes"), bytes.len()));
+        }
+        let read: Self = serde_json::from_slice(bytes)
+            .map_err(|error| refuse("form", "a receipt as JSON", clip(&error.to_string())))?;
+        if read.to_bytes() != bytes {
+            return Err(refuse("form", "canonical JSON (RFC 8785)", "another spelling of the same"));
+        }
+        read.receipt.validate()?;
+        Ok(read)
+    }
+
+    /// Canonical JSON, one line.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        serde_json_canonicalizer::to_vec(self).expect("strings, digests and lists have a canonical form")
+    }
+
+    /// Checks the signature: it must be the operator's, whose key the checker has from elsewhere.
+    ///
+    /// # Errors
+    /// [`UsageError`].
+    pub fn verify(&self, operator: &Ed25519PublicKey) -> Result<(), UsageError> {
+        if self.signer != operator.did_key() {
+            return Err(refuse("signer", operator.did_key(), clip(&self.signer)));
+        }
+        let signature =
+            STANDARD.decode(&self.signature).map_err(|_| refuse("signature", "base64", "something else"))?;
+        let holds = operator.verify(&self.receipt.canonical(), &signature);
+        holds.map_err(|_| refuse("signature", "one by the operator over this receipt", "another"))
+    }
+}
+
+fn refuse(field: &'static str, expected: impl ToString, found: impl ToString) -> UsageError {
+    UsageError { field, expected: expected.to_string(), found: found.to_string() }
+}
+
+/// A `u128` as a plain decimal string.
+mod decimal128 {
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(value: &u128, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u128, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let value = text.parse::<u128>().ok().filter(|value| value.to_string() == text);
+        value.ok_or_else(|| D::Error::custom(format!("expected a plain decimal below 2^128, found {text:?}")))
+    }
+}

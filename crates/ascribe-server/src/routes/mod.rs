@@ -1,0 +1,122 @@
+//! The doors, and what stands before each: request ids, limits, time, counters, the log.
+
+pub mod admin;
+pub mod attributions;
+pub mod batch;
+pub mod body;
+pub mod catalog;
+pub mod health;
+pub mod receipts;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderValue, StatusCode};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+
+use crate::answer::new_id;
+use crate::app::App;
+use crate::metrics::{RequestLabels, RouteLabels};
+use crate::problem::Problem;
+
+/// Header of a request's id.
+pub const REQUEST_ID: &str = "x-request-id";
+/// Routes that are answered even when the server has too much to do.
+const ALWAYS: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
+
+/// Where the request came from.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub IpAddr);
+
+/// Id of the request.
+#[derive(Clone, Debug)]
+pub struct RequestId(pub String);
+
+/// All routes, with those of what is sold.
+pub fn router(app: Arc<App>, paid: Router) -> Router {
+    Router::new()
+        .route("/v1/attributions", post(attributions::create))
+        .route("/v1/attributions:batch", post(batch::create))
+        .route("/v1/receipts/{id}", get(receipts::one))
+        .route("/v1/datasets", get(catalog::datasets))
+        .route("/v1/datasets/{id}", get(catalog::dataset))
+        .route("/v1/owners/{id}/statement", get(catalog::statement))
+        .route("/v1/examples", get(catalog::examples))
+        .route("/v1/index", get(catalog::index))
+        .route("/v1/keys", get(receipts::keys))
+        .route("/healthz", get(health::healthz))
+        .route("/readyz", get(health::readyz))
+        .route("/metrics", get(health::metrics))
+        .route("/openapi.json", get(health::openapi))
+        .route("/admin/reload", post(admin::reload))
+        .route("/admin/audit", get(admin::audit))
+        .merge(crate::page::routes())
+        .fallback(|| async { Problem::not_found("expected a route of /openapi.json, found another") })
+        .method_not_allowed_fallback(|| async {
+            let detail = "expected a method of the `allow` header, found another";
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method", "The route has no such method", detail)
+        })
+        .with_state(Arc::clone(&app))
+        .merge(paid)
+        .layer(from_fn_with_state(app, observe))
+}
+
+/// Around every request: its id, a place among those in flight, the time limit, counters and one line of log.
+async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let given = request.headers().get(REQUEST_ID).and_then(|v| v.to_str().ok()).filter(|id| is_plain(id));
+    let id = match given.filter(|_| app.config.trust_proxy_ids) {
+        Some(id) => id.to_owned(),
+        None => new_id("req").unwrap_or_default(),
+    };
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
+    let method = request.method().clone();
+    let span = app.traces.begin(&request, &route, &id);
+    let permit = app.in_flight.try_acquire();
+    let has_room = permit.is_ok() || ALWAYS.contains(&route.as_str());
+    let work = async {
+        if !has_room {
+            return Problem::overloaded("expected room for the request, found none").into_response();
+        }
+        match tokio::time::timeout(app.config.request_timeout, next.run(request)).await {
+            Ok(response) => response,
+            Err(_) => Problem::late("expected an answer within the time limit").into_response(),
+        }
+    };
+    let mut response = span.around(work).await;
+    drop(permit);
+    if let Some(mut problem) = response.extensions_mut().remove::<Problem>() {
+        problem.instance = Some(format!("/requests/{id}"));
+        let (allow, fresh) = (response.headers().get("allow").cloned(), problem.into_response());
+        response = fresh;
+        if let Some(allow) = allow {
+            response.headers_mut().insert("allow", allow);
+        }
+    }
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    let (status, seconds) = (response.status(), began.elapsed().as_secs_f64());
+    let labels = RequestLabels { route: route.clone(), method: method.to_string(), status: status.as_u16() };
+    app.metrics.requests.get_or_create(&labels).inc();
+    app.metrics.seconds.get_or_create(&RouteLabels { route: route.clone() }).observe(seconds);
+    let (ms, trace_id) = (seconds * 1e3, span.trace_id());
+    let trace_id = trace_id.as_deref();
+    if status.is_server_error() {
+        tracing::warn!(request_id = id, %method, route, status = status.as_u16(), ms, trace_id, "request");
+    } else {
+        tracing::info!(request_id = id, %method, route, status = status.as_u16(), ms, trace_id, "request");
+    }
+    response
+}
+
+/// An id that may stand in a log and a header.
+fn is_plain(id: &str) -> bool {
+    !id.is_empty() && id.len() <= 128 && id.bytes().all(|b| b.is_ascii_graphic() && b != b'"')
+}
