@@ -1,11 +1,20 @@
-//! Golden files of the walk: a cell of the retrain bank, an evaluation, a sealed run file.
+//! Golden files of the walk: a cell of the retrain bank, an evaluation, the calibrated method, shares with intervals, a sealed run
+//! file.
 
+use std::collections::BTreeMap;
 use std::fs;
 
+use ascribe_core::Digest;
 use ascribe_engine::bank::BankCell;
 use ascribe_engine::run_file::RunFile;
+use ascribe_engine::walk::calibrated_file;
 use ascribe_engine::walk::evaluate::Evaluation;
+use ascribe_engine::walk::intervals::{INTERVALS_FILE, Intervals, Parts};
+use ascribe_methods::combine::{
+    CalibratedMethod, Calibration, Channel, ChannelSpec, Conformal, HeldOut, Origin, Transform,
+};
 use ascribe_tests::golden;
+use ndarray::arr2;
 
 /// What the golden run file says, before its seal.
 const RUN: &str = r#"
@@ -119,4 +128,81 @@ fn the_first_evaluation_opens_for_ever() {
     let (again, wanted): (serde_json::Value, serde_json::Value) =
         (serde_json::to_value(&evaluation).unwrap(), serde_json::from_str(&text).unwrap());
     assert_eq!(again, wanted);
+}
+
+/// A method whose numbers are all exact in binary.
+fn method() -> CalibratedMethod {
+    let channel = |name: &str, transform| ChannelSpec { name: name.into(), transform };
+    CalibratedMethod {
+        calibration: Calibration {
+            format_version: 1,
+            channels: vec![channel("trajectory_fisher", Transform::ZScore), channel("bm25_top20", Transform::Rank)],
+            weights: vec![0.75, 0.25],
+            temperature: 0.5,
+        },
+        origin: Origin::Bank { digest: "0123456789abcdef".repeat(4), seeds: vec![1, 2, 3], responses: 12 },
+        queries: HeldOut { share_error: 0.125, low: 0.0625, high: 0.25 },
+        datasets: Some(HeldOut { share_error: 0.1875, low: 0.125, high: 0.25 }),
+        conformal: Conformal { level: 0.875, quantile: 0.5, n_residuals: 36 },
+    }
+}
+
+/// Three datasets, two responses, one of them without shares.
+fn intervals() -> Intervals {
+    let (shares, variance) = (arr2(&[[0.5, 0.25, 0.25], [0.0; 3]]), arr2(&[[0.0625, 0.015625, 0.015625], [0.0; 3]]));
+    let datasets = ["harbour", "margin", "quay"].map(String::from).into();
+    let variances = BTreeMap::from([("checkpoints".to_owned(), variance)]);
+    let additivity = [0.125, -0.0625];
+    let parts = Parts {
+        method: method(),
+        shares: &shares,
+        variances: &variances,
+        additivity: &additivity,
+        datasets,
+        threshold: 0.5,
+        seed: 7,
+    };
+    Intervals::new(parts).unwrap()
+}
+
+#[test]
+#[ignore = "writes the golden folder"]
+fn make_golden_calibrated() {
+    calibrated_file::write(&golden("calibrated", 1).join("calibrated.safetensors"), &method(), Digest::of(b"scores"))
+        .unwrap();
+    fs::create_dir_all(golden("intervals", 1)).unwrap();
+    intervals().write(&golden("intervals", 1)).unwrap();
+}
+
+/// Opens `formats/calibrated/v1`: weights, temperature, bank and held-out figures are what they were, and give the same shares.
+#[test]
+fn the_first_calibrated_method_opens_for_ever() {
+    let path = golden("calibrated", 1).join("calibrated.safetensors");
+    let read = calibrated_file::read(&path, Some(Digest::of(b"scores"))).unwrap();
+    assert_eq!(read, method());
+    let (influence, words) = (arr2(&[[1.0, 2.0, 3.0]]), arr2(&[[5.0, 5.0, 5.0]]));
+    let channels = [
+        Channel { name: "bm25_top20", scores: words.view() },
+        Channel { name: "trajectory_fisher", scores: influence.view() },
+    ];
+    let logits = [-1.5f64.sqrt() * 1.5, 0.0, 1.5f64.sqrt() * 1.5];
+    let total: f64 = logits.iter().map(|x| x.exp()).sum();
+    for (share, logit) in read.calibration.predict(&channels).unwrap().iter().zip(logits) {
+        assert!((share - logit.exp() / total).abs() < 1e-12);
+    }
+    // Written again it is the same file.
+    let dir = tempfile::tempdir().unwrap();
+    let again = dir.path().join("again.safetensors");
+    calibrated_file::write(&again, &read, Digest::of(b"scores")).unwrap();
+    assert_eq!(fs::read(again).unwrap(), fs::read(path).unwrap());
+}
+
+/// Opens `formats/intervals/v1`: shares, ends and verdicts are what they were.
+#[test]
+fn the_first_intervals_open_for_ever() {
+    let read = Intervals::read(&golden("intervals", 1)).unwrap();
+    assert_eq!(read, intervals());
+    assert_eq!((read.n_too_noisy(), read.responses[0].verdict.is_payable()), (1, true));
+    let text = fs::read_to_string(golden("intervals", 1).join(INTERVALS_FILE)).unwrap();
+    assert_eq!(serde_json::to_string_pretty(&read).unwrap() + "\n", text);
 }

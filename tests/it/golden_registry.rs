@@ -86,7 +86,7 @@ fn the_first_licences_verify_for_ever() {
     let registry = Registry::open(&golden("licence", 1)).unwrap();
     let report = registry.verify(None, &NoProgress).unwrap();
     assert_eq!(report.datasets.len(), DATASETS.len());
-    let digests: Vec<String> = registry.datasets().iter().map(|d| d.licence.digest.to_string()).collect();
+    let digests: Vec<String> = registry.datasets().iter().map(|d| d.licence.digest().to_string()).collect();
     assert_eq!(digests, LICENCE_DIGESTS);
     assert_eq!(registry.log().head().size, 2);
 }

@@ -53,7 +53,7 @@ fn the_run_record_names_these_files_and_these_datasets() {
     assert_eq!(record.datasets.len(), registry.datasets().len());
     for (used, dataset) in record.datasets.iter().zip(registry.datasets()) {
         assert_eq!((used.name.as_str(), used.content_root), (dataset.name(), dataset.id().0));
-        assert_eq!(used.licence_digest, dataset.licence.digest, "{}", used.name);
+        assert_eq!(used.licence_digest, dataset.licence.digest(), "{}", used.name);
     }
 }
 

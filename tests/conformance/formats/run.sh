@@ -38,7 +38,8 @@ if [ ! -e "$venv/$mark" ]; then
 fi
 
 cd "$root"
-"${CARGO:-cargo}" build --release --quiet -p ascribe-tests --examples || broken "the example does not build"
+# With the whole workspace selected, features are those of the tests: nothing is compiled a second time.
+"${CARGO:-cargo}" build --release --quiet --workspace --example formats || broken "the example does not build"
 export HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1
 "$venv/bin/python" -W ignore "$here/check.py" --formats "${CARGO_TARGET_DIR:-$root/target}/release/examples/formats" \
   --fixtures "$root/crates/ascribe-models/tests/fixtures"

@@ -56,8 +56,12 @@ if [ ! -e "$venv/$mark" ]; then
   touch "$venv/$mark"
 fi
 
+# With ASCRIBE_PREPARE_ONLY the environment is made and nothing is judged.
+if [ -n "${ASCRIBE_PREPARE_ONLY:-}" ]; then exit 0; fi
+
 cd "$root"
-"${CARGO:-cargo}" build --release --quiet -p ascribe-cli -p ascribe-tests --bins --examples ||
+# With the whole workspace selected, features are those of the tests: nothing is compiled a second time.
+"${CARGO:-cargo}" build --release --quiet --workspace --bin ascribe --example logits ||
   broken "the command does not build"
 built=${CARGO_TARGET_DIR:-$root/target}/release
 export HF_HUB_OFFLINE=1

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Do the LiteLLM callback and the OpenAI proxy work inside the real packages?
+#
+#   tests/conformance/integrations/run.sh [DEMO_FOLDER]
+#
+# Needs cargo and python3 with venv and pip. DEMO_FOLDER is a finished `ascribe demo` (made here when it is not given). ASCRIBE
+# names a built command, else it is built; CARGO another cargo. The last line is `N passed, M failed`.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../../.." && pwd)
+work=$(mktemp -d)
+server=
+trap '[ -z "$server" ] || kill "$server" 2> /dev/null || true; rm -rf "$work"' EXIT
+
+broken() {
+  echo "FAILED $1"
+  echo "0 passed, 1 failed"
+  exit 1
+}
+
+if [ -z "${ASCRIBE:-}" ]; then
+  (cd "$root" && "${CARGO:-cargo}" build --release --quiet -p ascribe-cli) || broken "the command did not build"
+  ASCRIBE=${CARGO_TARGET_DIR:-$root/target}/release/ascribe
+fi
+if [ $# -gt 0 ]; then
+  # Serving writes receipts beside the run: a folder of somebody else's stays as it is.
+  cp -r "$(realpath -- "$1")" "$work/demo"
+else
+  (cd "$root" && "$ASCRIBE" demo --out "$work/demo" --format json) > "$work/demo.json" || broken "the demo did not run"
+fi
+python3 -m venv "$work/venv" && "$work/venv/bin/pip" install --quiet -r "$here/requirements.txt" >&2 ||
+  broken "pip could not install the packages"
+
+cd "$root"
+"$ASCRIBE" serve --run "$work/demo" --listen 127.0.0.1:0 > "$work/serve.out" 2> "$work/serve.err" &
+server=$!
+for _ in $(seq 600); do
+  [ ! -s "$work/serve.out" ] || break
+  kill -0 "$server" 2> /dev/null || broken "the server ended: $(tail -n 1 "$work/serve.err")"
+  sleep 0.1
+done
+base=$(python3 -c 'import json; print(json.loads(input())["url"])' < "$work/serve.out") ||
+  broken "the first line of the server names no address"
+
+status=0
+mkdir "$work/checks"
+(cd "$here" && PYTHONDONTWRITEBYTECODE=1 "$work/venv/bin/python" check.py "$base" "$root" "$work/checks") || status=$?
+[ "$status" -le 1 ] || broken "the checks ended with $status"
+exit "$status"
