@@ -32,6 +32,8 @@ pub struct PayoutRun {
     pub at_unix_s: u64,
     /// Settled revenue that it split.
     pub pool: Money,
+    /// What was settled beyond that, below a minor unit.
+    pub pool_rest: SubUnits,
     /// What the run before left over by floors.
     pub dust_in: SubUnits,
     /// Its payees.
@@ -116,7 +118,7 @@ fn entries(run: &PayoutRun, payables: &[BookAccount], names: &Names, at: &Fixed)
     let number = |account: &BookAccount| {
         names.number(account).ok_or_else(|| BookError::damaged("book_accounts", format!("{account} is lost")))
     };
-    let pool = run.pool.sub_units()?;
+    let pool = run.pool.sub_units()?.plus(run.pool_rest)?;
     let mut earned =
         vec![Leg::posted(at.cash, at.pool, pool.0, Why::Fund), Leg::posted(at.dust, at.pool, run.dust_in.0, Why::Dust)];
     let mut paid = Vec::new();

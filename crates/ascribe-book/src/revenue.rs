@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use ascribe_ledger::{Currency, Line, SubUnits, Terms, UnattributedReason, by_ppm, floors};
+use ascribe_ledger::{Currency, LedgerError, Line, SubUnits, Terms, UnattributedReason, by_ppm, floors};
 
 use crate::account::{BookAccount, Purpose};
 use crate::book::Book;
@@ -280,17 +280,10 @@ pub fn parse_amount(text: &str) -> Result<(SubUnits, Currency), BookError> {
             .into(),
         found: format!("{:?}", text.chars().take(80).collect::<String>()),
     };
-    let (number, code) = text.split_once(' ').ok_or_else(refuse)?;
-    let currency = Currency::of(code)?;
-    let decimals = usize::from(currency.exponent()) + 6;
-    let (whole, fraction) = number.split_once('.').map_or((number, "0"), |parts| parts);
-    let digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
-    if !digits(whole) || !digits(fraction) || fraction.len() > decimals && fraction != "0" {
-        return Err(refuse());
+    match ascribe_ledger::parse_amount(text) {
+        Err(LedgerError::BadAmount { .. } | LedgerError::Overflow { .. }) => Err(refuse()),
+        found => Ok(found?),
     }
-    let padding = decimals.saturating_sub(fraction.len());
-    let sub: u128 = format!("{whole}{fraction}{}", "0".repeat(padding)).parse().map_err(|_| refuse())?;
-    Ok((SubUnits(sub), currency))
 }
 
 /// The same in words: decimals and currency.

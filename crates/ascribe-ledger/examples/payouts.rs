@@ -10,8 +10,9 @@ use std::path::Path;
 
 use ascribe_core::Digest;
 use ascribe_ledger::{
-    Accruals, BatchRules, BatchTerms, BookHead, ChainAmounts, Debtor, Dialect, EvmAddress, Line, PayeeShare, SubUnits,
-    Terms, UniswapTree, settle_batch, write_books, write_pain001, write_payout_csv, write_safe_csv, write_splits_v2,
+    Accruals, BatchRules, BatchTerms, BookHead, BookNames, ChainAmounts, Debtor, Dialect, EvmAddress, Line, PayeeShare,
+    SubUnits, Terms, UniswapTree, settle_batch, write_books, write_pain001, write_payout_csv, write_safe_csv,
+    write_splits_v2,
 };
 use sha3::{Digest as _, Keccak256};
 
@@ -46,8 +47,9 @@ fn write(dir: &Path, n: u32) -> Result<(), Box<dyn Error>> {
     let debtor = Debtor { name: "A & B".into(), iban: Some("DE89370400440532013000".into()) };
     write_pain001(&run_id, &period, &debtor, rows(), &mut create("pain001.xml")?)?;
     let head = BookHead { run_id: &run_id, period: &period, currency: pool.currency };
-    write_books(Dialect::Hledger, &head, &statement, &mut create("run.journal")?)?;
-    write_books(Dialect::Beancount, &head, &statement, &mut create("run.beancount")?)?;
+    let names = BookNames::of(&statement);
+    write_books(Dialect::Hledger, &head, &statement, &names, &mut create("run.journal")?)?;
+    write_books(Dialect::Beancount, &head, &statement, &names, &mut create("run.beancount")?)?;
     let plain: Vec<_> = rows().cloned().collect();
     fs::write(dir.join("payout.csv"), write_payout_csv(&run_id, &plain))?;
     // 18 decimals: amounts far above 2^64.

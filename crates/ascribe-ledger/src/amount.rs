@@ -221,6 +221,22 @@ impl<'de> Deserialize<'de> for SubUnits {
     }
 }
 
+/// A sum of money with all decimals of its currency and up to six more, such as `0.00025 USD`.
+///
+/// # Errors
+/// [`LedgerError::BadAmount`] for any other text, [`LedgerError::UnknownCurrency`], [`LedgerError::Overflow`].
+pub fn parse_amount(text: &str) -> Result<(SubUnits, Currency), LedgerError> {
+    let bad = |decimals| LedgerError::BadAmount { found: text.chars().take(80).collect(), decimals };
+    let (number, code) = text.split_once(' ').ok_or_else(|| bad(2 + SUB_DECIMALS))?;
+    let currency = Currency::of(code)?;
+    let decimals = currency.exponent + SUB_DECIMALS;
+    match parse_decimal(number, decimals) {
+        Ok(sub_units) => Ok((SubUnits(sub_units), currency)),
+        Err(DecimalFault::Form) => Err(bad(decimals)),
+        Err(DecimalFault::Range) => Err(LedgerError::Overflow { what: "an amount in sub-units" }),
+    }
+}
+
 /// An integer the way this crate writes it: digits only, no leading zero, within 128 bits.
 pub(crate) fn parse_integer(text: &str) -> Option<u128> {
     let canonical = text == "0" || !text.starts_with('0');
@@ -332,6 +348,18 @@ mod tests {
         assert!(serde_json::from_str::<SubUnits>("5").is_err());
         assert!(serde_json::from_str::<SubUnits>("\"05\"").is_err());
         assert!(serde_json::from_str::<SubUnits>("\"+5\"").is_err());
+    }
+
+    #[test]
+    fn amounts_below_a_minor_unit() {
+        let read = |text: &str| parse_amount(text).map(|(amount, currency)| (amount.0, currency.code()));
+        assert_eq!(read("0.00025 USD"), Ok((25_000, "USD")));
+        assert_eq!(read("1 USD"), Ok((100_000_000, "USD")));
+        assert_eq!(read("12 JPY"), Ok((12_000_000, "JPY")));
+        for bad in ["", "1", "-1 USD", "1. USD", ".5 USD", "0.000000001 USD", "1e3 USD", "1  USD", "NaN USD"] {
+            assert!(read(bad).is_err(), "{bad:?}");
+        }
+        assert!(matches!(read(&format!("{}0 USD", u128::MAX)), Err(LedgerError::Overflow { .. })));
     }
 
     proptest! {

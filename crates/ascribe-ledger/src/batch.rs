@@ -54,8 +54,8 @@ impl BatchTerms {
         let owner_idx = |name: &String| owners.binary_search(name).expect("the list was made of these names") as u32;
         let split = |one: &Terms| {
             let of = |share: &crate::PayeeShare| {
-                let payee = Payee { owner: one.owner.clone(), account: share.account.clone() };
-                (payees.binary_search(&payee).expect("the list was made of these payees") as u32, share.share_ppm)
+                let found = payees.binary_search_by(|p| (&p.owner, &p.account).cmp(&(&one.owner, &share.account)));
+                (found.expect("the list was made of these payees") as u32, share.share_ppm)
             };
             one.payees.iter().map(of).collect()
         };
@@ -148,6 +148,22 @@ impl Accruals {
         lines: &[Line],
         unknown: u128,
     ) -> Result<(), LedgerError> {
+        self.event_parts(terms, revenue, coverage_ppm, lines, unknown, &mut |_, _| {})
+    }
+
+    /// The same; `each` is told what every dataset earns.
+    ///
+    /// # Errors
+    /// As [`Accruals::event`].
+    pub fn event_parts(
+        &mut self,
+        terms: &BatchTerms,
+        revenue: u128,
+        coverage_ppm: u32,
+        lines: &[Line],
+        unknown: u128,
+        each: &mut dyn FnMut(u32, u128),
+    ) -> Result<(), LedgerError> {
         self.events += 1;
         let attributed = by_ppm(revenue, coverage_ppm)?;
         self.leave(UnattributedReason::Coverage, revenue - attributed)?;
@@ -169,6 +185,7 @@ impl Accruals {
             };
             let amount = part(attributed, line.weight.into());
             add(&mut self.earned[dataset], amount)?;
+            each(line.dataset, amount);
             dust -= amount;
             if owner != group.0 {
                 self.count(group, total);

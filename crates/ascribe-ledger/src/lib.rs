@@ -29,14 +29,14 @@ pub mod wide;
 
 pub use account::{Caip10, EvmAddress};
 pub use accrue::{Event, Line, PayeeShare, Plan, Terms, accrue};
-pub use amount::{Currency, Money, SUB_UNITS_PER_MINOR, SubUnits};
+pub use amount::{Currency, Money, SUB_UNITS_PER_MINOR, SubUnits, parse_amount};
 pub use apportion::{Floors, by_ppm, floors, hamilton};
 pub use batch::{Accruals, BatchRow, BatchRules, BatchStatement, BatchTerms, OwnerTally, settle_batch};
 pub use conservation::Conservation;
 pub use error::LedgerError;
 pub use journal::{Balance, Journal, Outcome};
 pub use journal_file::JOURNAL_FORMAT_VERSION;
-pub use payout::books::{BookHead, Dialect, write_books};
+pub use payout::books::{BookHead, BookNames, Dialect, write_books};
 pub use payout::chain::ChainAmounts;
 pub use payout::csv::{read_payout_csv, write_payout_csv, write_payout_rows};
 pub use payout::merkle::{PayoutLeaf, PayoutTree};

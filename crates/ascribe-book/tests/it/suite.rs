@@ -419,7 +419,8 @@ pub fn a_payout_run_is_taken_in_once(place: &Place) {
     let first = PayoutRun {
         run_id: ascribe_core::Digest::of(b"one"),
         at_unix_s: NOON,
-        pool: "1.00 USD".parse().unwrap(),
+        pool: "0.99 USD".parse().unwrap(),
+        pool_rest: SubUnits(1_000_000),
         dust_in: SubUnits(0),
         rows: vec![row("Ada", 1, 60_500_000, 60), row("Bob", 11, 29_499_990, 0)],
         unattributed: vec![(UnattributedReason::Coverage, SubUnits(10_000_000))],

@@ -3,13 +3,12 @@
 //! Four entries: what earlier runs carried, the pool, what was earned and left unattributed, what is to be paid (pending, `!`).
 //! Account names keep the letters and digits of owners; a name that had to be changed carries a piece of its hash.
 
-use std::collections::BTreeSet;
 use std::io::{self, Write};
 
 use ascribe_core::Digest;
 
 use crate::amount::{Currency, SUB_UNITS_PER_MINOR, SubUnits};
-use crate::batch::{BatchRow, BatchStatement};
+use crate::batch::BatchStatement;
 use crate::run::Period;
 
 /// The two formats.
@@ -36,7 +35,46 @@ const CASH: &str = "Assets:Cash";
 const POOL: &str = "Liabilities:Pool";
 const DUST: &str = "Liabilities:Dust";
 
-/// Writes the books of `statement`; amounts have all decimals of the currency and six more.
+/// Names of the payees' accounts, row by row: most carry a piece of a hash, and both dialects name each account three times.
+#[derive(Debug, Clone, Default)]
+pub struct BookNames {
+    text: String,
+    ends: Vec<usize>,
+}
+
+impl BookNames {
+    /// Names of all rows. Cost: two hashes a row.
+    pub fn of(statement: &BatchStatement) -> Self {
+        let mut names = Self::default();
+        let mut owner = ("", String::new());
+        for row in &statement.rows {
+            if owner.1.is_empty() || owner.0 != row.row.owner {
+                owner = (&row.row.owner, component(&row.row.owner));
+            }
+            names.text += "Liabilities:Payable:";
+            names.text += &owner.1;
+            names.text.push(':');
+            match &row.row.account {
+                Some(account) => names.text += &component(account.as_str()),
+                None => names.text += "No-account",
+            }
+            names.ends.push(names.text.len());
+        }
+        names
+    }
+
+    /// `Liabilities:Payable:OWNER:ACCOUNT` of a row, in characters that both formats take; the parts begin with a capital letter or digit.
+    fn of_row(&self, row: usize) -> &str {
+        let start = row.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.text[start..self.ends[row]]
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &str> {
+        (0..self.ends.len()).map(|row| self.of_row(row))
+    }
+}
+
+/// Writes the books of `statement`; amounts have all decimals of the currency and six more. `names` are those of its rows.
 ///
 /// # Errors
 /// The writer's.
@@ -44,9 +82,10 @@ pub fn write_books(
     dialect: Dialect,
     head: &BookHead<'_>,
     statement: &BatchStatement,
+    names: &BookNames,
     out: &mut dyn Write,
 ) -> io::Result<()> {
-    let mut books = Books { dialect, date: head.period.end(), currency: head.currency, out };
+    let mut books = Books { dialect, date: head.period.end(), currency: head.currency, names, out };
     writeln!(books.out, "; run {}\n; period {}", head.run_id, head.period)?;
     if dialect == Dialect::Beancount {
         books.open(head.period.start(), statement)?;
@@ -55,8 +94,8 @@ pub fn write_books(
     if carried > 0 {
         books.entry('*', "carried from earlier runs")?;
         books.posting(CASH, Sign::Debit, carried)?;
-        for row in statement.rows.iter().filter(|row| row.carried_in > 0) {
-            books.posting(&payable(row), Sign::Credit, row.carried_in)?;
+        for (name, row) in names.iter().zip(&statement.rows).filter(|(_, row)| row.carried_in > 0) {
+            books.posting(name, Sign::Credit, row.carried_in)?;
         }
     }
     if statement.funded.0 > 0 {
@@ -65,11 +104,10 @@ pub fn write_books(
         books.posting(POOL, Sign::Credit, statement.funded.0)?;
     }
     books.accruals(statement)?;
-    let settled: Vec<&BatchRow> = statement.rows.iter().filter(|row| row.row.amount.minor > 0).collect();
-    if !settled.is_empty() {
+    if statement.rows.iter().any(|row| row.row.amount.minor > 0) {
         books.entry('!', "payout")?;
-        for row in settled {
-            books.posting(&payable(row), Sign::Debit, row.row.amount.minor * SUB_UNITS_PER_MINOR)?;
+        for (name, row) in names.iter().zip(&statement.rows).filter(|(_, row)| row.row.amount.minor > 0) {
+            books.posting(name, Sign::Debit, row.row.amount.minor * SUB_UNITS_PER_MINOR)?;
         }
         books.posting(CASH, Sign::Credit, statement.settled().0)?;
     }
@@ -85,6 +123,7 @@ struct Books<'a> {
     dialect: Dialect,
     date: &'a str,
     currency: Currency,
+    names: &'a BookNames,
     out: &'a mut dyn Write,
 }
 
@@ -108,8 +147,8 @@ impl Books<'_> {
         }
         self.entry('*', "earned")?;
         self.posting(POOL, Sign::Debit, claimed)?;
-        for row in statement.rows.iter().filter(|row| row.accrued > 0) {
-            self.posting(&payable(row), Sign::Credit, row.accrued)?;
+        for (name, row) in self.names.iter().zip(&statement.rows).filter(|(_, row)| row.accrued > 0) {
+            self.posting(name, Sign::Credit, row.accrued)?;
         }
         for (reason, amount) in statement.unattributed.iter().filter(|(_, amount)| **amount > 0) {
             self.posting(&format!("Liabilities:Unattributed:{reason:?}"), Sign::Credit, *amount)?;
@@ -121,20 +160,18 @@ impl Books<'_> {
     }
 
     fn open(&mut self, date: &str, statement: &BatchStatement) -> io::Result<()> {
-        let mut accounts: BTreeSet<String> = [CASH, POOL, DUST].map(str::to_owned).into();
-        accounts.extend(statement.unattributed.keys().map(|reason| format!("Liabilities:Unattributed:{reason:?}")));
-        accounts.extend(statement.rows.iter().map(payable));
+        let reasons: Vec<String> =
+            statement.unattributed.keys().map(|reason| format!("Liabilities:Unattributed:{reason:?}")).collect();
+        let mut accounts = vec![CASH, POOL, DUST];
+        accounts.extend(reasons.iter().map(String::as_str));
+        accounts.extend(self.names.iter());
+        accounts.sort_unstable();
+        accounts.dedup();
         for account in accounts {
             writeln!(self.out, "{date} open {account} {}", self.currency)?;
         }
         Ok(())
     }
-}
-
-/// `Liabilities:Payable:OWNER:ACCOUNT` in characters that both formats take; the parts begin with a capital letter or digit.
-fn payable(row: &BatchRow) -> String {
-    let account = row.row.account.as_ref().map_or("No-account".to_owned(), |account| component(account.as_str()));
-    format!("Liabilities:Payable:{}:{account}", component(&row.row.owner))
 }
 
 /// `name` as a part of an account that hledger and beancount both take. A name that had to be changed carries a piece of its
@@ -153,6 +190,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::batch::BatchRow;
     use crate::settle::PayoutRow;
     use crate::transfer::UnattributedReason;
 
@@ -183,7 +221,7 @@ mod tests {
         let mut bytes = Vec::new();
         let (run_id, period) = (Digest::of(b"run"), "2026-11-01/2026-11-30".parse().unwrap());
         let head = BookHead { run_id: &run_id, period: &period, currency: Currency::of("USD").unwrap() };
-        write_books(dialect, &head, &statement(), &mut bytes).unwrap();
+        write_books(dialect, &head, &statement(), &BookNames::of(&statement()), &mut bytes).unwrap();
         String::from_utf8(bytes).unwrap()
     }
 

@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use serde::Deserialize;
 use sha3::{Digest as _, Keccak256};
 
-use crate::account::EvmAddress;
+use crate::account::{EvmAddress, put_hex};
 use crate::amount::parse_integer;
 use crate::error::{LedgerError, check_canonical};
 use crate::journal_file::malformed;
@@ -181,17 +181,23 @@ impl PayoutTree {
         }
         out.write_all(b"\n  ],\n  \"tree\": [")?;
         for (idx, hash) in self.tree.iter().enumerate() {
-            write!(out, "{}\n    \"{}\"", comma(idx), hash_text(hash))?;
+            out.write_all(comma(idx).as_bytes())?;
+            put_hash_line(4, hash, out)?;
         }
         out.write_all(b"\n  ],\n  \"values\": [")?;
+        // Nearly all leaves are of one token, and its checksum is a hash.
+        let mut last = self.leaves.first().map(|leaf| (leaf.token, leaf.token.text()));
         for (idx, (leaf, tree_index)) in self.leaves.iter().zip(&self.tree_indices).enumerate() {
-            let PayoutLeaf { account, token, amount } = leaf;
-            write!(
-                out,
-                "{}\n    {{\n      \"value\": [\n        \"{account}\",\n        \"{token}\",\n        \"{amount}\"\n      ],\n      \
-                 \"treeIndex\": {tree_index}\n    }}",
-                comma(idx)
-            )?;
+            let token = match last {
+                Some((token, text)) if token == leaf.token => text,
+                _ => last.insert((leaf.token, leaf.token.text())).1,
+            };
+            out.write_all(comma(idx).as_bytes())?;
+            out.write_all(b"\n    {\n      \"value\": [\n        \"")?;
+            out.write_all(&leaf.account.text())?;
+            out.write_all(b"\",\n        \"")?;
+            out.write_all(&token)?;
+            write!(out, "\",\n        \"{}\"\n      ],\n      \"treeIndex\": {tree_index}\n    }}", leaf.amount)?;
         }
         out.write_all(b"\n  ]\n}\n")
     }
@@ -232,6 +238,15 @@ pub fn verify_proof(root: &Hash, leaf: &PayoutLeaf, proof: &[Hash]) -> bool {
 /// `0x` and 64 hex digits.
 pub fn hash_text(hash: &Hash) -> String {
     format!("0x{}", hex::encode(hash))
+}
+
+/// A line feed, `indent` spaces (at most 8) and the hash in quotation marks. Files of a million payees have twenty million of these.
+pub(crate) fn put_hash_line(indent: usize, hash: &Hash, out: &mut dyn Write) -> io::Result<()> {
+    let mut line = *b"\n        \"0x0000000000000000000000000000000000000000000000000000000000000000\"";
+    let start = 8 - indent.min(8);
+    line[start] = b'\n';
+    put_hex(hash, &mut line[12..76]);
+    out.write_all(&line[start..])
 }
 
 fn comma(idx: usize) -> &'static str {
@@ -328,6 +343,16 @@ mod tests {
         assert_eq!(tree(1).root(), leaf(1, 1 << 70).hash());
         assert_eq!(PayoutTree::build(vec![]), Err(LedgerError::EmptyTree));
         assert!(matches!(PayoutTree::build(vec![leaf(1, 1), leaf(1, 2)]), Err(LedgerError::Duplicate { .. })));
+    }
+
+    #[test]
+    fn a_hash_stands_on_a_line_of_its_own() {
+        for indent in [4, 8] {
+            let mut bytes = Vec::new();
+            put_hash_line(indent, &[0xa5; 32], &mut bytes).unwrap();
+            let expected = format!("\n{}\"{}\"", " ".repeat(indent), hash_text(&[0xa5; 32]));
+            assert_eq!(String::from_utf8(bytes).unwrap(), expected);
+        }
     }
 
     #[test]

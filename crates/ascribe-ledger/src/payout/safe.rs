@@ -14,8 +14,9 @@ pub const SAFE_CSV_HEADER: &str = "token_type,token_address,receiver,amount,id";
 /// The writer's.
 pub fn write_safe_csv(amounts: &ChainAmounts, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "{SAFE_CSV_HEADER}")?;
+    let token = amounts.token.to_string();
     for (account, amount) in &amounts.amounts {
-        writeln!(out, "erc20,{},{account},{},", amounts.token, decimal(*amount, amounts.decimals))?;
+        writeln!(out, "erc20,{token},{account},{},", decimal(*amount, amounts.decimals))?;
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use sha3::{Digest as _, Keccak256};
 use crate::account::EvmAddress;
 use crate::error::LedgerError;
 use crate::payout::chain::ChainAmounts;
-use crate::payout::merkle::{Hash, hash_text, parent};
+use crate::payout::merkle::{Hash, hash_text, parent, put_hash_line};
 
 /// One claim of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,13 +70,11 @@ impl UniswapTree {
     }
 
     fn proof(&self, place: usize) -> Vec<Hash> {
-        let mut at = place;
-        let mut proof = Vec::new();
-        for layer in &self.layers {
-            proof.extend(layer.get(at ^ 1));
-            at /= 2;
-        }
-        proof
+        self.siblings(place).copied().collect()
+    }
+
+    fn siblings(&self, place: usize) -> impl Iterator<Item = &Hash> {
+        (0u32..).zip(&self.layers).filter_map(move |(level, layer)| layer.get((place >> level) ^ 1))
     }
 
     /// Writes what `JSON.stringify(parseBalanceMap(…), null, 2)` gives, and a line feed.
@@ -94,12 +92,16 @@ impl UniswapTree {
                 "{comma}\n    \"{}\": {{\n      \"index\": {index},\n      \"amount\": \"{amount}\",\n      \"proof\": [",
                 claim.text
             )?;
-            let proof = self.proof(claim.place);
-            for (idx, hash) in proof.iter().enumerate() {
-                let comma = if idx == 0 { "" } else { "," };
-                write!(out, "{comma}\n        \"{}\"", hash_text(hash))?;
+            let mut n_hashes = 0;
+            for hash in self.siblings(claim.place) {
+                if n_hashes > 0 {
+                    out.write_all(b",")?;
+                }
+                put_hash_line(8, hash, out)?;
+                n_hashes += 1;
             }
-            write!(out, "{}\n    }}", if proof.is_empty() { "]" } else { "\n      ]" })?;
+            out.write_all(if n_hashes == 0 { b"]" } else { b"\n      ]" })?;
+            out.write_all(b"\n    }")?;
         }
         out.write_all(b"\n  }\n}\n")
     }

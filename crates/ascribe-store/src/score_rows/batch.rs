@@ -6,12 +6,13 @@ use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
 use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{DataType, Float64Type, Int32Type, Schema, UInt64Type};
 
-use super::{Label, Resolve, RowBatch, ScoreRows};
+use super::{Label, Resolve, Revenues, RowBatch, ScoreRows};
 use crate::error::StoreError;
 
 const QUERY: &[&str] = &["query_id", "query", "response_id", "response"];
 const DATASET: &[&str] = &["dataset_id", "dataset"];
 const SCORE: &[&str] = &["score", "influence", "value"];
+const OPTIONAL: [&str; 3] = ["level", "method", "revenue"];
 
 /// Where the columns stand.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +22,7 @@ pub(super) struct Columns {
     pub score: usize,
     pub level: Option<usize>,
     pub method: Option<usize>,
+    pub revenue: Option<usize>,
 }
 
 impl Columns {
@@ -31,6 +33,15 @@ impl Columns {
     }
 
     pub fn of_names(path: &Path, names: &[&str]) -> Result<Self, StoreError> {
+        for known in [QUERY, DATASET, SCORE, &OPTIONAL].into_iter().flatten() {
+            let called = |(_, found): &(usize, &&str)| found.trim().eq_ignore_ascii_case(known);
+            let mut places = names.iter().enumerate().filter(called).map(|(place, _)| place + 1);
+            if let (Some(first), Some(second)) = (places.next(), places.next()) {
+                let found =
+                    format!("`{known}` twice, as columns {first} and {second}; hint: rename or drop one of them");
+                return Err(StoreError::malformed(path, "columns", "each name once", found));
+            }
+        }
         let place = |accepted: &[&str]| {
             accepted.iter().find_map(|name| names.iter().position(|found| found.trim().eq_ignore_ascii_case(name)))
         };
@@ -46,13 +57,14 @@ impl Columns {
             score: must("column of the score", SCORE)?,
             level: place(&["level"]),
             method: place(&["method"]),
+            revenue: place(&["revenue"]),
         })
     }
 
     /// All places, ascending.
     pub fn indices(&self) -> impl Iterator<Item = usize> + use<> {
-        let mut all: Vec<usize> =
-            [self.query, self.dataset, self.score].into_iter().chain(self.level).chain(self.method).collect();
+        let optional = self.level.into_iter().chain(self.method).chain(self.revenue);
+        let mut all: Vec<usize> = [self.query, self.dataset, self.score].into_iter().chain(optional).collect();
         all.sort_unstable();
         all.into_iter()
     }
@@ -121,6 +133,10 @@ pub(super) fn decode(
             }
         }
     }
+    if let Some(revenue) = columns.revenue {
+        let rows: Vec<usize> = (0..n_rows).filter(|row| is_kept(*row)).collect();
+        out.revenues = decoder.revenues(batch.column(revenue), &rows)?;
+    }
     for row in (0..n_rows).filter(|row| is_kept(*row)) {
         let score = scores[row];
         if !score.is_finite() {
@@ -185,6 +201,23 @@ impl Decoder<'_> {
             }
             other => Err(self.malformed(what, 0, "integers or texts", other)),
         }
+    }
+
+    /// The revenue column's values at `rows`.
+    fn revenues(&self, column: &ArrayRef, rows: &[usize]) -> Result<Revenues, StoreError> {
+        self.expect_no_nulls("revenue", column)?;
+        let (texts, keys) = match self.ids("revenue", column)? {
+            Ids::Numbers(numbers) => {
+                let numbers = numbers.as_primitive::<UInt64Type>().values();
+                return Ok(Revenues::Integers(rows.iter().map(|row| numbers[*row]).collect()));
+            }
+            Ids::Texts(texts, keys) => (texts, keys),
+        };
+        let text = |row: &usize| {
+            let text = texts.value(keys.as_ref().map_or(*row, |keys| keys[*row] as usize));
+            if text.is_empty() { Err(self.malformed("revenue", *row, "an amount", "an empty text")) } else { Ok(text) }
+        };
+        Ok(Revenues::Texts(rows.iter().map(|row| text(row).map(str::to_owned)).collect::<Result<_, _>>()?))
     }
 
     /// Which rows count; `None` when all do.

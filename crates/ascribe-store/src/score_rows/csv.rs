@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read as _};
 
 use super::batch::Columns;
-use super::{BATCH_ROWS, Label, RowBatch, ScoreRows};
+use super::{BATCH_ROWS, Label, Revenues, RowBatch, ScoreRows};
 use super::{Each, Resolve, open};
 use crate::error::StoreError;
 
@@ -57,6 +57,16 @@ pub(super) fn read(source: &ScoreRows, resolve: &Resolve<'_>, each: &mut Each<'_
         }
         let value = score.trim().parse::<f64>().ok().filter(|value| value.is_finite());
         rows.scores.push(value.ok_or_else(|| bad("score", "a finite number", score))?);
+        if let Some(revenue) = columns.revenue {
+            let text = fields[revenue].trim();
+            if text.is_empty() {
+                return Err(bad("revenue", "an amount", &fields[revenue]));
+            }
+            match &mut rows.revenues {
+                Revenues::Texts(texts) => texts.push(text.to_owned()),
+                other => *other = Revenues::Texts(vec![text.to_owned()]),
+            }
+        }
         rows.queries.push(source.query_number(query)?);
         rows.datasets.push(resolve(Label::Text(dataset)));
         if rows.scores.len() == BATCH_ROWS {

@@ -7,10 +7,12 @@
 //! | `score` | `influence`, `value` | f64, f32, f16 or integer, finite | positive = proponent |
 //! | `level` | | text, optional | where it stands, only rows that say `dataset` count |
 //! | `method` | | text, optional | where a file holds several, one is chosen |
+//! | `revenue` | | integer from 0 or text, optional | what the response earned, on each of its rows; the payout gives it its meaning |
 //!
 //! Containers, told apart by their first bytes: Parquet (any common compression), Arrow IPC file or stream, CSV with a header line
-//! (RFC 4180), NumPy `.npy` with a matrix `[responses, datasets]` of `<f4` or `<f8`. Other columns are ignored. Rows of one response
-//! and dataset add up, so record-level scores flow through too. Order, chunks and compression carry no meaning.
+//! (RFC 4180), NumPy `.npy` with a matrix `[responses, datasets]` of `<f4` or `<f8`. Of the names of one line of the table the first
+//! counts; two columns of one name are refused, for nobody could say which of them is paid. Other columns are ignored. Rows of one
+//! response and dataset add up, so record-level scores flow through too. Order, chunks and compression carry no meaning.
 //!
 //! Files are hostile: nulls, numbers that are not finite, negative ids and undecodable pages are refused with the row's number.
 //! Unlike `scores`, which reads back only what this program has sealed, this reads what strangers write.
@@ -53,6 +55,18 @@ pub type Resolve<'a> = dyn Fn(Label<'_>) -> u32 + Sync + 'a;
 /// Takes rows; may refuse them.
 pub type Each<'a> = dyn FnMut(&RowBatch) -> Result<(), StoreError> + 'a;
 
+/// What the column `revenue` says, row by row.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Revenues {
+    /// The file has no such column.
+    #[default]
+    None,
+    /// Integers.
+    Integers(Vec<u64>),
+    /// Texts, none of them empty.
+    Texts(Vec<String>),
+}
+
 /// Some rows.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RowBatch {
@@ -62,6 +76,8 @@ pub struct RowBatch {
     pub datasets: Vec<u32>,
     /// Scores, finite.
     pub scores: Vec<f64>,
+    /// Revenues of the responses, one a row.
+    pub revenues: Revenues,
 }
 
 impl RowBatch {
@@ -69,6 +85,7 @@ impl RowBatch {
         self.queries.clear();
         self.datasets.clear();
         self.scores.clear();
+        self.revenues = Revenues::None;
     }
 }
 
@@ -111,10 +128,19 @@ impl ScoreRows {
             [b'A', b'R', b'R', b'O', b'W', b'1', ..] => Container::ArrowFile,
             [0xff, 0xff, 0xff, 0xff, ..] => Container::ArrowStream,
             [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => Container::Npy,
+            [b'P', b'K', 3, 4, ..] => {
+                let found = "an archive (.npz or .zip); hint: numpy.save writes one matrix as .npy";
+                return Err(StoreError::malformed(path, "score file", "Parquet, Arrow, CSV or .npy", found));
+            }
             [] => return Err(StoreError::malformed(path, "score file", "rows", "an empty file")),
             _ => Container::Csv,
         };
         Ok(Self { path: path.to_path_buf(), container, method: method.map(str::to_owned), seen: Mutex::default() })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Parts that threads may read side by side.

@@ -10,7 +10,7 @@ use arrow::array::{
 };
 use arrow::datatypes::Int8Type;
 use ascribe_store::StoreError;
-use ascribe_store::score_rows::{Label, ScoreRows};
+use ascribe_store::score_rows::{Label, Revenues, ScoreRows};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
@@ -221,6 +221,96 @@ fn refusals_name_the_place() {
     refuse(&["values"]);
     let missing = read(&dir.path().join("no"), None).unwrap_err();
     assert!(matches!(missing, StoreError::Missing { .. }), "{missing}");
+}
+
+/// Nobody could say which of two columns is paid, so a file with two of one name is refused, whatever the case and the container.
+#[test]
+fn two_columns_of_one_name_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f");
+    let ints = || Arc::new(Int64Array::from(vec![0, 1])) as ArrayRef;
+    let floats = |by: f64| Arc::new(Float64Array::from(vec![by, 2.0 * by])) as ArrayRef;
+    let refuse = |words: &str| {
+        let error = read(&path, None).unwrap_err().to_string();
+        assert!(error.contains("each name once") && error.contains(words), "{error}");
+    };
+    let twice = batch(vec![("query", ints()), ("dataset", ints()), ("score", floats(1.0)), ("Score", floats(-1.0))]);
+    parquet(&path, &twice, Compression::SNAPPY, 100);
+    refuse("`score` twice, as columns 3 and 4");
+    arrow_file(&path, &twice);
+    refuse("`score` twice");
+    arrow_stream(&path, &twice);
+    refuse("`score` twice");
+    for (head, words) in [
+        ("query,dataset,score,score", "`score` twice, as columns 3 and 4"),
+        ("query,dataset,score, QUERY", "`query` twice, as columns 1 and 4"),
+        ("dataset_id,query,dataset_id,score", "`dataset_id` twice"),
+        ("query,dataset,score,method,method", "`method` twice"),
+        ("query,revenue,dataset,score,revenue", "`revenue` twice"),
+    ] {
+        fs::write(&path, format!("{head}\n{}\n", vec!["1"; head.split(',').count()].join(","))).unwrap();
+        refuse(words);
+    }
+    // Two names that are not read harm nobody, and of two names for one thing the first of the table counts.
+    fs::write(&path, "note,note,value,score,query,dataset\nx,y,5,7,q,a\n").unwrap();
+    assert_eq!(read(&path, None).unwrap(), [("q".to_owned(), 0, 7.0)]);
+    fs::write(&path, b"PK\x03\x04 an archive of arrays").unwrap();
+    let error = read(&path, None).unwrap_err().to_string();
+    assert!(error.contains(".npz") && error.contains("numpy.save"), "{error}");
+}
+
+/// The column `revenue`: integers or texts, beside every row that counts, and never null or a float.
+#[test]
+fn revenue_comes_along() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f");
+    let revenues = |path: &Path| -> Result<Vec<Revenues>, StoreError> {
+        let rows = ScoreRows::open(path, None)?;
+        let mut found = Vec::new();
+        for part in 0..rows.n_parts() {
+            rows.read_part(part, &resolve, &mut |batch| {
+                found.push(batch.revenues.clone());
+                Ok(())
+            })?;
+        }
+        Ok(found)
+    };
+    let with = |revenue: ArrayRef| {
+        batch(vec![
+            ("level", Arc::new(StringArray::from(vec!["dataset", "example", "dataset"])) as ArrayRef),
+            ("query", Arc::new(Int64Array::from(vec![0, 0, 1]))),
+            ("dataset", Arc::new(Int64Array::from(vec![0, 1, 2]))),
+            ("score", Arc::new(Float64Array::from(vec![1.0, 2.0, 3.0]))),
+            ("Revenue", revenue),
+        ])
+    };
+    parquet(&path, &with(Arc::new(Int64Array::from(vec![5, 6, 7]))), Compression::SNAPPY, 100);
+    assert_eq!(revenues(&path).unwrap(), [Revenues::Integers(vec![5, 7])]);
+    let texts = Revenues::Texts(vec!["0.1 USD".into(), "7".into()]);
+    let words = vec!["0.1 USD", "no", "7"];
+    for column in [
+        Arc::new(StringArray::from(words.clone())) as ArrayRef,
+        Arc::new(words.iter().copied().collect::<DictionaryArray<Int8Type>>()),
+    ] {
+        arrow_file(&path, &with(column));
+        assert_eq!(revenues(&path).unwrap(), std::slice::from_ref(&texts));
+    }
+    fs::write(&path, "query,dataset,score,revenue\n0,a,1,0.1 USD\n1,b,2, 7\n").unwrap();
+    assert_eq!(revenues(&path).unwrap(), [texts]);
+    fs::write(&path, "query,dataset,score\n0,a,1\n").unwrap();
+    assert_eq!(revenues(&path).unwrap(), [Revenues::None]);
+    for bad in [
+        Arc::new(Float64Array::from(vec![1.0, 2.0, 3.0])) as ArrayRef,
+        Arc::new(Int64Array::from(vec![Some(1), None, Some(3)])),
+        Arc::new(Int64Array::from(vec![1, -2, 3])),
+        Arc::new(StringArray::from(vec!["1", "1", ""])),
+    ] {
+        parquet(&path, &with(bad), Compression::SNAPPY, 100);
+        let error = revenues(&path).unwrap_err().to_string();
+        assert!(error.contains("revenue"), "{error}");
+    }
+    fs::write(&path, "query,dataset,score,revenue\n0,a,1,\n").unwrap();
+    assert!(revenues(&path).unwrap_err().to_string().contains("revenue"));
 }
 
 /// Flipped bits and cuts of every container: an error or rows, never a panic and never a number that is not finite.
