@@ -50,7 +50,7 @@ pub struct Ingest<'a> {
 const BATCHES_PER_THREAD: usize = 8;
 
 /// What takes a few batches of one file at a time.
-type EachGroup<'a> = dyn FnMut(&Path, &[Batch]) -> Result<(), RegistryError> + 'a;
+type EachGroup<'a> = dyn FnMut(&Path, Vec<Batch>) -> Result<(), RegistryError> + 'a;
 
 /// The next batches of a source, fewer at its end; what was read before an error comes with it.
 fn next_group(source: &mut dyn RecordSource, len: usize) -> (Vec<Batch>, Option<RegistryError>) {
@@ -80,8 +80,12 @@ struct Digested {
     leaves: Vec<Digest>,
     ids: Vec<IdHash>,
     len_bytes: u64,
-    lines: Vec<u8>,
+    /// The canonical lines; `None` where they are the bytes of the batch.
+    lines: Option<Vec<u8>>,
 }
+
+/// A group that was read, on its way into the sum.
+type Group = (PathBuf, Vec<Batch>, Vec<Result<Digested, RegistryError>>);
 
 impl Ingest<'_> {
     /// Reads everything and adds it up; canonical lines go to `sink` if there is one.
@@ -98,8 +102,8 @@ impl Ingest<'_> {
         let keep_lines = sink.is_some();
         let (mut root, mut ids, mut len_bytes) = (RootBuilder::new(), IdSet::new(), 0u64);
         let id_error = |source| RegistryError::io(&std::env::temp_dir(), "keeping ids")(source);
-        let mut join = |path: &Path, group: Vec<Result<Digested, RegistryError>>| -> Result<(), RegistryError> {
-            for digested in group {
+        let mut join = |(path, batches, group): Group| -> Result<(), RegistryError> {
+            for (batch, digested) in batches.iter().zip(group) {
                 let digested = digested?;
                 for (leaf, id) in digested.leaves.into_iter().zip(digested.ids) {
                     ids.insert(id, root.size()).map_err(id_error)?;
@@ -107,13 +111,17 @@ impl Ingest<'_> {
                 }
                 len_bytes += digested.len_bytes;
                 if let Some(sink) = &mut sink {
-                    sink.write_all(&digested.lines).map_err(RegistryError::io(path, "copying"))?;
+                    let copied = match (&digested.lines, batch) {
+                        (None, Batch::Lines { bytes, .. }) => put_lines(*sink, bytes),
+                        (lines, _) => sink.write_all(lines.as_deref().unwrap_or_default()),
+                    };
+                    copied.map_err(RegistryError::io(&path, "copying"))?;
                 }
             }
             Ok(())
         };
         // One group is joined, in order and on this thread, while the next is parsed and hashed on the others.
-        let mut waiting: Option<(PathBuf, Vec<Result<Digested, RegistryError>>)> = None;
+        let mut waiting: Option<Group> = None;
         let walked = self.each_group(progress, &mut |path, batches| {
             let mut digested = Vec::new();
             let before = waiting.take();
@@ -124,14 +132,14 @@ impl Ingest<'_> {
                         .map(|batch| self.digest(path, batch, keep_lines))
                         .collect_into_vec(&mut digested);
                 });
-                before.map_or(Ok(()), |(path, group)| join(&path, group))
+                before.map_or(Ok(()), &mut join)
             })?;
-            waiting = Some((path.to_owned(), digested));
+            waiting = Some((path.to_owned(), batches, digested));
             Ok(())
         });
         // What waits comes before whatever ended the reading: the first error of the source is the one that is told.
-        if let Some((path, group)) = waiting {
-            join(&path, group)?;
+        if let Some(group) = waiting {
+            join(group)?;
         }
         walked?;
         if root.size() == 0 {
@@ -156,7 +164,7 @@ impl Ingest<'_> {
     ) -> Result<(), E> {
         let (mut row, mut stopped) = (0, None);
         let walked = self.each_group(progress, &mut |path, batches| {
-            for batch in batches {
+            for batch in &batches {
                 self.records_of(path, batch, &mut |record| {
                     if stopped.is_none() {
                         stopped = each(row, record).err();
@@ -201,8 +209,9 @@ impl Ingest<'_> {
                         return Err(RegistryError::Stopped);
                     }
                     if !group.is_empty() {
-                        each(path, &group)?;
-                        progress.advance(group.iter().map(batch_bytes).sum());
+                        let len_bytes = group.iter().map(batch_bytes).sum();
+                        each(path, group)?;
+                        progress.advance(len_bytes);
                     }
                     if let Some(error) = failed {
                         return Err(error);
@@ -215,16 +224,33 @@ impl Ingest<'_> {
     }
 
     fn digest(&self, path: &Path, batch: &Batch, keep_lines: bool) -> Result<Digested, RegistryError> {
-        let mut out = Digested { leaves: Vec::new(), ids: Vec::new(), len_bytes: 0, lines: Vec::new() };
+        let mut out = Digested { leaves: Vec::new(), ids: Vec::new(), len_bytes: 0, lines: None };
+        let source = match batch {
+            Batch::Lines { bytes, .. } => bytes.as_slice(),
+            Batch::Pairs { .. } => &[],
+        };
         self.records_of(path, batch, &mut |record| {
+            if keep_lines {
+                let line = record.line.as_bytes();
+                // As long as each canonical line is the next one of the source, the source is its own copy.
+                let next =
+                    source.get(out.len_bytes as usize..).is_some_and(|rest| std::ptr::eq(rest.as_ptr(), line.as_ptr()));
+                if out.lines.is_none() && !next {
+                    out.lines = Some(source[..out.len_bytes as usize].to_vec());
+                }
+                if let Some(lines) = &mut out.lines {
+                    lines.extend_from_slice(line);
+                    lines.push(b'\n');
+                }
+            }
             out.leaves.push(leaf_hash(&record_hash(record.line.as_bytes()).0));
             out.ids.push(id_hash(&record.id));
             out.len_bytes += record.line.len() as u64 + 1;
-            if keep_lines {
-                out.lines.extend_from_slice(record.line.as_bytes());
-                out.lines.push(b'\n');
-            }
         })?;
+        // Lines that were left out at the end are not part of the copy.
+        if keep_lines && out.lines.is_none() && (out.len_bytes as usize) < source.len() {
+            out.lines = Some(source[..out.len_bytes as usize].to_vec());
+        }
         Ok(out)
     }
 
@@ -349,6 +375,12 @@ impl Ingest<'_> {
             },
         }
     }
+}
+
+/// Lines as they were read; the last one of a source may lack its newline.
+fn put_lines(sink: &mut dyn Write, bytes: &[u8]) -> std::io::Result<()> {
+    sink.write_all(bytes)?;
+    if bytes.is_empty() || bytes.ends_with(b"\n") { Ok(()) } else { sink.write_all(b"\n") }
 }
 
 fn batch_bytes(batch: &Batch) -> u64 {

@@ -61,6 +61,7 @@ pub mod tiles;
 pub mod typed_data;
 mod usage;
 mod usage_log;
+mod usage_run;
 mod verify;
 mod wire;
 
@@ -95,7 +96,12 @@ pub use source::{EXPANSION_CAP, Fields, SourceFormat, SourceSet};
 pub use spdx_terms::normalise as normalise_licence;
 pub use status::LicenceStatus;
 pub use usage::{
-    SettledRevenue, SignedUsage, USAGE_FORMAT_VERSION, Usage, UsageError, UsageReceipt, UsageShare, salted_hash,
+    SealedUsage, SettledRevenue, SignedUsage, USAGE_FORMAT_VERSION, Usage, UsageError, UsageReceipt, UsageShare,
+    salted_hash,
 };
 pub use usage_log::{UsageAudit, UsageLog, usage_checkpoint, verify_usage_log, verify_usage_proof};
+pub use usage_run::{
+    DEMO_USAGE_ORIGIN, PaidResponse, PaidShares, Settled, SharesDigest, UsageRun, check_usage_run, demo_usage_signer,
+    even_minor, read_usage_key, request_id, usage_salt, usage_signer,
+};
 pub use verify::{DatasetReport, VerifyReport};

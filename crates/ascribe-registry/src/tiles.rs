@@ -26,7 +26,7 @@ pub const TILES_DIR: &str = "licences.tlog";
 pub const DEMO_ORIGIN: &str = "ascribe.example/demo-licences";
 
 /// Folder of what must not leave the registry with its evidence: hidden, for its owner alone, ignored by git.
-const SECRET_DIR: &str = ".secret";
+pub(crate) const SECRET_DIR: &str = ".secret";
 
 /// The key that signs the checkpoints of the licence log; a link to it where the operator keeps it elsewhere.
 const LOG_KEY_FILE: &str = "log.key";

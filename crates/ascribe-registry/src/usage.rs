@@ -81,6 +81,9 @@ pub struct UsageReceipt {
     pub attribution_sha256: Option<Digest>,
     /// Shares of the datasets; what is left of `weight_total` is unattributed.
     pub shares: Vec<UsageShare>,
+    /// Digest of the shares where they are too many to stand here ([`crate::SharesDigest`]); `shares` is empty then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shares_sha256: Option<Digest>,
     /// Whole against which the weights stand.
     #[serde(with = "decimal128")]
     pub weight_total: u128,
@@ -141,12 +144,37 @@ impl UsageReceipt {
             spec_sha256: usage.spec_sha256,
             attribution_sha256: usage.attribution_sha256,
             shares: usage.shares,
+            shares_sha256: None,
             weight_total: usage.weight_total,
             revenue: usage.revenue,
             settled_on: moment.ok_or_else(|| refuse("settledOn", "a moment before 10000", usage.settled_unix_s))?,
         };
         receipt.validate()?;
         Ok(receipt)
+    }
+
+    /// The receipt with a digest in the place of its shares.
+    pub fn with_shares_digest(self, digest: Digest) -> Self {
+        Self { shares: Vec::new(), shares_sha256: Some(digest), ..self }
+    }
+
+    /// The receipt with another salted output.
+    pub fn with_output(self, output_salted_sha256: Digest) -> Self {
+        Self { output_salted_sha256, ..self }
+    }
+
+    /// The first member in which two receipts differ, as its name and both values.
+    pub(crate) fn difference(&self, other: &Self) -> (String, String, String) {
+        let object = |receipt: &Self| match serde_json::to_value(receipt) {
+            Ok(serde_json::Value::Object(members)) => members,
+            _ => serde_json::Map::new(),
+        };
+        let (ours, theirs) = (object(self), object(other));
+        let text = |value: Option<&serde_json::Value>| value.map_or_else(|| "none".to_owned(), ToString::to_string);
+        let mut names: Vec<&String> = ours.keys().chain(theirs.keys()).collect();
+        names.sort_unstable();
+        let name = names.into_iter().find(|name| ours.get(*name) != theirs.get(*name));
+        name.map_or_else(Default::default, |name| (name.clone(), text(ours.get(name)), text(theirs.get(name))))
     }
 
     /// Checks what can be checked of a receipt alone.
@@ -172,6 +200,9 @@ impl UsageReceipt {
         }
         if self.shares.len() > SHARES_CAP {
             return Err(refuse("shares", format!("at most {SHARES_CAP}"), self.shares.len()));
+        }
+        if self.shares_sha256.is_some() && !self.shares.is_empty() {
+            return Err(refuse("shares", "none beside their digest", self.shares.len()));
         }
         let (mut seen, mut sum) = (HashSet::new(), 0u128);
         for share in &self.shares {
@@ -212,6 +243,49 @@ impl UsageReceipt {
     pub fn sign(self, key: &Ed25519Key) -> SignedUsage {
         let signature = STANDARD.encode(key.sign(&self.canonical()));
         SignedUsage { receipt: self, signer: key.public().did_key(), signature }
+    }
+
+    /// The same, with the bytes and the digest that a log wants made once: for whoever signs thousands a second.
+    ///
+    /// # Errors
+    /// [`UsageError`]: what [`UsageReceipt::validate`] refuses.
+    pub fn seal(self, key: &Ed25519Key) -> Result<SealedUsage, UsageError> {
+        self.validate()?;
+        let canonical = self.canonical();
+        let signature = STANDARD.encode(key.sign(&canonical));
+        let signer = key.public().did_key();
+        // Members in the order of RFC 8785; neither base64 nor base58 holds anything that JSON would escape.
+        let mut line = Vec::with_capacity(canonical.len() + 192);
+        line.extend_from_slice(b"{\"receipt\":");
+        line.extend_from_slice(&canonical);
+        line.extend_from_slice(format!(",\"signature\":\"{signature}\",\"signer\":\"{signer}\"}}").as_bytes());
+        let signed = SignedUsage { receipt: self, signer, signature };
+        Ok(SealedUsage { signed, line, digest: Digest::of(&canonical) })
+    }
+}
+
+/// A receipt that was signed in this process: nothing can change it any more, so that its signature need not be checked again.
+#[derive(Clone, Debug)]
+pub struct SealedUsage {
+    signed: SignedUsage,
+    line: Vec<u8>,
+    digest: Digest,
+}
+
+impl SealedUsage {
+    /// The receipt with its signature.
+    pub fn signed(&self) -> &SignedUsage {
+        &self.signed
+    }
+
+    /// Its canonical JSON ([`SignedUsage::to_bytes`]).
+    pub fn line(&self) -> &[u8] {
+        &self.line
+    }
+
+    /// [`UsageReceipt::digest`].
+    pub fn digest(&self) -> Digest {
+        self.digest
     }
 }
 

@@ -10,21 +10,22 @@
 //! the log is opened again. So a crash loses a batch whole or not at all, and the caller, who was told nothing, sends it
 //! again.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use ascribe_core::{Digest, Progress};
 use ascribe_tlog::{
-    Ed25519PublicKey, LogAudit, LogWriter, NoteSigner, NoteVerifier, Receipt, SignedCheckpoint, TileTree, audit,
-    leaf_hash, read_checkpoint,
+    Ed25519Key, Ed25519PublicKey, LogAudit, LogWriter, NoteSigner, NoteVerifier, Receipt, SignedCheckpoint, TileTree,
+    audit, leaf_hash, read_checkpoint,
 };
+use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::error::RegistryError;
 use crate::files;
-use crate::usage::{RECEIPT_CAP_BYTES, SignedUsage, UsageError, UsageReceipt};
+use crate::usage::{RECEIPT_CAP_BYTES, SealedUsage, SignedUsage, UsageError, UsageReceipt};
 
 const LOG_DIR: &str = "log";
 const RECEIPTS_DIR: &str = "receipts";
@@ -35,7 +36,8 @@ const ID_LEN_BYTES: u64 = 32;
 pub struct UsageLog {
     dir: PathBuf,
     writer: LogWriter,
-    seen: HashSet<Digest>,
+    /// Place of each request by the digest of its id.
+    seen: HashMap<Digest, u64>,
     operator: Ed25519PublicKey,
 }
 
@@ -84,7 +86,24 @@ impl UsageLog {
 
     /// True if a request with this id has been logged.
     pub fn has_request(&self, request_id: &str) -> bool {
-        self.seen.contains(&Digest::of(request_id.as_bytes()))
+        self.find(request_id).is_some()
+    }
+
+    /// Place of the receipt of a request, from 0.
+    pub fn find(&self, request_id: &str) -> Option<u64> {
+        self.seen.get(&Digest::of(request_id.as_bytes())).copied()
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn tree(&self) -> TileTree {
+        self.writer.tree()
+    }
+
+    pub(crate) fn key(&self) -> &Ed25519Key {
+        self.writer.key()
     }
 
     /// Signs and logs a batch, whole or not at all; when this returns it is durable. Returns the index of the first.
@@ -97,29 +116,70 @@ impl UsageLog {
         receipts: Vec<SignedUsage>,
         progress: &dyn Progress,
     ) -> Result<(u64, SignedCheckpoint), RegistryError> {
-        let (first, mut ids) = (self.size(), Vec::with_capacity(receipts.len()));
-        let mut new = HashSet::new();
         for signed in &receipts {
             signed.receipt.validate()?;
             signed.verify(&self.operator)?;
+        }
+        let ids = self.new_ids(receipts.iter())?;
+        let lines: Vec<u8> = receipts.iter().flat_map(|signed| signed.to_bytes().into_iter().chain([b'\n'])).collect();
+        self.write(ids, &lines, receipts.iter().map(|signed| signed.receipt.digest()), progress)
+    }
+
+    /// The same for receipts that this process sealed: their bytes and digests are there, and their signatures hold.
+    ///
+    /// # Errors
+    /// As [`UsageLog::append`]; [`RegistryError::Usage`] for a receipt that another key sealed.
+    pub fn append_sealed<'s>(
+        &mut self,
+        receipts: impl Iterator<Item = &'s SealedUsage> + Clone,
+        progress: &dyn Progress,
+    ) -> Result<(u64, SignedCheckpoint), RegistryError> {
+        let operator = self.operator.did_key();
+        if let Some(other) = receipts.clone().map(|sealed| &sealed.signed().signer).find(|signer| **signer != operator)
+        {
+            return Err(UsageError { field: "signer", expected: operator, found: other.clone() }.into());
+        }
+        let ids = self.new_ids(receipts.clone().map(SealedUsage::signed))?;
+        let mut lines = Vec::new();
+        for sealed in receipts.clone() {
+            lines.extend_from_slice(sealed.line());
+            lines.push(b'\n');
+        }
+        self.write(ids, &lines, receipts.map(SealedUsage::digest), progress)
+    }
+
+    /// Digests of the ids of requests, none of which was logged before or stands here twice.
+    fn new_ids<'s>(&self, receipts: impl Iterator<Item = &'s SignedUsage>) -> Result<Vec<Digest>, RegistryError> {
+        let (mut ids, mut new) = (Vec::new(), HashSet::new());
+        for signed in receipts {
             let id = Digest::of(signed.receipt.request_id.as_bytes());
-            if self.seen.contains(&id) || !new.insert(id) {
+            if self.seen.contains_key(&id) || !new.insert(id) {
                 let found = format!("{:?} again", signed.receipt.request_id);
                 return Err(RegistryError::field(&self.dir, "requestId", "each request once (a replay)", found));
             }
             ids.push(id);
         }
-        if receipts.is_empty() {
+        Ok(ids)
+    }
+
+    /// Receipts, then ids, then the log: its checkpoint is the commit.
+    fn write(
+        &mut self,
+        ids: Vec<Digest>,
+        lines: &[u8],
+        digests: impl Iterator<Item = Digest>,
+        progress: &dyn Progress,
+    ) -> Result<(u64, SignedCheckpoint), RegistryError> {
+        let first = self.size();
+        if ids.is_empty() {
             return Ok((first, self.checkpoint().clone()));
         }
-        let lines: Vec<u8> = receipts.iter().flat_map(|signed| signed.to_bytes().into_iter().chain([b'\n'])).collect();
         let folder = self.dir.join(RECEIPTS_DIR);
         fs::create_dir_all(&folder).map_err(RegistryError::io(&folder, "creating"))?;
-        files::write_atomic(&folder.join(format!("{first}.jsonl")), &lines)?;
+        files::write_atomic(&folder.join(format!("{first}.jsonl")), lines)?;
         append_ids(&self.dir.join(REQUESTS_FILE), first, &ids)?;
-        let entries = receipts.iter().map(|signed| signed.receipt.digest().0);
-        let appended = self.writer.append(entries, progress)?;
-        self.seen.extend(ids);
+        let appended = self.writer.append(digests.map(|digest| digest.0), progress)?;
+        self.seen.extend(ids.into_iter().zip(first..));
         Ok((first, appended.checkpoint))
     }
 
@@ -177,6 +237,20 @@ pub fn verify_usage_log(
     older: &[SignedCheckpoint],
     progress: &dyn Progress,
 ) -> Result<UsageAudit, RegistryError> {
+    walk_usage_log(dir, log, older, progress, &mut |_, _, _| Ok(()))
+}
+
+/// What is told each receipt of a log: its place, the digest of its request's id, and the receipt unless it was erased.
+pub(crate) type EachReceipt<'a> = dyn FnMut(u64, Digest, Option<&SignedUsage>) -> Result<(), RegistryError> + 'a;
+
+/// Checks a whole usage log and hands over its receipts, in order, each once it is known to be the logged one.
+pub(crate) fn walk_usage_log(
+    dir: &Path,
+    log: &NoteVerifier,
+    older: &[SignedCheckpoint],
+    progress: &dyn Progress,
+    each: &mut EachReceipt<'_>,
+) -> Result<UsageAudit, RegistryError> {
     let log_dir = dir.join(LOG_DIR);
     let LogAudit { head, .. } = audit(&log_dir, log, &[], older, progress)?;
     let ids = read_ids(&dir.join(REQUESTS_FILE), head.size)?;
@@ -189,18 +263,27 @@ pub fn verify_usage_log(
         if first >= head.size {
             continue;
         }
-        for (index, signed) in (first..).zip(read_batch(&path)?) {
-            let Some(signed) = signed else { continue };
-            let at = |error: UsageError| RegistryError::Json { path: path.clone(), reason: error.to_string() };
-            signed.verify(&log.key()).map_err(at)?;
+        let batch = read_batch(&path)?;
+        // Signatures are most of the work: they are checked on all threads, and the first that fails is the one that is told.
+        let bad = batch.par_iter().flatten().map(|signed| signed.verify(&log.key())).find_map_first(Result::err);
+        if let Some(error) = bad {
+            return Err(RegistryError::Json { path, reason: error.to_string() });
+        }
+        for (index, signed) in (first..head.size).zip(&batch) {
+            let id = ids[index as usize];
+            let Some(signed) = signed else {
+                each(index, id, None)?;
+                continue;
+            };
             let (expected, found) = (tree.entry(index)?, signed.receipt.digest().0);
             if expected != found {
                 let field = format!("digest of receipt {index}");
                 return Err(RegistryError::field(&path, field, hex::encode(expected), hex::encode(found)));
             }
-            if ids[index as usize] != Digest::of(signed.receipt.request_id.as_bytes()) {
+            if id != Digest::of(signed.receipt.request_id.as_bytes()) {
                 return Err(RegistryError::field(&path, format!("id of receipt {index}"), "the logged one", "another"));
             }
+            each(index, id, Some(signed))?;
             let sum = revenue.entry(signed.receipt.revenue.currency.clone()).or_default();
             *sum = sum.saturating_add(signed.receipt.revenue.minor_units);
             receipts += 1;
@@ -219,13 +302,13 @@ pub fn usage_checkpoint(dir: &Path, log: &NoteVerifier) -> Result<SignedCheckpoi
 }
 
 /// Removes what no checkpoint covers, and reads the ids.
-fn recover(dir: &Path, size: u64) -> Result<HashSet<Digest>, RegistryError> {
+fn recover(dir: &Path, size: u64) -> Result<HashMap<Digest, u64>, RegistryError> {
     for (first, path) in batches(dir)? {
         if first >= size {
             fs::remove_file(&path).map_err(RegistryError::io(&path, "removing"))?;
         }
     }
-    Ok(read_ids(&dir.join(REQUESTS_FILE), size)?.into_iter().collect())
+    Ok(read_ids(&dir.join(REQUESTS_FILE), size)?.into_iter().zip(0..).collect())
 }
 
 /// Writes the ids of a batch behind the first `size` of the file; what a crash left behind them is cut off first.
@@ -271,32 +354,57 @@ fn batches(dir: &Path) -> Result<Vec<(u64, PathBuf)>, RegistryError> {
     Ok(batches)
 }
 
+/// Lines of a batch.
+struct Lines<'p> {
+    path: &'p Path,
+    reader: BufReader<File>,
+    line: Vec<u8>,
+}
+
+impl<'p> Lines<'p> {
+    fn open(path: &'p Path) -> Result<Self, RegistryError> {
+        Ok(Self { path, reader: BufReader::new(files::open(path, "receipts")?), line: Vec::new() })
+    }
+
+    /// The next line, without its end.
+    fn next(&mut self) -> Result<Option<&[u8]>, RegistryError> {
+        self.line.clear();
+        let cap = RECEIPT_CAP_BYTES as u64 + 1;
+        let read = self.reader.by_ref().take(cap).read_until(b'\n', &mut self.line);
+        read.map_err(RegistryError::io(self.path, "reading"))?;
+        match self.line.strip_suffix(b"\n") {
+            Some(line) => Ok(Some(line)),
+            None if self.line.is_empty() => Ok(None),
+            None => {
+                Err(RegistryError::Json { path: self.path.to_owned(), reason: "a line without its end".to_owned() })
+            }
+        }
+    }
+}
+
 /// The receipts of a batch; `None` where one was erased.
 fn read_batch(path: &Path) -> Result<Vec<Option<SignedUsage>>, RegistryError> {
-    let mut reader = BufReader::new(files::open(path, "receipts")?);
-    let (mut receipts, mut line) = (Vec::new(), Vec::new());
-    loop {
-        line.clear();
-        let cap = RECEIPT_CAP_BYTES as u64 + 1;
-        reader.by_ref().take(cap).read_until(b'\n', &mut line).map_err(RegistryError::io(path, "reading"))?;
-        let Some(bytes) = line.strip_suffix(b"\n") else {
-            if line.is_empty() {
-                return Ok(receipts);
-            }
-            return Err(RegistryError::Json { path: path.to_owned(), reason: "a line without its end".to_owned() });
-        };
+    let (mut receipts, mut lines) = (Vec::new(), Lines::open(path)?);
+    while let Some(line) = lines.next()? {
         let at = |error: UsageError| RegistryError::Json {
             path: path.to_owned(),
             reason: format!("line {}: {error}", receipts.len() + 1),
         };
-        receipts.push(if bytes.is_empty() { None } else { Some(SignedUsage::parse(bytes).map_err(at)?) });
+        receipts.push(if line.is_empty() { None } else { Some(SignedUsage::parse(line).map_err(at)?) });
     }
+    Ok(receipts)
 }
 
 fn find_receipt(dir: &Path, index: u64) -> Result<SignedUsage, RegistryError> {
     let missing = || RegistryError::Missing { path: dir.join(RECEIPTS_DIR), what: "receipt (it may have been erased)" };
     let (first, path) = batch_of(dir, index)?.ok_or_else(missing)?;
-    read_batch(&path)?.into_iter().nth((index - first) as usize).flatten().ok_or_else(missing)
+    // Only that line is read as a receipt: a batch may hold thousands.
+    let mut lines = Lines::open(&path)?;
+    for _ in first..index {
+        lines.next()?.ok_or_else(missing)?;
+    }
+    let line = lines.next()?.filter(|line| !line.is_empty()).ok_or_else(missing)?;
+    SignedUsage::parse(line).map_err(|error| RegistryError::Json { path: path.clone(), reason: error.to_string() })
 }
 
 fn batch_of(dir: &Path, index: u64) -> Result<Option<(u64, PathBuf)>, RegistryError> {

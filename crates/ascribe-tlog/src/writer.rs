@@ -13,6 +13,7 @@ use crate::checkpoint::{Checkpoint, SignedCheckpoint};
 use crate::error::TlogError;
 use crate::files::{Batch, read_capped, read_required, write_durable};
 use crate::hash::{EMPTY_ROOT, leaf_hash};
+use crate::key::Ed25519Key;
 use crate::note::{NOTE_CAP_BYTES, NoteSigner, NoteVerifier, SignedNote};
 use crate::reader::{ENTRY_CAP_BYTES, TileTree};
 use crate::root::{TreeHead, root_of_leaves};
@@ -98,6 +99,11 @@ impl LogWriter {
     /// The key by which its checkpoints are checked.
     pub fn verifier(&self) -> &NoteVerifier {
         self.signer.verifier()
+    }
+
+    /// The key that signs them.
+    pub fn key(&self) -> &Ed25519Key {
+        self.signer.key()
     }
 
     /// The tree up to the latest checkpoint, for proofs.

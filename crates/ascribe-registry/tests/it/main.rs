@@ -13,6 +13,7 @@ mod shipped;
 mod signed;
 mod sources;
 mod usage;
+mod usage_run;
 mod wiring;
 
 use std::fs;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, DictionaryArray, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::Int32Type;
 use ascribe_core::{Digest, NoProgress};
-use ascribe_registry::{Fields, Ingest, RegistryError, SourceFormat, SourceSet};
+use ascribe_registry::{CanonicalRecord, Fields, Ingest, RegistryError, SourceFormat, SourceSet};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
@@ -310,5 +310,41 @@ proptest! {
         let line = ascribe_registry::content::record_line(&id, &text);
         let expected = ascribe_tlog::leaf_hash(&Digest::of(line.as_bytes()).0);
         prop_assert_eq!(ingest(&path, &Fields::default()).unwrap().0, expected);
+    }
+}
+
+/// Lines that are canonical already are copied as they were read, all others are written anew; what is left out is not copied.
+#[test]
+fn a_copy_is_the_canonical_lines_whatever_the_source() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("mixed.jsonl");
+    let (plain, more) = (r#"{"id":"1","text":"é\u00e9 a"}"#, r#"{"text":"b","id":"2","more":7}"#);
+    let (empty, last) = (r#"{"id":"3","text":""}"#, r#"{ "id":"4", "text":"spaces stay" }"#);
+    let cases = [
+        vec![plain],
+        vec![plain, last],
+        vec![plain, more, last],
+        vec![more, plain],
+        vec![plain, empty],
+        vec![plain, empty, last],
+        vec![empty, plain, more],
+    ];
+    for lines in cases {
+        for end in ["", "\n"] {
+            fs::write(&path, lines.join("\n") + end).unwrap();
+            let fields = Fields { skip_empty: true, ..Fields::default() };
+            let set = SourceSet::find(&path).unwrap();
+            let ingest = Ingest { set: &set, fields: &fields, strict: false };
+            let (mut copy, mut expected) = (Vec::new(), String::new());
+            let summary = ingest.run(Some(&mut copy), &NoProgress).unwrap();
+            let mut put = |_, record: &CanonicalRecord<'_>| {
+                expected += &record.line;
+                expected.push('\n');
+                Ok::<(), RegistryError>(())
+            };
+            ingest.each_record(&NoProgress, &mut put).unwrap();
+            assert_eq!(String::from_utf8(copy).unwrap(), expected, "{lines:?} {end:?}");
+            assert_eq!(summary.len_bytes, expected.len() as u64);
+        }
     }
 }

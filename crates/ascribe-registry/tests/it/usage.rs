@@ -64,6 +64,29 @@ fn batches_are_logged_proven_and_summed() {
 }
 
 #[test]
+fn sealed_receipts_enter_the_log_as_signed_ones_do() {
+    let dir = TempDir::new().unwrap();
+    let mut log = open(dir.path());
+    let sealed = |id: &str| UsageReceipt::new(usage(id)).unwrap().seal(signer().key()).unwrap();
+    let batch: Vec<_> = ["a", "b\"\\ü", "c"].map(sealed).into();
+    for sealed in &batch {
+        assert_eq!(sealed.line(), sealed.signed().to_bytes(), "the canonical spelling");
+        assert_eq!(sealed.digest(), sealed.signed().receipt.digest());
+        sealed.signed().verify(&signer().key().public()).unwrap();
+    }
+    assert_eq!(log.append_sealed(batch.iter(), &NoProgress).unwrap().0, 0);
+    let replay = log.append_sealed([&sealed("d"), &batch[1]].into_iter(), &NoProgress).unwrap_err().to_string();
+    assert!(replay.contains("a replay") && log.size() == 3, "{replay}");
+    let foreign = UsageReceipt::new(usage("e")).unwrap().seal(&Ed25519Key::demo("other")).unwrap();
+    let error = log.append_sealed([&foreign].into_iter(), &NoProgress).unwrap_err().to_string();
+    assert!(error.contains("usage receipt: signer") && log.size() == 3, "{error}");
+    assert_eq!(verify(dir.path()).unwrap().receipts, 3);
+    for (index, sealed) in (0..).zip(&batch) {
+        assert_eq!(log.prove(index).unwrap().extra.as_deref(), Some(sealed.line()));
+    }
+}
+
+#[test]
 fn a_replayed_request_is_refused_for_ever() {
     let dir = TempDir::new().unwrap();
     let mut log = open(dir.path());
