@@ -8,4 +8,5 @@
 mod golden_engine;
 mod golden_models;
 mod golden_registry;
+mod methods_paper;
 mod shipped;

@@ -49,10 +49,10 @@ pub struct DemoSummary {
     pub hnsw_recall_at_10: f64,
     /// Seeds of the retrain bank.
     pub retraining_seeds: u64,
-    /// Share error of one retraining seed against the mean of the others; absent with a single seed.
+    /// Agreement of one retraining seed with the others: its share error against their mean; absent with a single seed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ceiling_share_error: Option<f64>,
-    /// Spearman of one retraining seed against the mean of the others; absent with a single seed.
+    /// Agreement of one retraining seed with the others: its Spearman with their mean; absent with a single seed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ceiling_spearman: Option<f64>,
     /// Methods and controls, measured against retraining.

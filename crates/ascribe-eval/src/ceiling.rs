@@ -1,4 +1,5 @@
-//! The ceiling: how well does one seed's truth predict the others'? It says how noisy the truth is.
+//! Agreement of one retraining seed with the others: how well does one seed's truth predict theirs? It says how noisy the truth
+//! is. The names say ceiling, since fields of files do; it bounds nothing, as methods are held against the less noisy mean of all.
 
 use ndarray::{Array2, Axis};
 use serde::{Deserialize, Serialize};
@@ -19,7 +20,7 @@ pub struct Ceiling {
     pub n_seeds: usize,
 }
 
-/// Measures the ceiling from per-seed loss changes, each `[Q, K]`; `own[q]` is the query's own dataset.
+/// Measures the agreement from per-seed loss changes, each `[Q, K]`; `own[q]` is the query's own dataset.
 ///
 /// The truth that methods are held against is the mean of all seeds, which is less noisy than any target here: a method
 /// may be a little better than `one_against_rest`. With two seeds both figures are the same.

@@ -1,7 +1,7 @@
 //! Evaluation: how good are scores and shares, held against what retraining showed?
 //!
 //! Here lives: true shares from loss changes, share error, top-1, rank correlation, their bootstrap intervals, the
-//! seed-to-seed ceiling of the truth itself, the linear datamodelling score, leave-one-out correlation, detection, removal
+//! agreement of one retraining seed with the others, the linear datamodelling score, leave-one-out correlation, detection, removal
 //! and recall measures, and the games that retraining on subsets plays (`game`: Shapley, Banzhaf). Here never lives:
 //! training, fitting (a calibration is fitted in `methods`), files.
 //!

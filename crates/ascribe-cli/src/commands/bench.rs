@@ -137,7 +137,7 @@ fn report_text(report: &SettingReport) -> String {
     };
     let rows: Vec<Vec<String>> = report.ranked().iter().map(row).collect();
     let ceiling = report.truth.ceiling.map_or_else(String::new, |c| {
-        format!("\nceiling, one seed against the others: {:.3} [{:.3}, {:.3}]", c.mean, c.low, c.high)
+        format!("\nagreement of one retraining seed with the others: {:.3} [{:.3}, {:.3}]", c.mean, c.low, c.high)
     });
     let mut text = format!(
         "{}: {}\n{} queries, {} examples; truth: {}{ceiling}\n\n{}",

@@ -252,7 +252,7 @@ fn methods_text(
     let rows: Vec<Vec<String>> = sorted.into_iter().map(row).collect();
     let header = ["", "share error, raw", "calibrated", "unseen datasets", "top-1", "Spearman", "others"];
     let ceiling = ceiling.map_or_else(String::new, |(error, rank)| {
-        format!("ceiling, one retraining seed against the others: share error {error:.3}, Spearman {rank:.3}\n")
+        format!("agreement of one retraining seed with the others: share error {error:.3}, Spearman {rank:.3}\n")
     });
     table(&header, &rows) + &ceiling
 }

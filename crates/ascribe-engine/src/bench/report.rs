@@ -185,7 +185,9 @@ pub struct TruthFigure {
     pub subsets: usize,
     /// Trainings per subset.
     pub seeds: usize,
-    /// The same measure for one seed of the truth against the mean of the others: what its noise leaves to be reached.
+    /// Agreement of one retraining seed with the others: the same measure for one seed of the truth against the mean of the others,
+    /// mean over seeds. It says how noisy the truth is. It bounds nothing, whatever the field is called: methods are held against the
+    /// mean of all seeds, which is less noisy.
     pub ceiling: Option<Estimate>,
 }
 

@@ -170,7 +170,7 @@ pub(super) fn image_outcomes(subject: &ImageSubject, images: &Images, job: Job<'
 
 /// Negative nats of all responses after training on the kept examples, or on the examples of the kept datasets. The number of
 /// steps is the recipe's whatever is kept; without any player the model is untrained.
-fn decoder_outcomes(
+pub(super) fn decoder_outcomes(
     data: &DecoderData,
     kind: PlayerKind,
     job: Job<'_>,

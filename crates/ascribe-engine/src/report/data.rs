@@ -14,7 +14,7 @@ pub struct ReportData {
     pub responses: Vec<ResponseRow>,
     /// Methods and controls: measured against retraining.
     pub methods: Vec<MethodRow>,
-    /// What one retraining seed reaches against the mean of the others: how noisy the truth itself is.
+    /// Agreement of one retraining seed with the others (against their mean): how noisy the truth itself is.
     pub ceiling: Option<MethodRow>,
     /// Name of the default method (the one that shares and payouts come from).
     pub default_method: String,

@@ -210,7 +210,7 @@ fn the_default_leads_and_the_best_is_bold() {
     let (mixed, bm25) = (table.find("mixed"), table.find("bm25"));
     assert!(mixed < bm25, "rows are ordered by calibrated share error");
     assert!(table.contains("<b>0.125</b>") && !table.contains("<b>0.250</b>"));
-    assert!(table.contains(">control</span>") && table.contains(">ceiling</span>"));
+    assert!(table.contains(">control</span>") && table.contains(">agreement with the others</span>"));
 }
 
 #[test]

@@ -44,7 +44,7 @@ pub struct Evaluation {
     pub usable: u64,
     /// Methods and controls by name.
     pub methods: BTreeMap<String, MethodSummary>,
-    /// One seed of the truth against the mean of the others.
+    /// Agreement of one retraining seed with the others (against their mean): how noisy the truth is, no limit for methods.
     pub ceiling: Option<Measured>,
     /// The best fixed shares: the mean truth for every response.
     pub fixed: Measured,

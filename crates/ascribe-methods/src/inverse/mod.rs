@@ -1,4 +1,4 @@
-//! InverseCurvature curvature times vectors: `(H + λ)⁻¹ v` on the contracts of [`crate::source`], one algorithm per file.
+//! Inverse curvature times vectors: `(H + λ)⁻¹ v` on the contracts of [`crate::source`], one algorithm per file.
 //!
 //! | file | needs | exact? |
 //! |---|---|---|

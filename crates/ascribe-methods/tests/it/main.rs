@@ -10,6 +10,7 @@ mod inverse;
 mod lorif;
 mod rows;
 mod softmax;
+mod steps;
 mod support;
 mod trajectory;
 mod trak;

@@ -159,8 +159,8 @@ impl Section {
             ("Truth".to_owned(), report.truth.about.replace('`', "")),
         ];
         if let Some(c) = report.truth.ceiling {
-            let text = format!("{:.3} [{:.3}, {:.3}], one seed against the mean of the others", c.mean, c.low, c.high);
-            facts.push(("Ceiling".to_owned(), text));
+            let text = format!("{:.3} [{:.3}, {:.3}], against their mean", c.mean, c.low, c.high);
+            facts.push(("Agreement of one retraining seed with the others".to_owned(), text));
         }
         if let Some(bank) = report.truth.bank {
             facts.push(("Bank".to_owned(), bank.to_string()[..16].to_owned()));

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use patch::{tail_patch, text_tail_patch};
 pub use planted::{Detection, Merged, Planted, detect, merge, mislabel};
-pub use removal::{RemovalFigure, RemovalOptions, RemovalReport, removal};
+pub use removal::{RemovalFigure, RemovalOptions, RemovalReport, removal, text_removal};
 
 use super::contest::{Contestant, Scores};
 use super::lab::{DecoderLab, ImageLab, Lab};
@@ -118,7 +118,7 @@ pub struct SubclassSettings {
 pub struct RemovalSettings {
     /// Parts of the training examples that are taken out, rising.
     pub parts: Vec<f64>,
-    /// The first so many queries.
+    /// The first so many queries; of a decoder's, so many evenly spaced.
     pub queries: usize,
     /// Seeds of the trainings.
     pub seeds: Vec<u64>,
@@ -313,11 +313,15 @@ impl<'a> Course<'a> {
                 let merged = cached(&self.merged, || merge(lab, settings.merge, settings.queries))?;
                 merged.figures(self.scored(name, &merged.lab, progress)?.values.view())
             }
-            (Protocol::Removal, CourseLab::Images(lab)) => {
+            (Protocol::Removal, lab) => {
                 let settings = settings.removal.as_ref().expect("chosen protocols have a table");
                 let (parts, seeds) = (settings.parts.clone(), settings.seeds.clone());
                 let options = RemovalOptions { parts, n_queries: settings.queries, seeds };
-                Ok(removal(lab, scores.values.view(), &options, progress)?.figures())
+                let report = match lab {
+                    CourseLab::Images(lab) => removal(lab, scores.values.view(), &options, progress)?,
+                    CourseLab::Decoder(lab) => text_removal(lab, scores.values.view(), &options, progress)?,
+                };
+                Ok(report.figures())
             }
             (Protocol::TailPatch, lab) => {
                 let settings = settings.tail_patch.as_ref().expect("chosen protocols have a table");
@@ -330,7 +334,7 @@ impl<'a> Course<'a> {
                 Ok(named("tail_patch", Some(rise)))
             }
             (_, CourseLab::Decoder(_)) => {
-                let expected = "a setting of images, whose labels and trainings it changes".to_owned();
+                let expected = "a setting of images, whose labels it changes".to_owned();
                 Err(EngineError::Setting { setting: protocol.name(), expected, found: "a decoder".into() })
             }
         }

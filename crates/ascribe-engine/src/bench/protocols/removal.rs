@@ -1,5 +1,5 @@
-//! Removal: every query's top examples are taken out, the model is trained again, and its margin is compared with that after
-//! taking out random examples.
+//! Removal: every query's top examples are taken out, the model is trained again, and its margin (of a text: its log-likelihood) is
+//! compared with that after taking out random examples.
 //!
 //! Sources: brittleness, datamodels (arXiv:2202.00622, §4.1) and TRAK (arXiv:2303.14186); loss difference after removing the top
 //! part, bergson. Here never lives: the measures (eval), a method.
@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{BOOTSTRAP_SEED, Figures, estimated, named, top};
 use crate::bench::bank::Job;
-use crate::bench::lab::ImageLab;
-use crate::bench::runners::image_outcomes;
+use crate::bench::lab::{DecoderLab, ImageLab};
+use crate::bench::runners::{decoder_outcomes, image_outcomes};
+use crate::bench::setting::PlayerKind;
 use crate::error::EngineError;
 
 /// What a removal protocol is asked for.
@@ -84,13 +85,50 @@ pub fn removal(
     options: &RemovalOptions,
     progress: &dyn Progress,
 ) -> Result<RemovalReport, EngineError> {
-    let (n, n_queries) = (lab.images.train.len(), options.n_queries);
-    check(lab, scores, options)?;
+    let n = lab.images.train.len();
+    check(n, scores, options)?;
+    let queries: Vec<usize> = (0..options.n_queries).collect();
     let train = |kept: &[bool], seed: u64| image_outcomes(&lab.subject, &lab.images, Job { subset: 0, kept, seed });
+    remove_and_train(n, scores, &queries, options, &train, progress)
+}
+
+/// The same for a decoder's responses, in nats of a response: `n_queries` of them, evenly spaced over all that have scores, since
+/// they come dataset by dataset. A response is not right or wrong: nothing turns, `brittleness` and `removals_to_flip` have no
+/// value. The number of steps is the recipe's, so fewer examples are seen more often.
+///
+/// # Errors
+/// As [`removal`].
+pub fn text_removal(
+    lab: &DecoderLab,
+    scores: ArrayView2<'_, f32>,
+    options: &RemovalOptions,
+    progress: &dyn Progress,
+) -> Result<RemovalReport, EngineError> {
+    let n = lab.data.corpus.examples.len();
+    check(n, scores, options)?;
+    let queries: Vec<usize> = (0..options.n_queries).map(|i| i * scores.nrows() / options.n_queries).collect();
+    let train = |kept: &[bool], seed: u64| {
+        decoder_outcomes(&lab.data, PlayerKind::Examples, Job { subset: 0, kept, seed }, progress)
+    };
+    remove_and_train(n, scores, &queries, options, &train, progress)
+}
+
+/// Outcomes of all queries after a training on the kept examples under a seed.
+pub(super) type Train<'a> = dyn Fn(&[bool], u64) -> Result<Vec<f64>, EngineError> + Sync + 'a;
+
+pub(super) fn remove_and_train(
+    n: usize,
+    scores: ArrayView2<'_, f32>,
+    queries: &[usize],
+    options: &RemovalOptions,
+    train: &Train<'_>,
+    progress: &dyn Progress,
+) -> Result<RemovalReport, EngineError> {
+    let n_queries = queries.len();
     let per_seed: Vec<Vec<f64>> =
         options.seeds.par_iter().map(|&seed| train(&vec![true; n], seed)).collect::<Result<_, _>>()?;
-    let before: Vec<f64> =
-        (0..n_queries).map(|q| per_seed.iter().map(|row| row[q]).sum::<f64>() / per_seed.len() as f64).collect();
+    let mean = |&q: &usize| per_seed.iter().map(|row| row[q]).sum::<f64>() / per_seed.len() as f64;
+    let before: Vec<f64> = queries.iter().map(mean).collect();
     progress.start("remove and train again", (options.parts.len() * options.seeds.len() * n_queries) as u64, "models");
     let (mut figures, mut sizes) = (Vec::new(), Vec::new());
     let mut margins = Array2::zeros((n_queries, options.parts.len()));
@@ -102,9 +140,9 @@ pub fn removal(
             let mut order: Vec<usize> = (0..n).collect();
             Stream::new(seed, &format!("bench/removal/{n_removed}")).shuffle(&mut order);
             let control = train(&without(n, &order[..n_removed]), seed)?;
-            let outcomes: Vec<f64> = (0..n_queries)
-                .into_par_iter()
-                .map(|q| {
+            let outcomes: Vec<f64> = queries
+                .par_iter()
+                .map(|&q| {
                     if progress.stop_requested() {
                         return Err(EngineError::Stopped);
                     }
@@ -113,8 +151,8 @@ pub fn removal(
                     Ok(margin)
                 })
                 .collect::<Result<_, _>>()?;
-            for q in 0..n_queries {
-                (removed[(q, s)], random[(q, s)]) = (outcomes[q], control[q]);
+            for (row, &q) in queries.iter().enumerate() {
+                (removed[(row, s)], random[(row, s)]) = (outcomes[row], control[q]);
             }
         }
         sizes.push(n_removed);
@@ -132,11 +170,10 @@ pub fn removal(
     Ok(RemovalReport { parts: figures, median_to_flip: median_removals(&flips) })
 }
 
-fn check(lab: &ImageLab, scores: ArrayView2<'_, f32>, options: &RemovalOptions) -> Result<(), EngineError> {
+fn check(n: usize, scores: ArrayView2<'_, f32>, options: &RemovalOptions) -> Result<(), EngineError> {
     let refuse = |setting, expected: String, found: String| Err(EngineError::Setting { setting, expected, found });
-    let n = lab.images.train.len();
     if scores.ncols() != n {
-        return refuse("scores", format!("one column for each of {n} training images"), scores.ncols().to_string());
+        return refuse("scores", format!("one column for each of {n} training examples"), scores.ncols().to_string());
     }
     if options.n_queries == 0 || options.n_queries > scores.nrows() {
         return refuse(

@@ -5,6 +5,7 @@ use ascribe_linalg::Stream;
 use ascribe_models::vision::{ClassifierConfig, ClassifierKind, ImageSet, Normalization, Objective};
 use ndarray::{Array2, arr2};
 
+use super::removal::{Train, remove_and_train};
 use super::*;
 use crate::bench::images::places;
 use crate::bench::lab::Lab;
@@ -177,4 +178,31 @@ fn protocols_are_chosen_by_name_and_only_those_there_are() {
     let unknown = toml::from_str::<ProtocolSettings>("[removal]\nparts = [0.1]\nqueries = 2\nseeds = [1]\npart = 3");
     assert!(unknown.unwrap_err().to_string().contains("part"));
     assert_eq!(top(arr2(&[[1.0f32, 3.0, 3.0, 2.0]]).row(0), 3), [1, 2, 3], "the first of equals first");
+}
+
+/// Outcomes are sums over the kept examples: what a removal costs is known to the last digit. As log-likelihoods they are never
+/// positive, so nothing turns.
+#[test]
+fn an_additive_world_loses_what_was_taken_out() {
+    let mut stream = Stream::new(9, "removal-test");
+    let worth = Array2::from_shape_fn((5, N), |_| stream.uniform() as f32);
+    let outcomes: &Train<'_> = &|kept, _| {
+        let sum = |q: usize| (0..N).filter(|&i| kept[i]).map(|i| f64::from(worth[(q, i)])).sum::<f64>() - 100.0;
+        Ok((0..5).map(sum).collect())
+    };
+    let options = RemovalOptions { parts: vec![0.1, 0.25], n_queries: 2, seeds: vec![3] };
+    let report = remove_and_train(N, worth.view(), &[1, 4], &options, outcomes, &NoProgress).unwrap();
+    assert_eq!(report.median_to_flip, None);
+    for (figure, n_removed) in report.parts.iter().zip([4usize, 10]) {
+        assert_eq!((figure.n_removed, figure.brittleness), (n_removed, None));
+        let mut order: Vec<usize> = (0..N).collect();
+        Stream::new(3, &format!("bench/removal/{n_removed}")).shuffle(&mut order);
+        let cost = |q: usize| {
+            let mut row: Vec<f64> = worth.row(q).iter().map(|&w| f64::from(w)).collect();
+            let random: f64 = order[..n_removed].iter().map(|&i| row[i]).sum();
+            row.sort_by(f64::total_cmp);
+            row.iter().rev().take(n_removed).sum::<f64>() - random
+        };
+        assert!((figure.effect.mean - (cost(1) + cost(4)) / 2.0).abs() < 1e-9, "{figure:?}");
+    }
 }
