@@ -38,7 +38,7 @@ pub use certified::{Certificate, CertifiedIndex};
 pub use error::IndexError;
 pub use exact::ExactIndex;
 pub use filter::Filter;
-pub use hnsw::{HnswIndex, HnswParams, Metric, RecallCurve};
+pub use hnsw::{GraphBuilder, HnswIndex, HnswParams, Metric, RecallCurve};
 pub use recall::{Recall, recall_at_k};
 
 /// A row that was found.

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::graph::{Graph, NODES_MAX, Node};
 use super::points::{Projection, norm_ranges};
 use super::refine::{Layers, SPARE, lead_to, strays, varied};
-use super::{HnswIndex, HnswParams, Metric, Range};
+use super::{GraphBuilder, HnswIndex, HnswParams, Metric, Range, insert};
 use crate::candidates::{Blocks, norms};
 use crate::error::IndexError;
 
@@ -38,8 +38,8 @@ type Library = Hnsw<'static, f32, UnitDistance>;
 impl<'r, R: FeatureReader> HnswIndex<'r, R> {
     /// Builds graphs over all rows of `reader`, and measures what they find ([`HnswIndex::curve`]).
     ///
-    /// Each graph is built by one thread, in the order of the rows, with the library's fixed level generator: the graphs
-    /// do not depend on the number of threads.
+    /// The library builds each graph by one thread, in the order of the rows, with its fixed level generator; ours joins batches
+    /// whose borders depend on the rows alone: the graphs do not depend on the number of threads.
     ///
     /// # Errors
     /// [`IndexError::EmptyStore`], [`IndexError::BadSetting`], [`IndexError::RowNotFinite`], those of the reader.
@@ -63,9 +63,15 @@ impl<'r, R: FeatureReader> HnswIndex<'r, R> {
         let laid: Vec<(Graph, Vec<u64>)> = runs
             .par_iter()
             .map(|run| {
-                let library = lists_of(&library_graph(&points, run, &params), run.len());
                 let nodes = Nodes { points: &points, run, norms: &norms, ids: &ids };
-                nodes.refined(library, &params)
+                let layers = match params.builder {
+                    GraphBuilder::Library => {
+                        let library = lists_of(&library_graph(&points, run, &params), run.len());
+                        varied(&points, run, &library, params.n_neighbours)
+                    }
+                    GraphBuilder::Batches => insert::layers(&points, run, &params),
+                };
+                nodes.with_ways(layers, &params)
             })
             .collect();
         let mut ranges = Vec::with_capacity(laid.len());
@@ -125,9 +131,8 @@ pub(super) struct Nodes<'a> {
 }
 
 impl Nodes<'_> {
-    /// The library's lists made better, laid out; and the rows that a search for themselves still does not find.
-    fn refined(&self, library: Layers, params: &HnswParams) -> (Graph, Vec<u64>) {
-        let mut layers = varied(self.points, self.run, &library, params.n_neighbours);
+    /// Lists with a way to every node, laid out; and the rows that a search for themselves still does not find.
+    fn with_ways(&self, mut layers: Layers, params: &HnswParams) -> (Graph, Vec<u64>) {
         let most = 2 * params.n_neighbours + SPARE;
         let mut graph = self.laid(layers.clone());
         let mut left = strays(&graph, self.points, self.run, params);

@@ -286,7 +286,7 @@ impl Graph {
 }
 
 /// Writes a point's codes; returns their scale.
-fn put(codes: &mut [u8], point: &[f32]) -> f32 {
+pub fn put(codes: &mut [u8], point: &[f32]) -> f32 {
     let scale = point.iter().fold(0.0f32, |m, x| m.max(x.abs())) / 127.0;
     for (code, &x) in codes.iter_mut().zip(point) {
         *code = if scale > 0.0 { (x / scale).round().clamp(-127.0, 127.0) as i8 as u8 } else { 0 };

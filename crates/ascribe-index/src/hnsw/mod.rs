@@ -12,7 +12,8 @@
 //! 2. **Points are short** if wanted: rows are projected by a seeded matrix of signs (Johnson–Lindenstrauss) before they
 //!    are inserted.
 //! 3. **Built by `hnsw_rs`, mended and walked by us** (`refine.rs`, `graph.rs`, `walk.rs`): the library's lists are thinned
-//!    out for variety and laid out as bytes, with int8 codes for points; a file is mapped and searched as it lies.
+//!    out for variety and laid out as bytes, with int8 codes for points; a file is mapped and searched as it lies. Large graphs
+//!    are better built by us ([`GraphBuilder::Batches`], `insert.rs`): over the codes, on all threads, with the same result for any.
 //! 4. **A graph only nominates.** A nominee's score is estimated from its codes and norm, the best `n_exact` are
 //!    scored again, exactly, from the store: a hit's score is never approximate. Graphs are asked from the longest rows
 //!    down, and no further than rows are long enough to reach the k-th best estimate.
@@ -33,6 +34,7 @@ mod build;
 pub(crate) mod curve;
 mod file;
 mod graph;
+mod insert;
 pub(crate) mod points;
 mod refine;
 mod search;
@@ -66,6 +68,23 @@ pub enum Metric {
     Cosine,
 }
 
+/// What builds the graphs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GraphBuilder {
+    /// `hnsw_rs`, one thread a graph, over f32 points.
+    #[default]
+    Library,
+    /// Batches over int8 codes, on all threads: for large graphs.
+    Batches,
+}
+
+impl GraphBuilder {
+    fn is_library(&self) -> bool {
+        *self == Self::Library
+    }
+}
+
 /// How graphs are built. The defaults are measured in the throughput example.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct HnswParams {
@@ -82,6 +101,9 @@ pub struct HnswParams {
     /// What is ranked by.
     #[serde(default)]
     pub metric: Metric,
+    /// What builds them. Absent in headers of the library's graphs, which are older than the choice.
+    #[serde(default, skip_serializing_if = "GraphBuilder::is_library")]
+    pub builder: GraphBuilder,
 }
 
 impl Default for HnswParams {
@@ -93,6 +115,7 @@ impl Default for HnswParams {
             n_graphs: 64,
             seed: 0,
             metric: Metric::InnerProduct,
+            builder: GraphBuilder::Library,
         }
     }
 }

@@ -64,7 +64,7 @@ pub fn varied(points: &Array2<f32>, run: &[usize], layers: &Layers, n_neighbours
 }
 
 /// Of candidates by falling nearness, those that are nearer to the node than to any kept before; then the nearest others.
-fn heuristic(sorted: &[(f32, u32)], most: usize, near: impl Fn(u32, u32) -> f32) -> Vec<u32> {
+pub fn heuristic(sorted: &[(f32, u32)], most: usize, mut near: impl FnMut(u32, u32) -> f32) -> Vec<u32> {
     let (mut kept, mut left) = (Vec::with_capacity(most), Vec::new());
     for &(to_node, other) in sorted {
         if kept.len() >= most {

@@ -58,9 +58,22 @@ impl<'a> Query<'a> {
 
 /// The `ef` best nodes that the walk finds, best first. Cost: about `ef · degree` products.
 pub fn walk<'s>(graph: &Graph, query: &Query<'_>, ef: usize, scratch: &'s mut Scratch) -> &'s [Seen] {
-    let (codes, scales) = (graph.codes(), graph.scales());
     let entry = descend(graph, query, scratch);
-    scratch.begin(graph.shape().n_nodes);
+    let score = |nodes: &[u32], products: &mut Vec<i32>| query.score(graph.codes(), nodes, products);
+    best_first(entry, |node| graph.neighbours(node, 0), graph.scales(), score, ef, scratch)
+}
+
+/// The same over any lists: from `entry`, whose score is known, by `neighbours`, with products by `score` and a scale for each node.
+#[inline]
+pub fn best_first<'s, 'g>(
+    entry: Seen,
+    neighbours: impl Fn(u32) -> &'g [u32],
+    scales: &[f32],
+    score: impl Fn(&[u32], &mut Vec<i32>),
+    ef: usize,
+    scratch: &'s mut Scratch,
+) -> &'s [Seen] {
+    scratch.begin(scales.len());
     let Scratch { marks, epoch, pool, batch, products } = scratch;
     pool.clear();
     pool.push(Seen { open: true, ..entry });
@@ -70,14 +83,14 @@ pub fn walk<'s>(graph: &Graph, query: &Query<'_>, ef: usize, scratch: &'s mut Sc
         pool[at].open = false;
         first_open = at + 1;
         batch.clear();
-        for &other in graph.neighbours(pool[at].node, 0) {
+        for &other in neighbours(pool[at].node) {
             let mark = &mut marks[other as usize];
             if *mark != *epoch {
                 *mark = *epoch;
                 batch.push(other);
             }
         }
-        query.score(codes, batch, products);
+        score(batch, products);
         for (&node, &product) in batch.iter().zip(products.iter()) {
             let seen = Seen { score: product as f32 * scales[node as usize], node, open: true };
             if let Some(place) = insert(pool, seen, ef) {
@@ -101,27 +114,43 @@ pub fn best_of<'s>(graph: &Graph, query: &Query<'_>, nodes: &[u32], ef: usize, s
 
 /// From the entry down to the lowest layer, always to the best neighbour.
 fn descend(graph: &Graph, query: &Query<'_>, scratch: &mut Scratch) -> Seen {
-    let (codes, scales) = (graph.codes(), graph.scales());
-    let node = graph.shape().entry;
-    query.score(codes, &[node], &mut scratch.products);
-    let mut best = Seen { score: scratch.products[0] as f32 * scales[node as usize], node, open: true };
-    for layer in (1..=graph.level(node)).rev() {
-        loop {
-            let list = graph.neighbours(best.node, layer);
-            query.score(codes, list, &mut scratch.products);
-            let before = best.node;
-            for (&node, &product) in list.iter().zip(&scratch.products) {
-                let seen = Seen { score: product as f32 * scales[node as usize], node, open: true };
-                if is_better(&seen, &best) {
-                    best = seen;
-                }
-            }
-            if best.node == before {
-                break;
-            }
-        }
+    let entry = graph.shape().entry;
+    let score = |nodes: &[u32], products: &mut Vec<i32>| query.score(graph.codes(), nodes, products);
+    let mut best = scored(entry, graph.scales(), score, scratch);
+    for layer in (1..=graph.level(entry)).rev() {
+        best = greedy(best, |node| graph.neighbours(node, layer), graph.scales(), score, scratch);
     }
     best
+}
+
+/// A node with its score.
+pub fn scored(node: u32, scales: &[f32], score: impl Fn(&[u32], &mut Vec<i32>), scratch: &mut Scratch) -> Seen {
+    score(&[node], &mut scratch.products);
+    Seen { score: scratch.products[0] as f32 * scales[node as usize], node, open: true }
+}
+
+/// From a node to its best neighbour, for as long as one is better.
+pub fn greedy<'g>(
+    mut best: Seen,
+    neighbours: impl Fn(u32) -> &'g [u32],
+    scales: &[f32],
+    score: impl Fn(&[u32], &mut Vec<i32>),
+    scratch: &mut Scratch,
+) -> Seen {
+    loop {
+        let list = neighbours(best.node);
+        score(list, &mut scratch.products);
+        let before = best.node;
+        for (&node, &product) in list.iter().zip(&scratch.products) {
+            let seen = Seen { score: product as f32 * scales[node as usize], node, open: true };
+            if is_better(&seen, &best) {
+                best = seen;
+            }
+        }
+        if best.node == before {
+            return best;
+        }
+    }
 }
 
 /// Higher score, then lower node. Scores are finite: they are integers times checked scales.

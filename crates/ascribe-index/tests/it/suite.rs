@@ -1,6 +1,6 @@
 //! The contract, on every implementation of this crate, and what only some of them can be asked.
 
-use ascribe_index::{Effort, ExactIndex, HnswIndex, HnswParams, IndexError, VectorIndex};
+use ascribe_index::{Effort, ExactIndex, GraphBuilder, HnswIndex, HnswParams, IndexError, VectorIndex};
 use ascribe_testkit::{MemoryReader, gradient_spec};
 use ndarray::Array2;
 
@@ -12,6 +12,10 @@ fn small() -> HnswParams {
 
 contract!(exact, |reader| Ok(Box::new(ExactIndex::new(reader)?)));
 contract!(hnsw, |reader| Ok(Box::new(HnswIndex::build(reader, small())?)));
+contract!(hnsw_in_batches, |reader| {
+    let params = HnswParams { builder: GraphBuilder::Batches, ..small() };
+    Ok(Box::new(HnswIndex::build(reader, params)?))
+});
 
 #[test]
 fn exact_hits_do_not_depend_on_the_blocks() {
