@@ -3,7 +3,8 @@
 #
 #   benches/payouts/run.sh [RESPONSES [DATASETS [PAYEES_EACH]]]     default 25000 4000 250: 100 M rows, 1 M payees
 #
-# Needs cargo and python3; 8 GB of disk in $SCRATCH (default: a temporary folder). Prints one JSON line.
+# Needs cargo and python3; 8 GB of disk in $SCRATCH (default: a temporary folder). Prints one JSON line. With PREPARE=1 and a SCRATCH
+# only the inputs are made, so that a later call measures at once.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 responses=${1:-25000} datasets=${2:-4000} payees=${3:-250}
@@ -18,7 +19,7 @@ target=${CARGO_TARGET_DIR:-target}
 [ -e "$work/registry/licences.log" ] || "$target/release/examples/pay_registry" "$work/registry" "$datasets" "$payees"
 rm -rf "$work/out"
 "$work/venv/bin/python" - "$work" "$responses" "$datasets" "$target/release/ascribe" <<'PYTHON'
-import json, os, resource, subprocess, sys, time
+import json, os, subprocess, sys, time
 import duckdb
 
 work, responses, datasets, ascribe = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
@@ -32,12 +33,8 @@ if not os.path.exists(scores):
         FROM range({responses}) t(q), range({datasets}) u(d)) TO '{scores}' (FORMAT parquet, ROW_GROUP_SIZE 1000000)""")
     made.close()
 
-def measure(command):
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.time()
-    subprocess.run(command, check=True, stdout=subprocess.PIPE)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"wall_s": round(time.time() - start, 1), "cpu_s": round(cpu, 1)}
+if os.environ.get("PREPARE"):
+    sys.exit()
 
 def peak(command, **kwargs):
     found = subprocess.Popen(command, stdout=subprocess.PIPE, **kwargs)

@@ -14,8 +14,10 @@ use crate::error::PayError;
 use crate::evidence::{Shares, Tops};
 use crate::files;
 use crate::gather::{Gathered, unregistered};
+use crate::revenue::Revenue;
 use crate::settings::PaySettings;
 use crate::terms::PayTerms;
+use crate::usage::UseNotes;
 
 /// Reads the book at `path`; `None` for a file that is no JSON object, which is a score file then.
 ///
@@ -52,7 +54,7 @@ pub fn gather(
         (Accruals::new(&terms.batch), Tops::new(terms, n_rows), Shares::default());
     let n = book.responses.len() as u64;
     let revenue = funded.checked_div(n.into()).unwrap_or(0);
-    let mut cancelled = 0;
+    let (mut cancelled, mut uses, mut parts) = (0, UseNotes::new(terms, n_rows), Vec::new());
     let owner_of = terms.batch.owner_of_dataset();
     for response in &book.responses {
         cancelled += u64::from(response.verdict == Verdict::Cancelled);
@@ -75,7 +77,10 @@ pub fn gather(
         let line = |sum: &Summed| Line { dataset: sum.dataset, weight: sum.score.unsigned_abs() };
         let mut lines: Vec<Line> = known.iter().map(line).collect();
         lines.sort_unstable_by_key(|line| (owner_of[line.dataset as usize], line.dataset));
-        accruals.event(&terms.batch, revenue, settings.coverage_ppm, &lines, unknown)?;
+        parts.clear();
+        let mut part = |dataset, amount| parts.push((dataset, amount));
+        accruals.event_parts(&terms.batch, revenue, settings.coverage_ppm, &lines, unknown, &mut part)?;
+        uses.response(response.query.0.into(), &parts);
         let interval = |dataset: u32| intervals.get(&dataset).copied();
         tops.response(owner_of, response.query.0.into(), &lines, unknown, &interval);
         shares.response(response.query.0.into(), &lines, unknown, &interval);
@@ -101,6 +106,7 @@ pub fn gather(
         blocked: BTreeMap::new(),
         top: tops.named(&name),
         shares: shares.named(&name),
+        uses: uses.finish(terms, &|_| None, &Revenue::Even(revenue), Some(format!("shares of spec {}", p.spec))),
         notes,
     };
     Ok((accruals, gathered))

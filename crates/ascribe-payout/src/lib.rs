@@ -14,6 +14,7 @@
 //! | `payout.csv`, `payees.csv` | a line per payee: paid and carried; earned, share and interval |
 //! | `shares.csv` | a line per response and dataset with its share and interval, while there are few enough |
 //! | `report.html`, `statements/` | pages for people: the run, and each payee's earnings, responses, certainty and claim |
+//! | `usage/` | a receipt a response, in a log of its own where no other is named ([`usage`]) |
 //! | `inputs/` | copies of the score file, manifests, licences and the earlier run that the money follows from |
 //! | `run.json` | identity, figures, digests of all of the above; written last, so a folder without it is unfinished |
 
@@ -27,10 +28,12 @@ pub mod files;
 pub mod gather;
 pub mod outputs;
 pub mod report;
+pub mod revenue;
 pub mod settings;
 mod sink;
 pub mod spill;
 pub mod terms;
+pub mod usage;
 pub mod verify;
 
 use std::collections::BTreeMap;
@@ -45,13 +48,15 @@ use ascribe_store::score_rows::ScoreRows;
 use serde::{Deserialize, Serialize};
 
 use gather::Gathered;
+use revenue::{Funded, Funding};
 use settings::PaySettings;
 use terms::PayTerms;
+use usage::{UsageDone, UsageFacts, UsageJob};
 
 pub use ascribe_ledger::BatchRow;
 pub use diff::{PayDiff, diff};
 pub use error::PayError;
-pub use verify::{VerifyPayReport, verify};
+pub use verify::{VerifyPayReport, verify, verify_with};
 
 /// Name of the record of a run.
 pub const RUN_JSON: &str = "run.json";
@@ -67,8 +72,8 @@ pub struct PayJob {
     pub scores: PathBuf,
     /// Registry folder.
     pub registry: PathBuf,
-    /// Settled revenue.
-    pub pool: Money,
+    /// Settled revenue; may be left out where the score file says it response by response ([`revenue`]).
+    pub pool: Option<Money>,
     /// What is paid.
     pub period: Period,
     /// Method of the score file, where it holds several.
@@ -96,6 +101,8 @@ pub struct Computed {
     pub earlier: Option<PayoutTree>,
     /// What was read.
     pub gathered: Gathered,
+    /// Settled revenue beyond the pool's whole minor units.
+    pub pool_rest: SubUnits,
     /// Owner names by ordinal.
     pub owners: Vec<String>,
     /// Dataset names and the ordinals of their owners, by ordinal.
@@ -136,6 +143,9 @@ pub struct PayRunRecord {
     pub run_id: Digest,
     /// Input digests, policy, code version, period.
     pub run: Run,
+    /// Sub-units of settled revenue beyond the pool's whole minor units, where the score file says revenue by response.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool_rest_subunits: Option<SubUnits>,
     /// Method whose rows were read, where the file names methods.
     pub method: Option<String>,
     /// Name of the score file within `inputs/`, or of the file that was too large to copy.
@@ -166,6 +176,9 @@ pub struct PayRunRecord {
     pub files: BTreeMap<String, Digest>,
     /// Files that this run has not, and why.
     pub skipped: BTreeMap<String, String>,
+    /// Its receipts, which stand in a usage log; runs of before had none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<UsageFacts>,
     /// What a reader should know.
     pub notes: Vec<String>,
 }
@@ -178,6 +191,8 @@ pub struct PaySummary {
     pub record: PayRunRecord,
     /// True when the folder held this very run already and nothing was done.
     pub already_done: bool,
+    /// What became of the receipts; `None` where they stood already.
+    pub usage_log: Option<UsageDone>,
 }
 
 impl PayRunRecord {
@@ -298,27 +313,31 @@ pub fn compute(job: &PayJob, scratch: &Path, progress: &dyn Progress) -> Result<
     if let Some(book) = book.as_ref().filter(|_| settings.coverage_ppm == 1_000_000) {
         settings.coverage_ppm = book.coverage_ppm;
     }
+    let funding = Funding { pool: job.pool, dust: previous.dust };
+    let (mut accruals, gathered, funded) = match &book {
+        Some(book) => {
+            let pool = funding.named()?;
+            let (accruals, gathered) = book::gather(book, &terms, &settings, pool.sub_units()?.plus(previous.dust)?.0)?;
+            (accruals, gathered, Funded { pool, rest: SubUnits::ZERO })
+        }
+        None => {
+            let rows = ScoreRows::open(&job.scores, job.method.as_deref())?;
+            gather::gather(&rows, &terms, &settings, &funding, scratch, progress)?
+        }
+    };
     let policy = RunPolicy {
         shares: serde_json::to_string(&(&settings, &job.method))?,
-        pool: job.pool,
+        pool: funded.pool,
         coverage_ppm: settings.coverage_ppm,
         minimum_minor: settings.minimum_minor.into(),
     };
     let run = Run { inputs, policy, version: env!("CARGO_PKG_VERSION").into(), period: job.period.clone() };
     run.check()?;
     let run_id = run.run_id()?;
-    let funded = job.pool.sub_units()?.plus(previous.dust)?;
-    let (mut accruals, gathered) = match &book {
-        Some(book) => book::gather(book, &terms, &settings, funded.0)?,
-        None => {
-            let rows = ScoreRows::open(&job.scores, job.method.as_deref())?;
-            gather::gather(&rows, &terms, &settings, funded.0, scratch, progress)?
-        }
-    };
     keep_revenue_shares(&terms, &mut accruals)?;
     let rules = BatchRules {
-        pool: job.pool,
-        dust_in: previous.dust,
+        pool: funded.pool,
+        dust_in: previous.dust.plus(funded.rest)?,
         minimum_minor: settings.minimum_minor.into(),
         cap_ppm: settings.cap_ppm,
         carried_in: previous.carried,
@@ -328,7 +347,8 @@ pub fn compute(job: &PayJob, scratch: &Path, progress: &dyn Progress) -> Result<
     let gathered = Gathered { blocked: terms.blocked_names(), ..gathered };
     let datasets = terms.datasets.iter().cloned().zip(terms.batch.owner_of_dataset().iter().copied()).collect();
     let (earlier, registry_files) = (previous.tree, terms.files);
-    Ok(Computed { run, run_id, statement, settings, earlier, gathered, owners, datasets, registry_files })
+    let pool_rest = funded.rest;
+    Ok(Computed { run, run_id, statement, settings, earlier, gathered, pool_rest, owners, datasets, registry_files })
 }
 
 /// Digests of everything that the money follows from.
@@ -363,11 +383,24 @@ fn keep_revenue_shares(terms: &PayTerms, accruals: &mut ascribe_ledger::Accruals
 /// # Errors
 /// As [`compute`]; a folder of another run; the disk's.
 pub fn run(job: &PayJob, out: &Path, progress: &dyn Progress) -> Result<PaySummary, PayError> {
+    run_with(job, &UsageJob::default(), out, progress)
+}
+
+/// The same, with receipts in a usage log of choice. They are durable before `run.json` is, so a finished run has all of them; a crash
+/// between the two is finished by the same command, which finds its own receipts and appends none twice.
+///
+/// # Errors
+/// As [`run`]; a response that another run has paid by this log, before anything is written.
+pub fn run_with(
+    job: &PayJob,
+    usage: &UsageJob,
+    out: &Path,
+    progress: &dyn Progress,
+) -> Result<PaySummary, PayError> {
     std::fs::create_dir_all(out).map_err(|e| PayError::io(out, e))?;
     let existing = if out.join(RUN_JSON).exists() { Some(PayRunRecord::read(out)?) } else { None };
     let computed = compute(job, out, progress)?;
-    approve(job, &computed, out)?;
-    if let Some(record) = existing {
+    if let Some(mut record) = existing {
         if record.run_id != computed.run_id {
             return Err(PayError::Content {
                 path: out.join(RUN_JSON),
@@ -375,26 +408,38 @@ pub fn run(job: &PayJob, out: &Path, progress: &dyn Progress) -> Result<PaySumma
                 found: format!("run {}; hint: another run stands in this folder, choose a new one", record.run_id),
             });
         }
+        approve(job, &computed, out)?;
         verify::check_digests(out, &record)?;
-        return Ok(PaySummary { record, already_done: true });
+        let mut usage_log = None;
+        if !usage::stand(out) && record.usage.is_some() {
+            let receipts = usage::Receipts::open(usage, &job.registry, &computed, out, record.usage.as_ref())?;
+            let (facts, done) = receipts.settle(&computed, out, progress)?;
+            (record.usage, usage_log) = (Some(facts), Some(done));
+        }
+        return Ok(PaySummary { record, already_done: true, usage_log });
     }
+    let receipts = usage::Receipts::open(usage, &job.registry, &computed, out, None)?;
+    approve(job, &computed, out)?;
     progress.start("payout files", 0, "");
     let copied = outputs::copy_inputs(job, &computed.registry_files, out)?;
-    let record = outputs::write_all(&computed, &copied, Some(out))?;
+    let mut record = outputs::write_all(&computed, &copied, Some(out))?;
     files::settle(out)?;
+    let (facts, done) = receipts.settle(&computed, out, progress)?;
+    record.usage = Some(facts);
     files::write(&out.join(RUN_JSON), &record.to_json()?)?;
     progress.finish(&format!("{} files, {} payees paid", record.files.len() + 1, record.paid_payees));
-    Ok(PaySummary { record, already_done: false })
+    Ok(PaySummary { record, already_done: false, usage_log: Some(done) })
 }
 
 /// Refuses a run that is not approved, and leaves in its folder what approvers are to look at.
 fn approve(job: &PayJob, computed: &Computed, out: &Path) -> Result<(), PayError> {
-    let checked = approval::check(out, &job.settings, &job.pool, &computed.run_id);
+    let pool = computed.run.policy.pool;
+    let checked = approval::check(out, &job.settings, &pool, &computed.run_id);
     if checked.is_err() {
         let statement = &computed.statement;
-        let pays = Money { minor: statement.settled().minor_floor(), currency: job.pool.currency }.to_string();
+        let pays = Money { minor: statement.settled().minor_floor(), currency: pool.currency }.to_string();
         let payees = statement.rows.iter().filter(|row| row.row.amount.minor > 0).count() as u64;
-        approval::request(out, &approval::ApprovalRequest { run_id: computed.run_id, pool: job.pool, pays, payees })?;
+        approval::request(out, &approval::ApprovalRequest { run_id: computed.run_id, pool, pays, payees })?;
     }
     checked.map(drop)
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use ascribe_core::Digest;
 use ascribe_ledger::{
-    BookHead, ChainAmounts, Debtor, Dialect, LedgerError, PayoutTree, SubUnits, UniswapTree, write_books,
+    BookHead, BookNames, ChainAmounts, Debtor, Dialect, LedgerError, PayoutTree, SubUnits, UniswapTree, write_books,
     write_pain001, write_payout_rows, write_safe_csv, write_splits_v2,
 };
 use rayon::prelude::*;
@@ -120,7 +120,8 @@ pub fn write_all(computed: &Computed, inputs: &Inputs, out: Option<&Path>) -> Re
     let rows = || statement.rows.iter().map(|row| &row.row);
     let mut notes = Vec::new();
     let chain = Chain::of(computed, &mut sink, &mut notes)?;
-    let mut draws = book_files(computed);
+    let names = BookNames::of(statement);
+    let mut draws = book_files(computed, &names);
     let g = &computed.gathered;
     match &g.shares {
         Some(lines) => draws.push((SHARES_CSV.to_owned(), io_draw(SHARES_CSV, |to| put_shares(computed, lines, to)))),
@@ -140,10 +141,11 @@ pub fn write_all(computed: &Computed, inputs: &Inputs, out: Option<&Path>) -> Re
         );
     }
     if g.unregistered_count > 0 {
-        notes.push(format!(
-            "{} datasets of the score file are not registered; their part stays unattributed",
-            g.unregistered_count
-        ));
+        let of = match g.unregistered_count {
+            1 => "1 dataset of the score file is not registered; its".to_owned(),
+            n => format!("{n} datasets of the score file are not registered; their"),
+        };
+        notes.push(format!("{of} part stays unattributed"));
     }
     if computed.settings.coverage_ppm == 1_000_000 {
         notes.push("coverage was not stated and is taken as whole; measure it and pass --coverage".to_owned());
@@ -154,6 +156,7 @@ pub fn write_all(computed: &Computed, inputs: &Inputs, out: Option<&Path>) -> Re
         format_version: PAYRUN_FORMAT_VERSION,
         run_id: computed.run_id,
         run: computed.run.clone(),
+        pool_rest_subunits: (computed.pool_rest > SubUnits::ZERO).then_some(computed.pool_rest),
         method: g.method.clone(),
         scores_file: inputs.scores_file.clone(),
         scores_copied: inputs.scores_copied,
@@ -169,6 +172,7 @@ pub fn write_all(computed: &Computed, inputs: &Inputs, out: Option<&Path>) -> Re
         totals,
         files: sink.files,
         skipped: sink.skipped,
+        usage: None,
         notes,
     })
 }
@@ -179,14 +183,14 @@ fn io_draw<'a>(name: &'static str, draw: impl Fn(&mut dyn Write) -> io::Result<(
 }
 
 /// The files of banks and accountants.
-fn book_files(computed: &Computed) -> Vec<(String, Draw<'_>)> {
+fn book_files<'a>(computed: &'a Computed, names: &'a BookNames) -> Vec<(String, Draw<'a>)> {
     let (statement, period) = (&computed.statement, &computed.run.period);
     let rows = || statement.rows.iter().map(|row| &row.row);
     let debtor = Debtor { name: computed.settings.debtor_name.clone(), iban: computed.settings.debtor_iban.clone() };
     let currency = computed.run.policy.pool.currency;
     let book = |name: &'static str, dialect: Dialect| {
         let head = BookHead { run_id: &computed.run_id, period, currency };
-        (name.to_owned(), io_draw(name, move |to| write_books(dialect, &head, statement, to)))
+        (name.to_owned(), io_draw(name, move |to| write_books(dialect, &head, statement, names, to)))
     };
     let bank: Draw<'_> = Box::new(move |to| write_pain001(&computed.run_id, period, &debtor, rows(), to));
     vec![

@@ -169,6 +169,7 @@ mod tests {
             queries: (0..1000).map(|n| (from + n) % 77).collect(),
             datasets: (0..1000).map(|n| n as u32).collect(),
             scores: (0..1000).map(|n| (from + n) as f64).collect(),
+            ..RowBatch::default()
         };
         for round in 0..20 {
             spill.push(&batch(round * 1000)).unwrap();

@@ -125,6 +125,8 @@ fn first_claim(registry: &Registry, dataset: &Dataset) -> Result<Option<u64>, Pa
 pub struct PayTerms {
     /// Names by ordinal.
     pub datasets: Vec<String>,
+    /// `urn:uuid:…` by ordinal.
+    pub uuids: Vec<String>,
     /// For the ledger.
     pub batch: BatchTerms,
     /// For the policy.
@@ -207,10 +209,11 @@ impl PayTerms {
             // Duplicates share a root: it names the first of them, and their scores are added anyway.
             by_text.entry(dataset.content_root.clone()).or_insert(ordinal);
         }
-        let names = datasets.into_iter().map(|dataset| dataset.name).collect();
+        let (names, uuids) = datasets.into_iter().map(|dataset| (dataset.name, dataset.uuid)).unzip();
         let (digest, strangers) = (source.digest(), Mutex::default());
         Ok(Self {
             datasets: names,
+            uuids,
             batch,
             holdings,
             digest,

@@ -9,6 +9,7 @@ use crate::error::PayError;
 use crate::files;
 use crate::outputs::{self, Inputs};
 use crate::settings::PaySettings;
+use crate::usage::{self, UsageCheck, UsageFound};
 use crate::{PayJob, PayRunRecord, RUN_JSON, compute};
 
 /// What was checked.
@@ -26,6 +27,8 @@ pub struct VerifyPayReport {
     pub pool: String,
     /// Payees paid.
     pub paid_payees: u64,
+    /// Its receipts.
+    pub receipts: UsageFound,
 }
 
 /// Checks every digest of a run folder against its record, and that nothing else stands there.
@@ -42,8 +45,8 @@ pub fn check_digests(dir: &Path, record: &PayRunRecord) -> Result<(), PayError> 
         }
     }
     for name in files::list(dir)? {
-        // Approvals and receipts of other people's logs come after the record.
-        let later = ["approvals/", "evidence/"].iter().any(|folder| name.starts_with(folder));
+        // Approvals and receipts of other people's logs come after the record; the run's own receipts are checked against the run.
+        let later = ["approvals/", "evidence/", "usage/"].iter().any(|folder| name.starts_with(folder));
         let known = name == RUN_JSON || record.files.contains_key(&name) || later;
         if !known && !name.ends_with(".tmp") {
             let (path, expected) = (dir.join(&name), "only files that run.json lists".to_owned());
@@ -60,6 +63,20 @@ pub fn check_digests(dir: &Path, record: &PayRunRecord) -> Result<(), PayError> 
 /// What [`check_digests`] refuses; [`PayError::Differs`] with the number of differences and the first; a score file that is neither
 /// in `inputs/` nor given.
 pub fn verify(dir: &Path, scores: Option<&Path>, progress: &dyn Progress) -> Result<VerifyPayReport, PayError> {
+    verify_with(dir, scores, &UsageCheck::default(), progress)
+}
+
+/// The same, with the receipts of a usage log of choice, under the operator's key where it is known. Every receipt is made again from
+/// the inputs and held against the logged one; of its salted output only the operator can say more.
+///
+/// # Errors
+/// As [`verify`]; a receipt that is missing, forged, or not what the run gives.
+pub fn verify_with(
+    dir: &Path,
+    scores: Option<&Path>,
+    usage: &UsageCheck,
+    progress: &dyn Progress,
+) -> Result<VerifyPayReport, PayError> {
     let record = PayRunRecord::read(dir)?;
     check_digests(dir, &record)?;
     let scores: PathBuf = match (scores, record.scores_copied) {
@@ -75,7 +92,7 @@ pub fn verify(dir: &Path, scores: Option<&Path>, progress: &dyn Progress) -> Res
     let job = PayJob {
         scores,
         registry: dir.join("inputs/registry"),
-        pool: record.run.policy.pool,
+        pool: Some(record.run.policy.pool),
         period: record.run.period.clone(),
         method,
         duplicates: record.files.contains_key(outputs::DUPLICATES_INPUT).then(|| dir.join(outputs::DUPLICATES_INPUT)),
@@ -83,7 +100,7 @@ pub fn verify(dir: &Path, scores: Option<&Path>, progress: &dyn Progress) -> Res
         settings,
     };
     let computed = compute(&job, dir, progress)?;
-    crate::approval::check(dir, &job.settings, &job.pool, &computed.run_id)?;
+    crate::approval::check(dir, &job.settings, &computed.run.policy.pool, &computed.run_id)?;
     let in_inputs =
         |(name, digest): (&String, &ascribe_core::Digest)| name.starts_with("inputs/").then(|| (name.clone(), *digest));
     let inputs = Inputs {
@@ -91,11 +108,13 @@ pub fn verify(dir: &Path, scores: Option<&Path>, progress: &dyn Progress) -> Res
         scores_file: record.scores_file.clone(),
         scores_copied: record.scores_copied,
     };
-    let again = outputs::write_all(&computed, &inputs, None)?;
+    let mut again = outputs::write_all(&computed, &inputs, None)?;
+    again.usage.clone_from(&record.usage);
     let differences = differences(&record, &again);
     if let Some(first) = differences.first() {
         return Err(PayError::Differs { count: differences.len(), first: first.clone() });
     }
+    let receipts = usage::check(dir, &record, &computed, usage, progress)?;
     Ok(VerifyPayReport {
         run_id: record.run_id,
         files: record.files.len() as u64 + 1,
@@ -103,6 +122,7 @@ pub fn verify(dir: &Path, scores: Option<&Path>, progress: &dyn Progress) -> Res
         conserved: record.totals.conserved,
         pool: record.run.policy.pool.to_string(),
         paid_payees: record.paid_payees,
+        receipts,
     })
 }
 

@@ -123,4 +123,7 @@ pub struct BenchAttacksArgs {
     /// Seed of the attackers' texts.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+    /// Copies and noise farms also on models trained with them: a training and a walk each, resumed where it was stopped.
+    #[arg(long)]
+    pub retrain: bool,
 }

@@ -32,7 +32,7 @@ pub struct PayeeArgs {
     /// Owner, as the registry names them.
     #[arg(long)]
     pub owner: String,
-    /// Their account (CAIP-10), as the licence names it; without it, the balance that has none.
+    /// Their account (CAIP-10: `eip155:CHAIN:ADDRESS`), as the licence names it; without it, the balance that has none.
     #[arg(long, value_name = "CAIP10")]
     pub account: Option<String>,
 }
@@ -91,7 +91,11 @@ pub enum LedgerCommand {
         book: BookArgs,
     },
     /// Open, end and list disputes.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  ascribe ledger dispute open case-7 --owner Ada --currency USD --reason \"copied from Bob\"\n  \
+        ascribe ledger dispute end case-7 --upheld"
+    )]
     Dispute(DisputeCommand),
     /// Take money back: from the balance, and from what is earned next.
     #[command(
@@ -174,10 +178,10 @@ pub struct AccrueArgs {
     /// A payout run's folder, which is verified first.
     #[arg(long, value_name = "DIR", conflicts_with = "events")]
     pub run: Option<PathBuf>,
-    /// The operator's part of revenue, in ppm.
+    /// The operator's part of revenue, in parts per million: 150000 is 15 %.
     #[arg(long, value_name = "PPM", default_value_t = 0)]
     pub operator_ppm: u32,
-    /// Part of revenue that is kept back for corrections, in ppm.
+    /// Part of revenue that is kept back for corrections, in parts per million.
     #[arg(long, value_name = "PPM", default_value_t = 0)]
     pub reserve_ppm: u32,
     /// Responses in one durable transaction.

@@ -44,6 +44,13 @@ pub enum PayCommand {
         /// The score file, where it was too large to be copied into the folder.
         #[arg(long, value_name = "FILE")]
         scores: Option<PathBuf>,
+        /// Usage log that holds the receipts [default: the run's own, DIR/usage].
+        #[arg(long, value_name = "DIR")]
+        usage_log: Option<PathBuf>,
+        /// Public key of the operator who signed the receipts: a verifier key line, or a file with it [default: the one in the log's
+        /// folder, which proves nothing about who].
+        #[arg(long, value_name = "KEY|FILE")]
+        usage_key: Option<String>,
     },
     /// Approve a run: sign its id with an Ed25519 keystore.
     ///
@@ -79,9 +86,9 @@ pub struct PayJobArgs {
     /// Registry folder.
     #[arg(long, value_name = "DIR")]
     pub registry: PathBuf,
-    /// Settled revenue to pay out, such as "1000.00 USD".
+    /// Settled revenue to pay out, such as "1000.00 USD" [default: the sum of the score file's column revenue].
     #[arg(long, value_name = "AMOUNT")]
-    pub pool: String,
+    pub pool: Option<String>,
     /// First and last day of what is paid, as YYYY-MM-DD/YYYY-MM-DD [default: that of the run in DIR, else this month].
     #[arg(long, value_name = "DAYS")]
     pub period: Option<String>,
@@ -120,6 +127,21 @@ pub struct PayRunArgs {
     /// Folder of the run.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+    /// Usage log that gets a receipt of every response; a response that another run has paid by the same log is refused
+    /// [default: one of the run's own, OUT/usage].
+    #[arg(long, value_name = "DIR")]
+    pub usage_log: Option<PathBuf>,
+    /// Secret key file of the operator, who signs the receipts (`ascribe log keygen`) [default: the registry's usage key; the public
+    /// demo key where a registry has no secrets].
+    #[arg(long, value_name = "FILE")]
+    pub usage_key: Option<PathBuf>,
+    /// Record of the training run of the model that the scores explain (run.json): the receipts name model and run.
+    #[arg(long, value_name = "FILE")]
+    pub run_record: Option<PathBuf>,
+    /// Texts of the responses, a line {"query_id": …, "output": "…"} each: the receipts hold their salted hashes
+    /// [default: salted hashes of the ids].
+    #[arg(long, value_name = "FILE")]
+    pub outputs: Option<PathBuf>,
 }
 
 /// A dry run.

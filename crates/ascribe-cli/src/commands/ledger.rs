@@ -267,6 +267,7 @@ fn import(book: &BookArgs, dir: &Path, format: Format, progress: &dyn Progress) 
         run_id: record.run_id,
         at_unix_s: moment("period", &end)?,
         pool: record.run.policy.pool,
+        pool_rest: record.pool_rest_subunits.unwrap_or_default(),
         dust_in,
         rows: run_rows,
         unattributed,

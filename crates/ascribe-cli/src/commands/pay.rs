@@ -8,6 +8,7 @@ use ascribe_payout::approval::{self, ApprovalState};
 use ascribe_payout::diff::Side;
 use ascribe_payout::outputs::share_interval;
 use ascribe_payout::settings::PaySettings;
+use ascribe_payout::usage::{UsageCheck, UsageFound, UsageJob};
 use ascribe_payout::{self as payout, Computed, PayDiff, PayJob, PaySummary};
 use serde::Serialize;
 
@@ -15,6 +16,7 @@ use crate::args::Format;
 use crate::args::pay::{PayCommand, PayJobArgs, PayPlanArgs};
 use crate::args::registry::KeyArgs;
 use crate::commands::licence::read_passphrase;
+use crate::commands::log::read_verifier;
 use crate::output::{print, table};
 
 /// Payees that the summary of a run lists for people.
@@ -28,11 +30,20 @@ pub fn run(command: &PayCommand, format: Format, progress: &dyn Progress) -> Res
     match command {
         PayCommand::Run(args) => {
             let job = job(&args.job, Some(&args.out))?;
-            let summary = payout::run(&job, &args.out, progress)?;
+            let usage = UsageJob {
+                log: args.usage_log.clone(),
+                key: args.usage_key.clone(),
+                run_record: args.run_record.clone(),
+                outputs: args.outputs.clone(),
+            };
+            let summary = payout::run_with(&job, &usage, &args.out, progress)?;
             print(format, &summary, |s| run_text(s, &args.out))
         }
         PayCommand::Plan(args) => plan(args, format, progress),
-        PayCommand::Verify { dir, scores } => verify(dir, scores.as_deref(), format, progress),
+        PayCommand::Verify { dir, scores, usage_log, usage_key } => {
+            let key = usage_key.as_deref().map(read_verifier).transpose()?;
+            verify(dir, scores.as_deref(), &UsageCheck { log: usage_log.clone(), key }, format, progress)
+        }
         PayCommand::Approve { dir, run_id, key } => approve(dir, run_id.as_deref(), key, format),
         PayCommand::Diff { before, after } => {
             let found = payout::diff(before, after)?;
@@ -45,11 +56,26 @@ pub fn run(command: &PayCommand, format: Format, progress: &dyn Progress) -> Res
 ///
 /// # Errors
 /// Any difference.
-fn verify(dir: &Path, scores: Option<&Path>, format: Format, progress: &dyn Progress) -> Result<()> {
-    let found = payout::verify(dir, scores, progress)?;
+fn verify(
+    dir: &Path,
+    scores: Option<&Path>,
+    usage: &UsageCheck,
+    format: Format,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let found = payout::verify_with(dir, scores, usage, progress)?;
     print(format, &found, |f| {
         format!("run {}: {} files made again with the same bytes; the books close", f.run_id, f.files)
+            + &receipts_text(&f.receipts)
     })
+}
+
+/// What was found of a run's receipts, as further lines.
+pub fn receipts_text(found: &UsageFound) -> String {
+    match &found.unchecked {
+        Some(why) => format!("\nreceipts not checked: {why}"),
+        None => format!("\n{} receipts are those of the run, {} were erased", found.checked, found.erased),
+    }
 }
 
 fn job(args: &PayJobArgs, out: Option<&Path>) -> Result<PayJob> {
@@ -67,7 +93,7 @@ fn job(args: &PayJobArgs, out: Option<&Path>) -> Result<PayJob> {
     Ok(PayJob {
         scores: args.scores.clone(),
         registry: args.registry.clone(),
-        pool: args.pool.parse().context("--pool")?,
+        pool: args.pool.as_deref().map(str::parse).transpose().context("--pool")?,
         period,
         method: args.method.clone(),
         duplicates: args.duplicates.clone(),
@@ -126,13 +152,13 @@ fn plan(args: &PayPlanArgs, format: Format, progress: &dyn Progress) -> Result<(
     let unattributed = computed.statement.unattributed.iter();
     let plan = Plan {
         run_id: computed.run_id.to_string(),
-        pool: job.pool.to_string(),
-        currency: job.pool.currency.to_string(),
+        pool: computed.run.policy.pool.to_string(),
+        currency: computed.run.policy.pool.currency.to_string(),
         payees: computed.statement.rows.len(),
         rows: rows.into_iter().take(args.top).map(|row| plan_row(&computed, row)).collect(),
         unattributed_subunits: unattributed.map(|(why, n)| (format!("{why:?}"), n.to_string())).collect(),
         dust_subunits: computed.statement.dust.to_string(),
-        approval: approval::state(None, &job.settings, &job.pool, &computed.run_id)?,
+        approval: approval::state(None, &job.settings, &computed.run.policy.pool, &computed.run_id)?,
         against_previous: against,
     };
     print(format, &plan, plan_text)
@@ -235,5 +261,11 @@ fn run_text(summary: &PaySummary, out: &Path) -> String {
         }
     }
     record.notes.iter().for_each(|note| text += &format!("note: {note}\n"));
+    if let Some(usage) = &summary.usage_log {
+        text += &format!("{} receipts in {}, the log of {}\n", usage.appended + usage.there, usage.log.display(), usage.origin);
+        if usage.demo_key {
+            text += "note: receipts are signed with the public demo key, which proves nothing about who; pass --usage-key\n";
+        }
+    }
     text + &format!("{} files in {}\n", record.files.len() + 1, out.display())
 }

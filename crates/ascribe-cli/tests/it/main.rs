@@ -8,6 +8,7 @@ mod common;
 mod help;
 mod interrupt;
 mod lab;
+mod ledger;
 mod output;
 mod pay;
 mod search;

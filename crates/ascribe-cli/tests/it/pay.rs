@@ -252,3 +252,169 @@ fn an_audit_reads_the_log_beside_the_run() {
     let unread = json(&["audit", out.to_str().unwrap(), "--format", "json", "--quiet"]);
     assert_eq!(unread["evidence"]["unchecked"][0], "evidence/record.tlog-proof");
 }
+
+/// A pool above the policy's threshold waits for two different people; the plan says so beforehand, and neither one person twice nor
+/// somebody who is not on the list will do.
+#[test]
+fn two_people_approve_a_large_pool() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (scores, out) = (dir.path().join("scores.csv"), dir.path().join("out"));
+    fs::write(&scores, SCORES).unwrap();
+    let phrase = path("phrase.txt");
+    fs::write(&phrase, "correct horse battery staple\n").unwrap();
+    let person = |name: &str| {
+        let keystore = path(name);
+        let made = json(&[
+            "licence",
+            "new-key",
+            "--out",
+            &keystore,
+            "--kind",
+            "ed25519",
+            "--passphrase-file",
+            &phrase,
+            "--format",
+            "json",
+        ]);
+        (keystore, made["licensor"].as_str().unwrap().to_owned())
+    };
+    let [ann, ben, eve] = ["ann.json", "ben.json", "eve.json"].map(person);
+    let policy = path("policy.toml");
+    let text = format!("approval = {{ above_minor = 99999, approvers = [\"{}\", \"{}\"] }}\n", ann.1, ben.1);
+    fs::write(&policy, text).unwrap();
+    let with = ["--policy", policy.as_str()];
+    let plan = json(&args("plan", &scores, &out, &with));
+    assert_eq!((&plan["approval"]["needed"], &plan["approval"]["required"]), (&true.into(), &2.into()));
+    refused(&args("run", &scores, &out, &with), "expected 2 different approvers");
+    assert!(!out.join("run.json").exists());
+    let folder = out.to_str().unwrap();
+    let approve = |keystore: &str| {
+        let args = ["pay", "approve", folder, "--keystore", keystore, "--passphrase-file", &phrase, "--format", "json"];
+        json(&args)
+    };
+    // Without --run-id the run that waits in the folder is signed: the one that the plan named.
+    assert_eq!(approve(&ann.0)["run_id"], plan["run_id"]);
+    approve(&ann.0);
+    refused(&args("run", &scores, &out, &with), "found 1");
+    approve(&eve.0);
+    refused(&args("run", &scores, &out, &with), "an approver of the policy");
+    let theirs = fs::read_dir(out.join("approvals")).unwrap().map(|entry| entry.unwrap().path());
+    theirs.filter(|p| fs::read_to_string(p).unwrap().contains(&eve.1)).for_each(|p| fs::remove_file(p).unwrap());
+    approve(&ben.0);
+    let summary = json(&args("run", &scores, &out, &with));
+    assert_eq!(summary["run_id"], plan["run_id"]);
+    json(&["pay", "verify", folder, "--format", "json", "--quiet"]);
+    // Another pool is another run, which nobody has signed.
+    let mut larger = args("run", &scores, &out, &with);
+    let at = larger.iter().position(|a| *a == "1000.00 USD").unwrap();
+    larger[at] = "1000.01 USD";
+    refused(&larger, "expected 2 different approvers");
+    // Below the threshold nobody is asked.
+    let small_out = dir.path().join("small");
+    let mut small = args("run", &scores, &small_out, &with);
+    small[at] = "999.99 USD";
+    json(&small);
+    refused(
+        &["pay", "approve", folder, "--run-id", "12", "--keystore", &ann.0, "--passphrase-file", &phrase],
+        "64 hex digits",
+    );
+}
+
+/// A score file that says what each response earned needs no pool, and a pool beside it must be the sum.
+#[test]
+fn revenue_by_response_is_the_pool() {
+    let dir = tempfile::tempdir().unwrap();
+    let (scores, out) = (dir.path().join("scores.csv"), dir.path().join("out"));
+    fs::write(
+        &scores,
+        "query_id,dataset_id,score,revenue\n1,jargon-file,3,2.00 USD\n1,kjv-bible,1,2.00 USD\n2,kjv-bible,5,0.30 USD\n",
+    )
+    .unwrap();
+    refused(&args("run", &scores, &out, &[]), "expected 2.30 USD, the sum of the column `revenue`");
+    let mut without = args("run", &scores, &out, &[]);
+    let at = without.iter().position(|a| *a == "--pool").unwrap();
+    without.drain(at..at + 2);
+    let summary = json(&without);
+    assert_eq!(
+        (&summary["run"]["policy"]["pool"], &summary["totals"]["conserved"]),
+        (&"2.30 USD".into(), &true.into())
+    );
+    let payout = fs::read_to_string(out.join("payout.csv")).unwrap();
+    assert!(payout.contains(",USD,150,1.50,1,") && payout.contains(",USD,80,0.80,2,"), "{payout}");
+    fs::write(&scores, SCORES).unwrap();
+    without[at - 1] = "datasets";
+    let none = dir.path().join("none");
+    let out_at = without.iter().position(|a| *a == "--out").unwrap() + 1;
+    without[out_at] = none.to_str().unwrap();
+    refused(&without, "--pool: expected the settled revenue");
+    fs::write(&scores, "query_id,dataset_id,score,score\n1,kjv-bible,1,2\n").unwrap();
+    refused(&args("run", &scores, &none, &[]), "`score` twice, as columns 3 and 4");
+}
+
+/// Every paid response leaves a receipt; a log refuses to pay one twice; `pay verify`, `audit`, `log verify` and `log usage` read it.
+#[test]
+fn receipts_are_left_checked_and_not_paid_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let (scores, out, next, shared) = (path("scores.csv"), path("out"), path("next"), path("shared"));
+    fs::write(&scores, SCORES).unwrap();
+    let summary = json(&args("run", &scores, &out, &[]));
+    assert_eq!(summary["usage_log"]["appended"], 3);
+    assert_eq!(summary["usage_log"]["demo_key"], true);
+    let own = out.join("usage");
+    let (folder, log) = (out.to_str().unwrap(), own.join("log"));
+    assert_eq!(json(&["log", "verify", log.to_str().unwrap(), "--format", "json"])["size"], 3);
+    let vkey = log.join("log.vkey");
+    let vkey = vkey.to_str().unwrap();
+    let usage = json(&["log", "usage", "verify", own.to_str().unwrap(), "--key", vkey, "--format", "json"]);
+    assert_eq!(usage["revenue"], serde_json::json!([["USD", "100000"]]));
+    assert_eq!(json(&["pay", "verify", folder, "--usage-key", vkey, "--format", "json"])["receipts"]["checked"], 3);
+    let audited = json(&["audit", folder, "--usage-key", vkey, "--format", "json"]);
+    assert_eq!((&audited["receipts"]["checked"], &audited["evidence"]["usage"]["receipts"]), (&3.into(), &3.into()));
+    // With a key of one's own, in a log of several runs.
+    let key = path("operator.key");
+    let made = json(&["log", "keygen", "operator.example/usage", "--out", key.to_str().unwrap(), "--format", "json"]);
+    let vkey = made["key"].as_str().unwrap();
+    let usage = ["--usage-log", shared.to_str().unwrap(), "--usage-key", key.to_str().unwrap()];
+    let outputs = path("outputs.jsonl");
+    let line = |(id, text): (u32, &str)| serde_json::json!({ "query_id": id, "output": text }).to_string() + "\n";
+    fs::write(&outputs, [(1, "one"), (2, "two"), (3, "three")].map(line).concat()).unwrap();
+    let with_outputs = [&usage[..], &["--outputs", outputs.to_str().unwrap()]].concat();
+    json(&args("run", &scores, &next, &with_outputs));
+    let replay = path("replay");
+    let again = [&usage[..], &["--period", "2030-01-01/2030-01-31"]].concat();
+    refused(&args("run", &scores, &replay, &again), "each response paid once (a replay), found \"");
+    assert_eq!(fs::read_dir(&replay).unwrap().count(), 0);
+    let shared = shared.to_str().unwrap();
+    let verified = json(&[
+        "pay",
+        "verify",
+        next.to_str().unwrap(),
+        "--usage-log",
+        shared,
+        "--usage-key",
+        vkey,
+        "--format",
+        "json",
+    ]);
+    assert_eq!(verified["receipts"]["checked"], 3);
+    let answer = path("answer");
+    fs::write(&answer, "two").unwrap();
+    let (key, answer) = (key.to_str().unwrap(), answer.to_str().unwrap());
+    let lines = fs::read_to_string(Path::new(shared).join("receipts/0.jsonl")).unwrap();
+    let at = lines.lines().position(|line| line.contains("\"requestId\":\"2\"")).unwrap();
+    let (second, other) = (at.to_string(), ((at + 1) % 3).to_string());
+    let opened = json(&["log", "usage", "open", shared, &second, "--key", key, "--output", answer, "--format", "json"]);
+    assert_eq!((opened["request_id"].as_str(), opened["opened"].as_bool()), (Some("2"), Some(true)));
+    let wrong = ["log", "usage", "open", shared, &other, "--key", key, "--output", answer];
+    refused(&wrong, &format!("not the output of receipt {other}"));
+    // A forged receipt, and none.
+    let receipts = own.join("receipts/0.jsonl");
+    let honest = fs::read_to_string(&receipts).unwrap();
+    fs::write(&receipts, honest.replacen("\"minorUnits\":\"3", "\"minorUnits\":\"4", 1)).unwrap();
+    refused(&["pay", "verify", folder], "signature");
+    refused(&["audit", folder], "signature");
+    fs::remove_dir_all(&own).unwrap();
+    refused(&["pay", "verify", folder], "a usage log with 3 receipts, found none");
+}

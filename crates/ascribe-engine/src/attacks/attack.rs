@@ -1,6 +1,7 @@
 //! The attacks: what each registers, moves, or buys.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use ascribe_core::Progress;
 use ascribe_linalg::rng::Stream;
@@ -92,10 +93,24 @@ pub const ATTACKS: [AttackInfo; 13] = [
     attack("wash_flat", false, Targets::Datasets, "the same where responses cost nothing and split a fixed pool"),
 ];
 
+/// Owners of what is added, and the windows that each registers.
+type Parts = Vec<(String, Vec<usize>)>;
+
 impl AttackInfo {
     fn washes(&self) -> bool {
         self.name.starts_with("wash")
     }
+}
+
+/// One dataset for each part.
+fn sets<'r>(attack: &AttackInfo, records: &'r Records, parts: Parts) -> Vec<NewSet<'r>> {
+    let set = |(n, (owner, windows)): (usize, (String, Vec<usize>))| NewSet {
+        name: format!("mallory-{}-{n}", attack.name.replace('_', "-")),
+        owner,
+        records,
+        windows,
+    };
+    parts.into_iter().enumerate().map(set).collect()
 }
 
 /// Distinct words of the registered texts, Chinese characters in runs of up to four; in the order of their first use.
@@ -142,17 +157,42 @@ impl Bench<'_> {
         target: &str,
         progress: &dyn Progress,
     ) -> Result<(World, Option<Rows>), EngineError> {
+        if let Some((records, parts)) = self.text(attack, target)? {
+            return self.added(attack, target, &records, parts, None, progress);
+        }
         match attack.name {
-            "exact_copy" | "near_copy" | "paraphrase" => {
-                let records = Records::new(self.context, self.copies(attack.name, target))?;
-                let windows = (0..records.windows.len()).collect();
-                self.added(attack, target, &records, vec![(MALLORY.to_owned(), windows)], None, progress)
-            }
-            "noise_farm" | "noise_persons" => self.farm(attack, progress),
             "outlier" | "shadow" => self.chosen(attack, progress),
             _ if attack.washes() => Ok((self.washed(attack, target), None)),
             _ => Ok((self.moved(attack.name, target), None)),
         }
+    }
+
+    /// What an attack registers and under which names, where no look at the model decides it.
+    fn text(&self, attack: &AttackInfo, target: &str) -> Result<Option<(Records, Parts)>, EngineError> {
+        match attack.name {
+            "exact_copy" | "near_copy" | "paraphrase" => {
+                let records = Records::new(self.context, self.copies(attack.name, target))?;
+                let windows = (0..records.windows.len()).collect();
+                Ok(Some((records, vec![(MALLORY.to_owned(), windows)])))
+            }
+            "noise_farm" | "noise_persons" => self.farm(attack).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Registers and licenses what an attack adds in a copy of the registry in `dir`, which stays; attributes nothing.
+    pub(super) fn registered(
+        &self,
+        attack: &AttackInfo,
+        target: &str,
+        dir: &Path,
+        progress: &dyn Progress,
+    ) -> Result<World, EngineError> {
+        let Some((records, parts)) = self.text(attack, target)? else {
+            let expected = "an attack that adds text which no model chose".to_owned();
+            return Err(EngineError::Setting { setting: "--retrain", expected, found: attack.name.to_owned() });
+        };
+        world::register(self.context, &self.honest, &sets(attack, &records, parts), dir, progress)
     }
 
     fn ordinal(&self, target: &str) -> usize {
@@ -182,17 +222,11 @@ impl Bench<'_> {
         attack: &AttackInfo,
         target: &str,
         records: &Records,
-        parts: Vec<(String, Vec<usize>)>,
+        parts: Parts,
         rows: Option<Rows>,
         progress: &dyn Progress,
     ) -> Result<(World, Option<Rows>), EngineError> {
-        let set = |(n, (owner, windows)): (usize, (String, Vec<usize>))| NewSet {
-            name: format!("mallory-{}-{n}", attack.name.replace('_', "-")),
-            owner,
-            records,
-            windows,
-        };
-        let sets: Vec<NewSet<'_>> = parts.into_iter().enumerate().map(set).collect();
+        let sets = sets(attack, records, parts);
         let order: Vec<usize> = sets.iter().flat_map(|set| set.windows.iter().copied()).collect();
         let dir = self.dir.join(format!("registries/{}-{target}", attack.name));
         let world = world::register(self.context, &self.honest, &sets, &dir, progress)?;
@@ -205,7 +239,7 @@ impl Bench<'_> {
         Ok((world, Some(rows.select(&order))))
     }
 
-    fn farm(&self, attack: &AttackInfo, progress: &dyn Progress) -> Result<(World, Option<Rows>), EngineError> {
+    fn farm(&self, attack: &AttackInfo) -> Result<(Records, Parts), EngineError> {
         let n = if self.options.quick { FARM_WINDOWS / 3 } else { FARM_WINDOWS };
         // Both farms plant the same text: only the names differ.
         let mut records = Records::new(self.context, noise_records(&self.words, n * PARTS, "farm", self.options.seed))?;
@@ -217,7 +251,7 @@ impl Bench<'_> {
         // A window's main record must belong to one part only.
         let cut = |part: usize| (part * n..(part + 1) * n).collect::<Vec<usize>>();
         let parts = (0..PARTS).map(|part| (owner(part), cut(part))).collect();
-        self.added(attack, "none", &records, parts, None, progress)
+        Ok((records, parts))
     }
 
     /// Outliers by gradient length, shadows by influence on likely questions: both chosen with the first checkpoint only, which stands

@@ -2,13 +2,14 @@
 //!
 //! Here live attackers' texts, the attacked registries, policies, and the table. Attribution is run again for every record that an
 //! attack adds: its gradients at every kept checkpoint, through the run's own curvature and its own calibration. The claim "the model
-//! was trained on it" is taken from the attacked registry; only a run over a model that was trained on the attacked registry
-//! (`retrained`) tests that claim too. Attacks that move existing records to other names add nothing and need no new gradient.
+//! was trained on it" is taken from the attacked registry; with [`AttackOptions::retrain`] attacks that add text are also tried on a
+//! model that did learn from it ([`retrain`]). Attacks that move existing records to other names add nothing and need no new gradient.
 
 mod attack;
 mod craft;
 mod page;
 mod policies;
+mod retrain;
 mod scorer;
 mod world;
 
@@ -17,6 +18,7 @@ use std::path::Path;
 
 use ascribe_core::{Digest, Progress};
 use ascribe_methods::combine::Calibration;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::EngineError;
@@ -29,6 +31,7 @@ use crate::walk::{Context, features};
 pub use attack::{ATTACKS, AttackInfo};
 pub use page::{html, markdown};
 use policies::{Basis, Policy, pool};
+pub use retrain::{RETRAINED, Retrained};
 use scorer::{Records, Rows, Scorer};
 use world::World;
 
@@ -48,6 +51,8 @@ pub struct AttackOptions {
     pub quick: bool,
     /// Seed of the attackers' texts.
     pub seed: u64,
+    /// Try attacks that add text on a model that was trained with it, too.
+    pub retrain: bool,
 }
 
 /// One attack on one victim, or by one attacker.
@@ -100,6 +105,9 @@ pub struct AttackReport {
     pub policies: Vec<PolicyLine>,
     /// Outcomes, in the order of [`ATTACKS`].
     pub outcomes: Vec<Outcome>,
+    /// The same attacks on models that were trained with the added text, where that was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retrained: Vec<Retrained>,
 }
 
 /// Everything that attacks share.
@@ -136,37 +144,40 @@ pub fn run(
     let pins = (features::digest(&context)?, &calibration, options.seed, options.quick, env!("CARGO_PKG_VERSION"));
     let key = Digest::of_json(&pins)?;
     let bench = Bench::open(&context, calibration, options, out, progress)?;
-    let mut outcomes = Vec::new();
+    let (mut outcomes, mut retrained) = (Vec::new(), Vec::new());
     let wanted = |name: &str| options.only.is_empty() || options.only.iter().any(|only| only == name);
     for attack in ATTACKS.iter().filter(|attack| wanted(attack.name)) {
         for target in bench.targets(attack) {
             let path = out.join(format!("outcomes/{}-{target}.json", attack.name));
-            let kept = kept(&path, key)?;
-            outcomes.push(match kept {
-                Some(outcome) => outcome,
-                None => {
-                    let outcome = bench.attack(attack, &target, progress)?;
-                    let bytes = serde_json::to_vec_pretty(&(key, &outcome))?;
-                    files::write_atomic(&path, &bytes)?;
-                    outcome
-                }
-            });
+            outcomes.push(kept_or(&path, key, || bench.attack(attack, &target, progress))?);
+            if options.retrain && RETRAINED.contains(&attack.name) {
+                let path = out.join(format!("outcomes/{}-{target}-retrained.json", attack.name));
+                retrained.push(kept_or(&path, key, || bench.retrained(attack, &target, progress))?);
+            }
         }
     }
-    let report = bench.report(key, outcomes)?;
+    let report = bench.report(key, outcomes, retrained)?;
     files::write_atomic(&out.join("attacks.json"), &[serde_json::to_vec_pretty(&report)?, b"\n".to_vec()].concat())?;
     files::write_atomic(&out.join("attacks.md"), markdown(&report).as_bytes())?;
     files::write_atomic(&out.join("attacks.html"), html(&report).as_bytes())?;
     Ok(report)
 }
 
-/// An outcome of an earlier call over the same inputs.
-fn kept(path: &Path, key: Digest) -> Result<Option<Outcome>, EngineError> {
-    if !path.exists() {
-        return Ok(None);
+/// An outcome of an earlier call over the same inputs, or a new one, which is kept.
+fn kept_or<T: Serialize + DeserializeOwned>(
+    path: &Path,
+    key: Digest,
+    make: impl FnOnce() -> Result<T, EngineError>,
+) -> Result<T, EngineError> {
+    if path.exists() {
+        let found: Result<(Digest, T), _> = serde_json::from_slice(&files::read(path)?);
+        if let Some((_, outcome)) = found.ok().filter(|(of, _)| *of == key) {
+            return Ok(outcome);
+        }
     }
-    let found: Result<(Digest, Outcome), _> = serde_json::from_slice(&files::read(path)?);
-    Ok(found.ok().filter(|(of, _)| *of == key).map(|(_, outcome)| outcome))
+    let outcome = make()?;
+    files::write_atomic(path, &serde_json::to_vec_pretty(&(key, &outcome))?)?;
+    Ok(outcome)
 }
 
 impl<'a> Bench<'a> {
@@ -240,7 +251,12 @@ impl<'a> Bench<'a> {
         Policy::all().iter().map(|(_, policy, _)| policy.pay(world, &basis)).collect()
     }
 
-    fn report(&self, key: Digest, outcomes: Vec<Outcome>) -> Result<AttackReport, EngineError> {
+    fn report(
+        &self,
+        key: Digest,
+        outcomes: Vec<Outcome>,
+        retrained: Vec<Retrained>,
+    ) -> Result<AttackReport, EngineError> {
         let paid = self.paid(&self.honest, None)?;
         let truth = self.owners_truth()?;
         let worst = |name: &str, claimed: bool| {
@@ -263,6 +279,7 @@ impl<'a> Bench<'a> {
             quick: self.options.quick,
             policies: lines.collect(),
             outcomes,
+            retrained,
         })
     }
 

@@ -1,7 +1,7 @@
 //! The table as Markdown and as a page that is readable with scripts off.
 
 use super::attack::ATTACKS;
-use super::{AttackReport, BAR_PERCENT, Outcome};
+use super::{AttackReport, BAR_PERCENT, Outcome, Retrained};
 
 fn percent(value: Option<f64>) -> String {
     match value {
@@ -61,6 +61,25 @@ fn policy_rows(report: &AttackReport) -> Vec<Vec<String>> {
     report.policies.iter().map(row).collect()
 }
 
+fn retrained_header(report: &AttackReport) -> Vec<String> {
+    let fixed = ["attack", "target", "examples added", "of", "records caught", "held-out bits per byte"];
+    fixed.iter().map(|text| (*text).to_owned()).chain(report.policies.iter().map(|p| p.name.clone())).collect()
+}
+
+/// One row an attack on a retrained model.
+fn retrained_rows(report: &AttackReport) -> Vec<Vec<String>> {
+    let row = |r: &Retrained| {
+        let caught = r.caught.map_or_else(|| "—".to_owned(), |(caught, all)| format!("{caught} of {all}"));
+        let counts =
+            [r.trained_examples.to_string(), r.examples.to_string(), caught, format!("{:.4}", r.bits_per_byte)];
+        let mut cells = vec![r.attack.clone(), r.target.clone()];
+        cells.extend(counts);
+        cells.extend(report.policies.iter().map(|p| percent(r.gain_percent.get(&p.name).copied().flatten())));
+        cells
+    };
+    report.retrained.iter().map(row).collect()
+}
+
 const POLICY_HEADER: [&str; 5] =
     ["policy", "what it does", "share error, owners", "worst gain, claimed attacks", "worst gain, all attacks"];
 
@@ -75,6 +94,11 @@ pub fn markdown(report: &AttackReport) -> String {
     text += "\n";
     text += &markdown_table(&header(report), &rows(report));
     text += "\n";
+    if !report.retrained.is_empty() {
+        text += "On models that were trained with the added text:\n\n";
+        text += &markdown_table(&retrained_header(report), &retrained_rows(report));
+        text += "\n";
+    }
     for attack in ATTACKS.iter().filter(|a| report.outcomes.iter().any(|o| o.attack == a.name)) {
         text += &format!("- `{}`: {}.\n", attack.name, attack.about);
     }
@@ -125,6 +149,10 @@ pub fn html(report: &AttackReport) -> String {
     );
     out += &html_table(&POLICY_HEADER.map(str::to_owned), &policy_rows(report), 3);
     out += &html_table(&header(report), &rows(report), 5);
+    if !report.retrained.is_empty() {
+        out += "<h2>On models that were trained with the added text</h2>";
+        out += &html_table(&retrained_header(report), &retrained_rows(report), 6);
+    }
     out += "<ul>";
     for attack in &ATTACKS {
         out += &format!("<li><code>{}</code>: {}</li>", attack.name, escape(attack.about));
@@ -161,10 +189,20 @@ mod tests {
             quick: true,
             policies: vec![policy("p"), policy("q")],
             outcomes: vec![outcome],
+            retrained: vec![Retrained {
+                attack: "exact_copy".into(),
+                target: "a<b".into(),
+                trained_examples: 5,
+                examples: 50,
+                caught: None,
+                bits_per_byte: 1.25,
+                gain_percent: BTreeMap::from([("p".to_owned(), Some(-0.25))]),
+            }],
         };
         let text = markdown(&report);
         assert!(text.contains("| near_copy | a<b | yes | 3 | 2 of 3 | +2.50 | — |"), "{text}");
         assert!(text.contains("| p | about | 0.250 | — | 0 |"), "{text}");
+        assert!(text.contains("| exact_copy | a<b | 5 | 50 | — | 1.2500 | -0.25 |"), "{text}");
         let page = html(&report);
         assert!(page.contains("a&lt;b") && page.contains("<td class=\"bad\">+2.50</td>"), "{page}");
     }

@@ -1,10 +1,9 @@
 //! Who registered what: the honest registry, and the registry after an attack.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use ascribe_core::Progress;
-use ascribe_registry::near::{self, Thresholds};
 use ascribe_registry::prepare::{Grant, NewDataset, demo_account, license_dataset, write_dataset};
 use ascribe_registry::{LicenceDigest, LicenceKey, Payee, Source};
 use ascribe_shares::Derived;
@@ -13,6 +12,7 @@ use super::scorer::Records;
 use crate::error::EngineError;
 use crate::files;
 use crate::walk::Context;
+use crate::walk::duplicates::{self, Moved};
 
 /// A dataset and whose it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,7 +94,6 @@ pub fn honest(context: &Context, progress: &dyn Progress) -> Result<World, Engin
         owner: d.manifest.owner.clone(),
         records: d.manifest.record_count,
     });
-    let dir = context.registry.log().path().parent().map(Path::to_path_buf).unwrap_or_default();
     let mut world = World {
         datasets: datasets.collect(),
         dataset_of: context.corpus.examples.iter().map(|e| e.id.dataset).collect(),
@@ -105,40 +104,20 @@ pub fn honest(context: &Context, progress: &dyn Progress) -> Result<World, Engin
         parts: Vec::new(),
         caught: None,
     };
-    let moved = moved_records(&dir, &world.datasets, progress)?;
+    let moved = moved_records(&duplicates::registry_dir(context), &world.datasets, progress)?;
     world.first_claim = base_claims(context, &world.dataset_of, &moved);
     world.parts = parts_of(&moved, &world.datasets);
     Ok(world)
 }
 
-/// (dataset, row) of records that an earlier licence covers, with the dataset of that licence.
-type Moved = HashMap<(u32, u64), u32>;
-
 fn moved_records(dir: &Path, datasets: &[Holding], progress: &dyn Progress) -> Result<Moved, EngineError> {
-    let by_name: BTreeMap<&str, u32> = datasets.iter().map(|d| d.name.as_str()).zip(0u32..).collect();
-    let found = near::find_in_registry(dir, Thresholds::default(), progress)?;
-    let mut moved = HashMap::new();
-    for cluster in &found.clusters {
-        let first = cluster.members.iter().min_by_key(|m| m.log_index.unwrap_or(u64::MAX));
-        let Some(first) = first.and_then(|m| by_name.get(m.dataset.as_str())) else { continue };
-        for member in &cluster.members {
-            if let Some(dataset) = by_name.get(member.dataset.as_str()).filter(|d| *d != first) {
-                moved.insert((*dataset, member.row), *first);
-            }
-        }
-    }
-    Ok(moved)
+    let names: Vec<&str> = datasets.iter().map(|d| d.name.as_str()).collect();
+    duplicates::search(dir, &names, progress)
 }
 
 /// Of every dataset, the part of its records that earlier licences cover.
 fn parts_of(moved: &Moved, datasets: &[Holding]) -> Vec<Derived> {
-    let mut counts: BTreeMap<(u32, u32), u64> = BTreeMap::new();
-    moved.iter().for_each(|((from, _), to)| *counts.entry((*from, *to)).or_default() += 1);
-    let part = |((from, to), n): ((u32, u32), u64)| {
-        let records = datasets[from as usize].records.max(1);
-        Derived { from, to, ppm: (n * 1_000_000 / records) as u32 }
-    };
-    counts.into_iter().map(part).collect()
+    duplicates::parts(moved, &datasets.iter().map(|d| d.records).collect::<Vec<_>>())
 }
 
 fn base_claims(context: &Context, dataset_of: &[u32], moved: &Moved) -> Vec<u32> {

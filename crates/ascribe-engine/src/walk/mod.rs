@@ -6,6 +6,7 @@ pub mod calibrated_file;
 pub mod channels;
 pub mod context;
 pub mod damping;
+pub mod duplicates;
 pub mod evaluate;
 pub mod features;
 pub mod fit;
@@ -18,5 +19,6 @@ pub mod score;
 pub mod shares;
 pub mod stamps;
 pub(crate) mod truth;
+pub mod usage;
 
 pub use context::Context;

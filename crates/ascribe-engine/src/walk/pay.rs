@@ -1,17 +1,19 @@
-//! Station 9: the pool becomes transfers, balances, `payout.csv` and a Merkle tree.
+//! Station 9: the pool becomes transfers, balances, `payout.csv`, a Merkle tree, and a receipt a response (`usage`).
 
 use std::collections::BTreeMap;
 
 use ascribe_core::{Digest, Progress};
 use ascribe_ledger::{
-    Caip10, Conservation, EvmAddress, Money, PayeeShare, PayoutRow, PayoutTree, Period, Plan, Run, RunPolicy,
+    Caip10, Conservation, Event, EvmAddress, Money, PayeeShare, PayoutRow, PayoutTree, Period, Plan, Run, RunPolicy,
     Statement, Terms, pay, write_payout_csv,
 };
-use ascribe_shares::ShareBook;
+use ascribe_shares::{Derived, ShareBook};
 
 use super::context::Context;
+use super::duplicates::{self, DUPLICATES_FILE};
 use super::shares::SHARES_FILE;
 use super::stamps::Stamps;
+use super::usage;
 use crate::error::EngineError;
 use crate::files;
 
@@ -33,9 +35,13 @@ pub struct Paid {
     pub rows: Vec<PayoutRow>,
     /// Where each sub-unit went.
     pub conservation: Conservation,
+    /// What was split, response by response.
+    pub events: Vec<Event>,
+    /// Parts of datasets that earlier licences cover.
+    pub parts: Vec<Derived>,
 }
 
-/// Runs the ledger over `book` and writes the payout files. Always computed (it takes milliseconds); the files are left
+/// Runs the ledger over `book` and writes the payout files and the receipts. Always computed (it takes milliseconds); the files are left
 /// alone when they already hold the same bytes.
 ///
 /// # Errors
@@ -46,31 +52,37 @@ pub fn run(
     book: &ShareBook,
     progress: &dyn Progress,
 ) -> Result<Paid, EngineError> {
+    let parts = duplicates::run(context, stamps, progress)?;
     progress.start("payout", 0, "");
-    let plan = plan(context, book)?;
+    let mut plan = plan(context, book, !parts.is_empty())?;
+    duplicates::apply(&mut plan.events, &parts)?;
     let statement = pay(&plan)?;
     let outputs = outputs(context, &plan, &statement)?;
     for (path, bytes) in &outputs {
         files::write_atomic(&context.out.join(path), bytes)?;
     }
-    let key = Digest::of_json(&("pay", stamps.outputs_digest(&["shares"]), &context.attribution.pool))?;
+    usage::write(context, book, &statement.journal)?;
+    let key = Digest::of_json(&("pay", stamps.outputs_digest(&["shares", "duplicates"]), &context.attribution.pool))?;
     let paths: Vec<String> = outputs.into_keys().collect();
     stamps.finish(&context.out, "pay", key, &paths)?;
     let (n, pool) = (statement.rows.len(), &context.attribution.pool);
     let closed = if statement.conservation.holds() { "every unit accounted for" } else { "BOOKS DO NOT CLOSE" };
     progress.finish(&format!("{n} payees, pool {pool}, {closed}"));
-    Ok(Paid { rows: statement.rows, conservation: statement.conservation })
+    Ok(Paid { rows: statement.rows, conservation: statement.conservation, events: plan.events, parts })
 }
 
-fn plan(context: &Context, book: &ShareBook) -> Result<Plan, EngineError> {
+fn plan(context: &Context, book: &ShareBook, with_duplicates: bool) -> Result<Plan, EngineError> {
     let a = &context.attribution;
     let table = book.table()?;
     let pool: Money = a.pool.parse()?;
     let period: Period = a.period.parse()?;
-    let inputs = BTreeMap::from([
+    let mut inputs = BTreeMap::from([
         ("registry".to_owned(), context.registry.digest()),
         ("shares".to_owned(), files::digest(&context.out.join(SHARES_FILE))?),
     ]);
+    if with_duplicates {
+        inputs.insert("duplicates".to_owned(), files::digest(&context.out.join(DUPLICATES_FILE))?);
+    }
     let policy = RunPolicy { shares: table.policy.clone(), pool, coverage_ppm: table.coverage_ppm, minimum_minor: 1 };
     let run = Run { inputs, policy, version: env!("CARGO_PKG_VERSION").into(), period };
     let terms = context.registry.datasets().iter().map(|dataset| {

@@ -68,7 +68,7 @@ pub fn html(context: &Context, parts: &Ingredients<'_>) -> Result<String, Engine
     let pool = &context.attribution.pool;
     let currency = pool.split_whitespace().nth(1).unwrap_or_default();
     let data = ReportData {
-        facts: facts(context, evaluation, &intervals)?,
+        facts: facts(context, evaluation, &intervals, parts.paid)?,
         datasets: dataset_rows(context)?,
         responses: response_rows(context, evaluation, &intervals, &scores)?,
         methods: method_rows(evaluation),
@@ -103,7 +103,12 @@ fn unattributed(paid: &Paid) -> Result<String, EngineError> {
     Ok(money.map_or_else(String::new, |currency| all.decimal(currency)))
 }
 
-fn facts(context: &Context, evaluation: &Evaluation, intervals: &Intervals) -> Result<Vec<Fact>, EngineError> {
+fn facts(
+    context: &Context,
+    evaluation: &Evaluation,
+    intervals: &Intervals,
+    paid: &Paid,
+) -> Result<Vec<Fact>, EngineError> {
     let fact = |label: &str, value: String| Fact { label: label.into(), value };
     let store = open_train(context, &context.last().name)?;
     let mut facts = vec![
@@ -137,6 +142,14 @@ fn facts(context: &Context, evaluation: &Evaluation, intervals: &Intervals) -> R
         fact("Seed", context.attribution.seed.to_string()),
         fact("Signatures", "demo keys, made in public: no owner named here has signed or will be paid".into()),
     ];
+    let name = |ordinal: u32| context.registry.datasets()[ordinal as usize].name();
+    facts.extend(paid.parts.iter().map(|part| {
+        let percent = f64::from(part.ppm) / 1e4;
+        fact(
+            "Licensed earlier",
+            format!("{percent:.2} % of {} is {}'s, which is paid for it", name(part.from), name(part.to)),
+        )
+    }));
     facts.extend(context.inputs.iter().map(|(name, digest)| fact(name, digest.to_string())));
     Ok(facts)
 }
@@ -333,7 +346,7 @@ fn ceiling_row(m: &Measured) -> MethodRow {
 
 /// Payout lines with the part of the attributed pool and its bootstrap interval over responses.
 fn payout_rows(context: &Context, parts: &Ingredients<'_>) -> Vec<PayoutRow> {
-    let intervals = owner_intervals(context, parts.book);
+    let intervals = owner_intervals(context, parts);
     let total: u128 = parts.paid.rows.iter().map(|r| r.amount.minor).sum();
     let row = |r: &LedgerRow| {
         let owner = context.registry.owners().owners.iter().find(|o| o.name == r.owner);
@@ -357,19 +370,17 @@ fn payout_rows(context: &Context, parts: &Ingredients<'_>) -> Vec<PayoutRow> {
 }
 
 /// 95 % bootstrap interval of each owner's part, over responses.
-fn owner_intervals(context: &Context, book: &ShareBook) -> std::collections::BTreeMap<String, (f64, f64)> {
-    let n_owners = book.owners.owners().len();
-    let parts: Vec<Vec<f64>> = book
-        .responses
-        .iter()
-        .map(|r| {
-            let mut row = vec![0.0; n_owners];
-            for share in &r.owners {
-                row[share.owner as usize] = f64::from(share.share_ppm) / 1e6;
-            }
-            row
-        })
-        .collect();
+fn owner_intervals(context: &Context, parts: &Ingredients<'_>) -> std::collections::BTreeMap<String, (f64, f64)> {
+    let registered = context.registry.owners();
+    let (owners, owner_of) = (&registered.owners, &registered.owner_idx);
+    let n_owners = owners.len();
+    let row = |event: &ascribe_ledger::Event| {
+        let total: f64 = event.lines.iter().map(|line| line.weight as f64).sum();
+        let mut row = vec![0.0; n_owners];
+        event.lines.iter().for_each(|l| row[owner_of[l.dataset as usize] as usize] += l.weight as f64 / total);
+        row
+    };
+    let parts: Vec<Vec<f64>> = parts.paid.events.iter().map(row).collect();
     let mut stream = Stream::new(context.attribution.seed, "payout-interval");
     let mut draws = vec![Vec::with_capacity(DRAWS); n_owners];
     for _ in 0..DRAWS {
@@ -385,7 +396,7 @@ fn owner_intervals(context: &Context, book: &ShareBook) -> std::collections::BTr
         d.sort_by(f64::total_cmp);
         (d[DRAWS / 40], d[DRAWS - 1 - DRAWS / 40])
     };
-    book.owners.owners().iter().cloned().zip(draws.into_iter().map(ends)).collect()
+    owners.iter().map(|owner| owner.name.clone()).zip(draws.into_iter().map(ends)).collect()
 }
 
 /// Mean true share of each dataset (row) over the responses of each dataset (column).

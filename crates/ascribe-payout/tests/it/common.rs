@@ -44,7 +44,7 @@ pub fn job(dir: &Path, rows: &str) -> PayJob {
     PayJob {
         scores,
         registry: dir.join("registry"),
-        pool: "100.00 USD".parse().unwrap(),
+        pool: Some("100.00 USD".parse().unwrap()),
         period: "2026-11-01/2026-11-30".parse().unwrap(),
         method: None,
         duplicates: None,

@@ -5,5 +5,7 @@
 mod common;
 mod golden;
 mod inputs;
+mod revenue;
+mod receipts;
 mod runs;
 mod terms;
