@@ -149,6 +149,31 @@ def check_money(tally: Tally, folder: Path) -> None:
     tally.check("the tree has 2n − 1 nodes", len(nodes) == 2 * len(leaves) - 1, f"{len(nodes)} nodes")
 
 
+def check_receipts(tally: Tally, folder: Path, summary: dict) -> None:
+    """A receipt of every response: digests stand in the log's bundle, ids are hashed in order, revenues are the pool."""
+    usage = folder / "usage"
+    receipts = [json.loads(line)["receipt"] for line in (usage / "receipts/0.jsonl").read_text(encoding="utf-8").splitlines()]
+    tally.check("a receipt of every response", len(receipts) == summary.get("queries"), f"{len(receipts)} receipts")
+    # Strings, lists and objects only: sorted keys without spaces are the canonical JSON of RFC 8785.
+    canonical = [json.dumps(r, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode() for r in receipts]
+    expected = b"".join(b"\x00\x20" + hashlib.sha256(text).digest() for text in canonical)
+    bundles = sorted((usage / "log/tile/entries").rglob("*"), key=lambda path: str(path))
+    logged = b"".join(path.read_bytes() for path in bundles if path.is_file())
+    tally.check("the log's entries are the receipts' digests", logged == expected, f"{len(logged)} bytes")
+    ids = b"".join(hashlib.sha256(r["requestId"].encode()).digest() for r in receipts)
+    tally.check("every request once, hashed in the log's order", (usage / "requests.bin").read_bytes() == ids and len(set(ids[i : i + 32] for i in range(0, len(ids), 32))) == len(receipts))
+    run = tomllib.loads((folder / "run.toml").read_text(encoding="utf-8"))
+    amount, currency = run["attribution"]["pool"].split(" ")
+    with (folder / "payout/payout.csv").open(encoding="utf-8", newline="") as file:
+        decimals = len(next(csv.DictReader(file))["amount"].split(".")[1])
+    whole, _, part = amount.partition(".")
+    pool = int(whole + part.ljust(decimals, "0"))
+    settled = sum(int(r["revenue"]["minorUnits"]) for r in receipts)
+    tally.check("receipts settle the pool", settled == pool and {r["revenue"]["currency"] for r in receipts} == {currency}, f"{settled} of {pool}")
+    fits = all(sum(int(share["weight"]) for share in r["shares"]) <= int(r["weightTotal"]) for r in receipts)
+    tally.check("no receipt gives more than it has", fits and any(r["shares"] for r in receipts))
+
+
 def check_audit(tally: Tally, folder: Path, command: list[str]) -> None:
     def audit(target: Path) -> subprocess.CompletedProcess:
         return subprocess.run(command + ["audit", str(target)], capture_output=True, text=True, check=False)
@@ -224,6 +249,7 @@ def main() -> int:
     check_summary(tally, summary, limits=not arguments.no_limits)
     check_files(tally, arguments.folder)
     check_money(tally, arguments.folder)
+    check_receipts(tally, arguments.folder, summary)
     if arguments.ascribe:
         check_audit(tally, arguments.folder, [arguments.ascribe])
     print(f"{tally.passed} passed, {tally.failed} failed")

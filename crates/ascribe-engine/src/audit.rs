@@ -14,7 +14,7 @@ use crate::home::Home;
 use crate::run_file::{RUN_FILE, RunFile};
 use crate::walk::report::{Ingredients, REPORT_FILE};
 use crate::walk::stamps::Stamps;
-use crate::walk::{Context, evaluate, features, fit, index, pay, report, score, shares};
+use crate::walk::{Context, evaluate, features, fit, index, pay, report, score, shares, usage};
 
 /// Folder of the second run, within the audited one; removed afterwards.
 const AGAIN_DIR: &str = ".audit";
@@ -58,7 +58,7 @@ pub fn run(home: &Home, dir: &Path, progress: &dyn Progress) -> Result<AuditRepo
 }
 
 /// The payout files against each other, by their own readers and without the inputs: the journal closes, its balances are the rows of
-/// `payout.csv`, and the Merkle tree pays those rows.
+/// `payout.csv`, the Merkle tree pays those rows, and the receipts settle the pool.
 ///
 /// # Errors
 /// A file that cannot be read, books that do not close.
@@ -85,6 +85,7 @@ pub fn books(dir: &Path) -> Result<Vec<String>, EngineError> {
     if paid != due {
         differences.push(format!("{}: pays {paid}, the journal owes {due}", pay::MERKLE_FILE));
     }
+    differences.extend(usage::differences(dir, &journal)?);
     Ok(differences)
 }
 
@@ -123,7 +124,15 @@ fn recompute(
     let parts = Ingredients { evaluation: &evaluation, book: &book, paid: &paid, timings: &run_file.timings };
     let html = report::html(&context, &parts)?;
     files::write_atomic(&again.join(REPORT_FILE), html.as_bytes())?;
-    differences = compare(found, &digests(again)?, "the run", "made again");
+    let (mut found, mut made) = (found.clone(), digests(again)?);
+    if let Some(dir) = again.parent().filter(|dir| usage::other_key(dir, again)) {
+        let journal = Journal::from_json(&files::read(&again.join(pay::JOURNAL_FILE))?)?;
+        usage::check(&context, &book, &journal, dir)?;
+        for files in [&mut found, &mut made] {
+            files.retain(|name, _| !name.starts_with(usage::USAGE_DIR));
+        }
+    }
+    differences = compare(&found, &made, "the run", "made again");
     let summary = &run_file.summary;
     if summary.methods != evaluation.methods
         || summary.coverage_ppm != book.coverage_ppm

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! RUN/evidence/record.tlog-proof   receipt (C2SP tlog-proof) of the record's SHA-256: run.json of a payout, run.toml of a walk
-//! RUN/evidence/usage/              a usage log (`ascribe log usage`), or a copy of it
+//! RUN/evidence/usage/              a usage log (`ascribe log usage`), or a copy of it; without one, the run's own, RUN/usage/
 //! ```
 
 use std::path::Path;
@@ -99,7 +99,9 @@ pub fn check(
         }
         (false, None) => {}
     }
-    let usage = folder.join(USAGE_DIR);
+    // A log that was put there wins over the run's own.
+    let usage = [folder.join(USAGE_DIR), dir.join(USAGE_DIR)].into_iter().find(|dir| dir.is_dir());
+    let usage = usage.unwrap_or_else(|| folder.join(USAGE_DIR));
     match (usage.is_dir(), &keys.usage) {
         (true, Some(key)) => found.usage = Some(check_usage(&usage, key, pool, progress)?),
         (true, None) => found.unchecked.push(format!("{EVIDENCE_DIR}/{USAGE_DIR}")),

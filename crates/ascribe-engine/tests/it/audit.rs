@@ -7,7 +7,9 @@ use std::path::Path;
 
 use ascribe_core::NoProgress;
 use ascribe_engine::run_file::{RUN_FILE, RunFile};
+use ascribe_engine::walk::usage::USAGE_DIR;
 use ascribe_engine::{audit, files};
+use ascribe_registry::{SignedUsage, UsageLog, UsageReceipt, demo_usage_signer};
 
 use crate::common::{Tiny, digests, finished};
 
@@ -107,6 +109,52 @@ fn a_payout_that_was_changed_and_sealed_again_is_found_beside_its_journal() {
     reseal(&tiny, |_| {});
     let message = refusal(&tiny);
     assert!(message.contains("payout/payout.csv") && message.contains("journal"), "{message}");
+}
+
+/// Whoever has the key moves a unit of revenue, or of a share, from one response to another and logs it anew: the sums still close.
+#[test]
+fn a_forged_receipt_that_was_signed_and_sealed_again_is_found() {
+    let tiny = finished().tiny.copy_with_run();
+    let dir = tiny.out().join(USAGE_DIR);
+    let text = fs::read_to_string(dir.join("receipts/0.jsonl")).unwrap();
+    let honest: Vec<_> = text.lines().map(|line| SignedUsage::parse(line.as_bytes()).unwrap().receipt).collect();
+    let rewrite = |receipts: Vec<UsageReceipt>| {
+        fs::remove_dir_all(&dir).unwrap();
+        let signer = demo_usage_signer();
+        let signed = receipts.into_iter().map(|receipt| receipt.sign(signer.key())).collect();
+        UsageLog::open(&dir, demo_usage_signer()).unwrap().append(signed, &NoProgress).unwrap();
+        reseal(&tiny, |_| {});
+    };
+    let mut forged = honest.clone();
+    forged[0].revenue.minor_units += 1;
+    forged[1].revenue.minor_units -= 1;
+    rewrite(forged);
+    assert!(refusal(&tiny).contains("usage/"), "{}", refusal(&tiny));
+    let mut larger = honest.clone();
+    larger[0].revenue.minor_units += 1;
+    rewrite(larger);
+    assert!(refusal(&tiny).contains("receipts settle"), "{}", refusal(&tiny));
+    rewrite(honest);
+    audit::run(&tiny.home(), &tiny.out(), &NoProgress).unwrap();
+    fs::remove_dir_all(&dir).unwrap();
+    let mut run = RunFile::read(&tiny.out()).unwrap();
+    run.outputs.retain(|name, _| !name.starts_with("usage/"));
+    run.write(&tiny.out()).unwrap();
+    assert!(refusal(&tiny).contains("no receipts"), "{}", refusal(&tiny));
+}
+
+/// Receipts of an operator whose key the auditor has not: all but their salted outputs is held against the run.
+#[test]
+fn receipts_under_an_operators_own_key_are_audited_without_it() {
+    let tiny = finished().tiny.copy();
+    let secret = tiny.datasets().join(".secret");
+    fs::create_dir(&secret).unwrap();
+    tiny.demo(&tiny.out()).unwrap();
+    fs::remove_dir_all(&secret).unwrap();
+    audit::run(&tiny.home(), &tiny.out(), &NoProgress).unwrap();
+    let other = finished().tiny.out();
+    let receipts = |out: &Path| fs::read(out.join(USAGE_DIR).join("receipts/0.jsonl")).unwrap();
+    assert_ne!(receipts(&tiny.out()), receipts(&other));
 }
 
 #[test]

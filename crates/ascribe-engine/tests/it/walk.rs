@@ -1,14 +1,19 @@
 //! The whole walk: what it leaves, and that its bytes depend on nothing but its inputs.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use ascribe_core::{FeatureReader as _, NoProgress};
 use ascribe_engine::run_file::{RUN_FILE, RunFile};
 use ascribe_engine::walk::evaluate::COMBINED;
 use ascribe_engine::walk::features::{self, load_rows, open_train, taps_of};
+use ascribe_engine::walk::pay::JOURNAL_FILE;
 use ascribe_engine::walk::score::METHODS;
+use ascribe_engine::walk::usage::USAGE_DIR;
 use ascribe_engine::{EngineError, demo};
+use ascribe_ledger::{Journal, Memo};
 use ascribe_models::GradientStage;
+use ascribe_registry::{SignedUsage, demo_usage_signer, salted_hash, usage_salt, verify_usage_log};
 use ndarray::{Array2, Axis, concatenate};
 
 use crate::common::{DATASETS, MODEL, StopAfter, different, digests, finished, timeless};
@@ -65,6 +70,39 @@ fn the_pool_is_paid_to_the_licensed_accounts_and_to_nobody_else() {
     let found = lower.matches("eip155:").count();
     let known: usize = accounts.iter().map(|a| lower.matches(&a.to_lowercase()).count()).sum();
     assert!(found > 0 && found == known, "{csv}");
+}
+
+/// 1,000 USDC over twelve responses; what datasets earned by each is what the journal says.
+#[test]
+fn every_response_leaves_a_receipt_that_is_the_journals_money() {
+    let run = finished();
+    let dir = run.tiny.out().join(USAGE_DIR);
+    let key = ascribe_tlog::read_key(&dir.join("log")).unwrap();
+    let audit = verify_usage_log(&dir, &key, &[], &NoProgress).unwrap();
+    assert_eq!((audit.receipts, audit.erased), (run.summary.queries, 0));
+    assert_eq!(audit.revenue, [("USDC".to_owned(), "1000000000".to_owned())]);
+    let journal = Journal::from_json(&fs::read(run.tiny.out().join(JOURNAL_FILE)).unwrap()).unwrap();
+    let mut expected: BTreeMap<(String, String), u128> = BTreeMap::new();
+    for transfer in journal.transfers() {
+        if let Memo::Accrual { response, dataset } = &transfer.memo {
+            *expected.entry((format!("{MODEL}/{response}"), dataset.clone())).or_default() += transfer.amount.0;
+        }
+    }
+    let text = fs::read_to_string(dir.join("receipts/0.jsonl")).unwrap();
+    let receipts: Vec<_> = text.lines().map(|line| SignedUsage::parse(line.as_bytes()).unwrap().receipt).collect();
+    let earned =
+        receipts.iter().flat_map(|r| r.shares.iter().map(|s| ((r.request_id.clone(), s.dataset.clone()), s.weight)));
+    assert_eq!(earned.collect::<BTreeMap<_, _>>(), expected);
+    assert!(!expected.is_empty());
+    let context = run.tiny.context(&run.tiny.out()).unwrap();
+    let weights = context.run_record.subjects.iter().find(|s| s.name == context.last().file).unwrap().sha256;
+    for (receipt, query) in receipts.iter().zip(&context.corpus.queries) {
+        let output = context.tokenizer.decode(&query.tokens);
+        let salt = usage_salt(demo_usage_signer().key(), &receipt.request_id);
+        assert_eq!(receipt.output_salted_sha256, salted_hash(&salt, output.as_bytes()));
+        assert_eq!((receipt.model_sha256, receipt.settled_on.as_str()), (weights, "2026-11-30T00:00:00Z"));
+        assert_eq!(receipt.weight_total, 1_000_000_000 * 1_000_000 / u128::from(run.summary.queries));
+    }
 }
 
 #[test]
