@@ -195,6 +195,22 @@ pub enum UsageCommand {
         #[arg(long, value_name = "FILE")]
         older: Vec<PathBuf>,
     },
+    /// Open the salted hash of a receipt's output: print the salt, which the operator's key gives, and hold an output against the hash.
+    ///
+    /// Whoever is shown the salt of one receipt checks SHA-256(salt ‖ output) alone; it says nothing about other receipts.
+    #[command(after_help = "Example:\n  ascribe log usage open out/usage 7 --key operator.key --output answer.txt")]
+    Open {
+        /// Folder of the usage log.
+        dir: PathBuf,
+        /// Index of the receipt, from 0.
+        index: u64,
+        /// Secret key file of the operator.
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+        /// File with the output, byte by byte [default: the salt alone is printed].
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
     /// Issue the proof of one receipt, with the receipt in it.
     #[command(after_help = "Example:\n  ascribe log usage prove out/usage 7 --key operator.key --out 7.tlog-proof")]
     Prove {

@@ -72,6 +72,9 @@ pub struct AuditArgs {
     /// Public key of the usage log and its receipts.
     #[arg(long, value_name = "VKEY")]
     pub usage_key: Option<String>,
+    /// Usage log that a payout run's receipts went to, where it is not the run's own.
+    #[arg(long, value_name = "DIR")]
+    pub usage_log: Option<PathBuf>,
     /// Public keys of witnesses whose cosignatures are reported.
     #[arg(long, value_name = "VKEY")]
     pub witness: Vec<String>,

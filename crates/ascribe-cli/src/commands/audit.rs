@@ -7,10 +7,12 @@ use ascribe_core::Progress;
 use ascribe_engine::evidence::{self, Evidence, EvidenceKeys};
 use ascribe_engine::run_file::RUN_FILE;
 use ascribe_engine::{Home, audit};
+use ascribe_payout::usage::UsageCheck;
 use ascribe_payout::{self as payout, PayRunRecord, RUN_JSON};
 use serde::Serialize;
 
 use super::log::{read_verifier, read_verifiers};
+use super::pay::receipts_text;
 use crate::args::{AuditArgs, Format};
 use crate::output::print;
 
@@ -27,21 +29,26 @@ struct Audited<T> {
 /// # Errors
 /// Any difference.
 pub fn run(home: Option<&Path>, args: &AuditArgs, format: Format, bars: &dyn Progress) -> Result<()> {
-    let keys = EvidenceKeys {
+    let mut keys = EvidenceKeys {
         log: args.log_key.as_deref().map(read_verifier).transpose()?,
         usage: args.usage_key.as_deref().map(read_verifier).transpose()?,
         witnesses: read_verifiers(&args.witness)?,
     };
     let dir = &args.dir;
     if dir.join(RUN_JSON).exists() {
-        let run = payout::verify(dir, args.scores.as_deref(), bars)?;
+        let check = UsageCheck { log: args.usage_log.clone(), key: keys.usage.clone() };
+        if args.usage_log.is_some() {
+            // Of a log of many runs the receipts of this one are checked, not that all of them settle its pool.
+            keys.usage = None;
+        }
+        let run = payout::verify_with(dir, args.scores.as_deref(), &check, bars)?;
         let pool = PayRunRecord::read(dir)?.run.policy.pool;
         let evidence = evidence::check(dir, RUN_JSON, Some((&pool.currency.to_string(), pool.minor)), &keys, bars)?;
         return print(format, &Audited { run, evidence }, |found| {
             let run = &found.run;
             let text =
                 format!("run {}: {} files made again with the same bytes; the books close", run.run_id, run.files);
-            text + &evidence_text(&found.evidence)
+            text + &receipts_text(&run.receipts) + &evidence_text(&found.evidence)
         });
     }
     let run = audit::run(&Home::find(home)?, dir, bars)?;

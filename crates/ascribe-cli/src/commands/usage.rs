@@ -1,8 +1,8 @@
 //! `ascribe log usage`.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use ascribe_core::Progress;
-use ascribe_registry::{UsageLog, UsageReceipt, verify_usage_log};
+use ascribe_registry::{SignedUsage, UsageLog, UsageReceipt, salted_hash, usage_salt, verify_usage_log};
 use ascribe_tlog::open_checkpoint;
 use serde_json::json;
 
@@ -42,6 +42,26 @@ pub fn run(command: UsageCommand, format: Format, bars: &dyn Progress) -> Result
                     f.erased,
                     revenue.join(", ")
                 )
+            })
+        }
+        UsageCommand::Open { dir, index, key, output } => {
+            let signer = read_signer(&key)?;
+            let proof = UsageLog::open(&dir, read_signer(&key)?)?.prove(index)?;
+            let receipt = SignedUsage::parse(proof.extra.as_deref().unwrap_or_default())?.receipt;
+            let salt = usage_salt(signer.key(), &receipt.request_id);
+            let hash = receipt.output_salted_sha256;
+            if let Some(path) = &output
+                && salted_hash(&salt, &read(path)?) != hash
+            {
+                bail!("{}: not the output of receipt {index}, whose salted hash is {hash}", path.display());
+            }
+            let salt: String = salt.iter().map(|byte| format!("{byte:02x}")).collect();
+            let opened = output.is_some();
+            let value =
+                json!({ "request_id": receipt.request_id, "salt": salt, "salted_sha256": hash, "opened": opened });
+            print(format, &value, |_| {
+                let holds = if opened { "; the output is the one" } else { "" };
+                format!("{}: salt {salt}, salted hash {hash}{holds}", receipt.request_id)
             })
         }
         UsageCommand::Prove { dir, index, key, out } => {
