@@ -91,7 +91,7 @@ pub struct RecordArgs {
     /// Longest sequence; longer records are cut into windows, each an example of its own [default: the model's context].
     #[arg(long, value_name = "N", requires = "data")]
     pub max_len: Option<usize>,
-    /// Field that names a record's dataset: the store keeps exact sums per dataset.
+    /// Field that names a record's dataset; a store of rows keeps exact sums per dataset.
     #[arg(long, value_name = "FIELD", default_value = "dataset", requires = "data")]
     pub dataset_field: String,
     /// Read only the first N records.

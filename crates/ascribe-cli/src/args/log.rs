@@ -7,7 +7,8 @@ use clap::{Args, Subcommand};
 /// Whom a reader trusts.
 #[derive(Clone, Debug, Default, Args)]
 pub struct TrustArgs {
-    /// Verifier key line of the log, or a file with it [default: the one in the folder, which proves nothing about who].
+    /// Public key of the log: the line that `ascribe log keygen` prints, or a file with it [default: the one in the folder, which
+    /// proves nothing about who].
     #[arg(long, value_name = "KEY|FILE")]
     pub key: Option<String>,
     /// Verifier key line of a witness, or a file with it. May be given several times.

@@ -19,21 +19,42 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+/// Heading of the options that every command takes.
+const EVERYWHERE: &str = "Options of every command";
+
+/// The end of the first page: where to begin, and the words that the other pages take for granted.
+const AFTER_HELP: &str = "\
+Words:
+  registry    folder of datasets: whose they are, under which signed licences, pinned by hashes
+  run folder  what the stations of the walk read and write, one after the other; `demo` is all of them
+  row         the gradient of one training example, projected to some thousand numbers
+  store       folder of rows
+  influence   how much likelier a training example or dataset made an output, by its gradients
+  shares      what each dataset and owner gets of what a response earned, with intervals
+  bank        trainings without one dataset each: the measured truth that methods are held against
+  receipt     signed proof that an attribution was made, as it stands in a log that only grows
+
+Example:
+  ascribe demo --out out/demo
+  ascribe features --model path/to/model --data records.jsonl --out store
+  ascribe pay run --scores scores.parquet --registry datasets --pool \"1000.00 USD\" --out payout
+  ascribe serve --run out/demo";
+
 /// Which registered datasets caused which outputs, and what each owner gets.
 #[derive(Debug, Parser)]
-#[command(name = "ascribe", version, propagate_version = true, after_help = "Example:\n  ascribe demo --out out/demo")]
+#[command(name = "ascribe", version, propagate_version = true, after_help = AFTER_HELP)]
 pub struct Cli {
     /// What stdout carries: words for a person, or one JSON object.
-    #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text, help_heading = EVERYWHERE)]
     pub format: Format,
     /// Folder with datasets/ and models/ [default: the nearest one at or above the current folder].
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", help_heading = EVERYWHERE)]
     pub home: Option<PathBuf>,
     /// Threads [default: all cores]. The result does not depend on it.
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", help_heading = EVERYWHERE)]
     pub threads: Option<usize>,
     /// No progress bars.
-    #[arg(long, short, global = true)]
+    #[arg(long, short, global = true, help_heading = EVERYWHERE)]
     pub quiet: bool,
     /// The station or command.
     #[command(subcommand)]
@@ -66,7 +87,7 @@ pub struct AuditArgs {
     /// Score file of a payout run, where it was too large to be copied into the folder.
     #[arg(long, value_name = "FILE")]
     pub scores: Option<PathBuf>,
-    /// Public key of the log that the run's record stands in: a verifier key line, or a file that holds one.
+    /// Public key of the log that the run's record stands in: the line that `ascribe log keygen` prints, or a file that holds one.
     #[arg(long, value_name = "VKEY")]
     pub log_key: Option<String>,
     /// Public key of the usage log and its receipts.
@@ -109,10 +130,18 @@ pub enum Command {
     )]
     Audit(AuditArgs),
     /// Station 1: registered datasets: add, check, compare and describe them.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  ascribe registry init registry\n  ascribe registry add corpus/ --dir registry --licence CC-BY-4.0 \\\n    \
+        --payee eip155:1:0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed\n  ascribe registry verify registry"
+    )]
     Registry(registry::RegistryCommand),
     /// Sign, submit, check and revoke the licences of registered datasets.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  ascribe licence new-key --out key.json\n  ascribe licence sign my-corpus --keystore key.json\n  \
+        ascribe licence verify my-corpus"
+    )]
     Licence(registry::LicenceCommand),
     /// Station 2: cut records into training examples and held-out responses.
     #[command(after_help = "Example:\n  ascribe corpus --out out/demo")]
@@ -129,7 +158,7 @@ pub enum Command {
     /// Station 5: influence of every example and dataset on every response, with the controls beside it.
     #[command(after_help = "Example:\n  ascribe score --out out/demo")]
     Score(RunArgs),
-    /// Station 6: HNSW index over the same rows, its recall against exact search.
+    /// Station 6: approximate index (HNSW graphs) over the same rows, its recall against exact search.
     #[command(after_help = "Example:\n  ascribe index --out out/demo")]
     Index(RunArgs),
     /// Station 7: agreement of every method and control with measured retraining.
@@ -143,7 +172,11 @@ pub enum Command {
         --registry datasets --pool \"1000.00 USD\" --out payout")]
     Pay(pay::PayArgs),
     /// The book: revenue of responses, prepaid balances, settlements, disputes, on SQLite or PostgreSQL.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  ascribe ledger init\n  ascribe ledger accrue --events responses.jsonl --registry datasets\n  \
+        ascribe ledger settle --currency USD --as-of 2026-12-01T00:00:00Z\n  ascribe ledger verify"
+    )]
     Ledger(ledger::LedgerCommand),
     /// Station 10: the HTML report.
     #[command(after_help = "Example:\n  ascribe report --out out/demo")]
@@ -162,20 +195,28 @@ pub enum Command {
     )]
     Finetune(training::FinetuneArgs),
     /// The retrain bank: measured truth from leave-one-dataset-out trainings.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  ascribe bank build --model wren --seeds 3")]
     Bank(BankCommand),
     /// Influence methods held against retraining: settings, banks, leaderboard.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  ascribe bench list\n  ascribe bench run mnist-lr --format json")]
     Bench(bench::BenchCommand),
     /// Feature stores: verify, look into, convert, merge, export, delete from, compact.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  ascribe store stats out/demo/store/final\n  ascribe store verify out/demo/store/final\n  \
+        ascribe store export out/demo/store/final --out rows.parquet"
+    )]
     Store(store::StoreCommand),
     /// The rows of a feature store that have the largest inner products with queries: exact, certified or approximate.
     #[command(after_help = "Example:\n  ascribe search --store store --queries queries.npy --k 10 --format json\n  \
         ascribe search --store store --queries queries.npy --mode ann --recall 0.95 --dataset 2,5")]
     Search(search::SearchArgs),
     /// Which runs of a response stand word for word in the data, and in which records: evidence beside influence.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  ascribe verbatim build --out out/verbatim\n  \
+        ascribe verbatim find --index out/verbatim --response 'In the beginning was the Word'"
+    )]
     Verbatim(verbatim::VerbatimCommand),
     /// Which tokens of which training examples helped a held-out response: EK-FAC influence, token by token, without a store.
     #[command(after_help = "Example:\n  ascribe tokens --model wren --query 3 --top 20\n  \
@@ -190,10 +231,14 @@ pub enum Command {
     #[command(after_help = "Example:\n  ascribe nll --model models/wren --text README.md --format json")]
     Nll(lab::NllArgs),
     /// Records of trainings: made for other trainers' models, signed, checked.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  ascribe run verify models/wren --registered datasets")]
     Run(run_record::RunCommand),
     /// Transparency logs (C2SP tlog-tiles): append, prove, verify, witness, time-stamp; the usage log.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  ascribe log keygen log.example/licences --out log.key > log.vkey\n  ascribe log init out/log --key log.key\n  \
+        ascribe log append out/log --key log.key statement.json\n  ascribe log verify out/log --key log.vkey"
+    )]
     Log(log::LogCommand),
     /// Datasets ranked by what they were measured to do for held-out responses: a page and JSON.
     #[command(after_help = "Example:\n  ascribe reputation --out out/demo --format json")]
@@ -228,7 +273,7 @@ pub enum BankCommand {
         /// Number of seeds, from the recipe's on.
         #[arg(long, default_value_t = 3)]
         seeds: u64,
-        /// Train only every n-th cell, from the i-th on: `--shard 0/2` and `--shard 1/2` in two processes make one bank.
+        /// Train only every n-th model, from the i-th on: `--shard 0/2` and `--shard 1/2` in two processes make one bank.
         #[arg(long, value_name = "i/n", default_value = "0/1", value_parser = parse_shard)]
         shard: (u64, u64),
     },

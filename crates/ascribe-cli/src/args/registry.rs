@@ -135,7 +135,7 @@ pub struct AddArgs {
     /// SPDX licence expression; terms of your own are LicenseRef-NAME.
     #[arg(long, value_name = "SPDX")]
     pub licence: Option<String>,
-    /// Who is paid: a CAIP-10 account, or ACCOUNT=PPM for several; shares sum to 1000000.
+    /// Who is paid: an account (CAIP-10: `eip155:CHAIN:ADDRESS`), or ACCOUNT=PPM for several, whose parts per million sum to 1000000.
     #[arg(long = "payee", value_name = "CAIP10[=PPM]")]
     pub payees: Vec<String>,
     /// Name of the dataset: a-z, 0-9 and - [default: the folder's].
@@ -333,7 +333,7 @@ pub struct PassphraseArgs {
 /// A keystore and its passphrase.
 #[derive(Clone, Debug, Args)]
 pub struct KeyArgs {
-    /// Version 3 keystore file.
+    /// Keystore file (version 3, as Ethereum's wallets keep keys; `ascribe licence new-key` makes one).
     #[arg(long, value_name = "FILE")]
     pub keystore: PathBuf,
     /// Where the passphrase comes from.

@@ -40,7 +40,7 @@ pub struct SearchArgs {
     /// Recall that `ann` aims at, by what was measured when its index was built; exact search where it was never reached.
     #[arg(long, value_name = "X", default_value_t = 0.99)]
     pub recall: f64,
-    /// Keep to these datasets, by ordinal.
+    /// Keep to these datasets, by number (`ascribe store stats` lists them).
     #[arg(long, value_name = "N,…", value_delimiter = ',')]
     pub dataset: Vec<u32>,
     /// Folder of registered datasets, which knows owners and licences.

@@ -63,11 +63,11 @@ pub struct SettingArgs {
 /// Commands beside serving.
 #[derive(Debug, Subcommand)]
 pub enum ServeCommand {
-    /// Settings.
-    #[command(subcommand)]
+    /// Settings: what they are, and where each was set.
+    #[command(subcommand, after_help = "Example:\n  ascribe serve config show --run out/demo")]
     Config(ConfigCommand),
-    /// API keys.
-    #[command(subcommand)]
+    /// API keys: make, list and revoke them.
+    #[command(subcommand, after_help = "Example:\n  ascribe serve key new proxy --api-keys keys.json")]
     Key(KeyCommand),
 }
 

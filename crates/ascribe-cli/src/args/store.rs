@@ -150,7 +150,7 @@ pub struct DeleteArgs {
     /// Folder of the store.
     #[arg(value_name = "DIR")]
     pub dir: PathBuf,
-    /// A whole dataset, by its ordinal.
+    /// A whole dataset, by its number (`ascribe store stats` lists them).
     #[arg(long = "dataset", value_name = "N", required_unless_present = "examples")]
     pub datasets: Vec<u32>,
     /// A single example.

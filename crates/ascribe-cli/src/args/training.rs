@@ -105,7 +105,7 @@ pub struct NumberArgs {
     /// Passes over the records [default: 1].
     #[arg(long, value_name = "X", conflicts_with = "steps", requires = "data")]
     pub epochs: Option<f64>,
-    /// Optimiser steps.
+    /// Optimiser steps [default: as many as --epochs takes].
     #[arg(long, value_name = "N", requires = "data")]
     pub steps: Option<u32>,
     /// Sequences per step.

@@ -33,19 +33,16 @@ fn the_help_of_every_command() {
 
 #[test]
 fn every_page_of_help_ends_with_an_example() {
-    /// Pages of commands that have none below them.
-    fn check_leaves(path: &[String]) {
+    fn check_page(path: &[String]) {
         let words: Vec<&str> = path.iter().map(String::as_str).chain(["--help"]).collect();
         let page = stdout(&run(&words));
-        let nested = commands(&page);
-        if nested.is_empty() {
-            assert!(page.contains(&format!("Example:\n  ascribe {}", path[0])), "{path:?}: {page}");
-        }
-        for name in nested {
-            check_leaves(&[path, &[name]].concat());
+        let first = path.first().map_or_else(String::new, |name| format!(" {name}"));
+        assert!(page.contains(&format!("Example:\n  ascribe{first}")), "{path:?}: {page}");
+        for name in commands(&page) {
+            check_page(&[path, &[name]].concat());
         }
     }
-    check_leaves(&[]);
+    check_page(&[]);
 }
 
 #[test]
