@@ -166,7 +166,11 @@ pub enum LogCommand {
         trust: TrustArgs,
     },
     /// The usage log: receipts of paid attributions.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  ascribe log usage append out/usage receipts.jsonl --key operator.key\n  \
+        ascribe log usage verify out/usage --key operator.vkey"
+    )]
     Usage(UsageCommand),
 }
 
