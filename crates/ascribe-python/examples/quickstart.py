@@ -1,10 +1,12 @@
-"""Five lines on two models that this file makes itself: a GPT-2 with random weights, and a CNN written by hand.
+"""The README's five lines on two models that this file makes itself: a GPT-2 with random weights, and a CNN written by hand.
 
 Needs the wheel, torch and transformers, nothing else: no download, no file. Run: python quickstart.py [FOLDER]
 """
 
+import os
 import sys
 import tempfile
+from pathlib import Path
 
 import ascribe
 import torch
@@ -12,27 +14,28 @@ from ascribe.torch import collect, gradients
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-out = sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()
+folder = sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()
+Path(folder).mkdir(parents=True, exist_ok=True)
+os.chdir(folder)
 torch.manual_seed(0)
 
 # A language model. Sequence 3 of the queries is training sequence 17.
 model = GPT2LMHeadModel(
     GPT2Config(vocab_size=512, n_positions=64, n_embd=64, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
 )
-train = torch.randint(512, (200, 32))
-queries = torch.cat([torch.randint(512, (3, 32)), train[17:18]])
-datasets = [i % 4 for i in range(200)]
+train_ids = torch.randint(512, (200, 32))
+query_ids = torch.cat([torch.randint(512, (3, 32)), train_ids[17:18]]).tolist()
+dataset_of_each = [i % 4 for i in range(200)]
 
-store = collect(model, train, f"{out}/gpt2", datasets=datasets, progress=True)
-rows = gradients(model, queries.tolist())
-hits = store.search(rows, k=3)
-influence = ascribe.score(store, rows, ascribe.fit(store))
-print(hits.to_dict()["score"].round(1).tolist())
+# These are the five lines.
+store = collect(model, train_ids, "out/store", datasets=dataset_of_each, progress=True)
+influence = ascribe.score(store, gradients(model, query_ids), ascribe.fit(store))
+print(influence.datasets)
 
-best = hits.of_query(3)
-assert (best["dataset"][0], best["position"][0]) == (17 % 4, 17 // 4), "a sequence is its own best proponent"
-assert influence.top(1)[3][0][:2] == (17 % 4, 17 // 4)
-print(influence.datasets.shape, "exact influence of 4 datasets on 4 responses")
+assert influence.datasets.shape == (4, 4)
+assert influence.top(1)[3][0][:2] == (17 % 4, 17 // 4), "a sequence is its own best proponent"
+best = store.search(gradients(model, query_ids), k=3).of_query(3)  # the plain inner product, proven
+assert (best["dataset"][0], best["position"][0]) == (17 % 4, 17 // 4)
 
 
 # A network for images, and a loss per example.
@@ -54,8 +57,8 @@ def loss(net: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tens
 net, images, labels = Net(), torch.randn(96, 3, 16, 16), torch.randint(10, (96,))
 batches = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=16)
 
-store = collect(net, batches, f"{out}/cnn", loss=loss, progress=True)
+store = collect(net, batches, "out/cnn", loss=loss, progress=True)
 rows = gradients(net, (images[:5], labels[:5]), loss=loss)
 hits = store.search(rows, k=1)
 assert hits["row"].tolist() == [0, 1, 2, 3, 4], "an image is its own best proponent"
-print(store, "\nwritten to", out)
+print(store, "\nwritten to", folder)

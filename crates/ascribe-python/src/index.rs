@@ -13,6 +13,7 @@ use pyo3::types::PyDict;
 
 use crate::arrays;
 use crate::error::{OrRaise, value_error};
+use crate::layout;
 use crate::store::{Store, hits_table};
 use crate::table::{Column, Table};
 
@@ -85,6 +86,7 @@ impl Index {
         let whole = store.store.spec().dim.next_multiple_of(8).min(HnswParams::default().point_dim);
         let point_dim = point_dim.unwrap_or(whole);
         let metric = self::metric(metric)?;
+        layout::searchable(store.store.spec())?;
         let params =
             HnswParams { n_neighbours, ef_construction, point_dim, n_graphs, seed, metric, ..HnswParams::default() };
         py.detach(|| Self::with(store, |reader| HnswIndex::build(reader, params))).or_raise()

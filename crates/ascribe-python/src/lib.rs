@@ -11,6 +11,7 @@ mod arrays;
 mod c_data;
 mod error;
 mod index;
+mod layout;
 mod ledger;
 mod methods;
 mod metrics;

@@ -5,15 +5,17 @@ use std::path::PathBuf;
 
 use ascribe_core::{Digest, FeatureReader, QueryId, ScoreTable};
 use ascribe_methods::block_fisher::{self, Covariance, Factors, Preconditioner};
+use ascribe_methods::lorif::Layout;
 use ascribe_methods::normalise::Normalisation;
 use ascribe_methods::{dot, rows};
-use ascribe_store::{FactorData, FactorFile, ScoreFileMeta, ScoreWriter};
+use ascribe_store::{FactorData, FactorFile, FeatureStore, ScoreFileMeta, ScoreWriter};
 use ndarray::{Array2, ArrayView2};
 use numpy::{IntoPyArray, PyArray1, PyArray2};
 use pyo3::prelude::*;
 
 use crate::arrays;
 use crate::error::{OrRaise, SpecMismatchError, value_error};
+use crate::layout::{self, Rows};
 use crate::progress::Listener;
 use crate::project::parse_spec;
 use crate::store::Store;
@@ -25,10 +27,11 @@ const KIND: &str = "python_block_fisher";
 /// Ids of rows, and their scores.
 type Scored<'py> = (Bound<'py, PyArray1<u64>>, Bound<'py, PyArray2<f32>>);
 
-/// Damped block-Fisher curvature of one store's rows, factored.
+/// Damped block-Fisher curvature of one store's rows, factored. Of factored rows (LoRIF) it is that of the rows multiplied out.
 #[pyclass(frozen, module = "ascribe")]
 pub struct BlockFisher {
     factors: Factors,
+    layout: Option<Layout>,
     spec: Digest,
     damping_rel: f64,
     n_rows: usize,
@@ -55,7 +58,11 @@ impl BlockFisher {
     fn precondition<'py>(&self, py: Python<'py>, queries: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyArray2<f64>>> {
         let queries = arrays::matrix::<f32>("queries", queries)?;
         let view = queries.as_array();
-        Ok(py.detach(|| block_fisher::precondition(&self.factors, view)).or_raise()?.into_pyarray(py))
+        let solved = py.detach(|| {
+            let queries = layout::queries(self.layout.as_ref(), view)?;
+            block_fisher::precondition(&self.factors, queries.view())
+        });
+        Ok(solved.or_raise()?.into_pyarray(py))
     }
 
     /// `gᵀ(H + λ)⁻¹g` of every row of a store.
@@ -68,7 +75,10 @@ impl BlockFisher {
     ) -> PyResult<Bound<'py, PyArray1<f64>>> {
         self.check(store)?;
         let listener = Listener::new(progress);
-        let values = py.detach(|| block_fisher::self_influence(&*store.store, &self.factors, &listener));
+        let values = py.detach(|| {
+            let rows = Rows::new(&store.store, self.layout.as_ref())?;
+            block_fisher::self_influence(&rows, &self.factors, &listener)
+        });
         Ok(listener.settle(values.or_raise())?.into_pyarray(py))
     }
 
@@ -100,9 +110,11 @@ impl BlockFisher {
             let square = found.and_then(|tensor| tensor.into_dimensionality().ok());
             square.ok_or_else(|| value_error("factor file", format!("a matrix {name}"), "none"))
         };
-        let parts: PyResult<Vec<_>> = spec.columns.iter().map(|column| part(&column.name)).collect();
-        let factors = Factors::from_parts(spec.columns.clone(), parts?).or_raise()?;
-        Ok(Self { factors, spec: spec.hash(), damping_rel, n_rows })
+        let layout = store.layout()?;
+        let columns = layout.as_ref().map_or_else(|| spec.columns.clone(), Layout::dense_columns);
+        let parts: PyResult<Vec<_>> = columns.iter().map(|column| part(&column.name)).collect();
+        let factors = Factors::from_parts(columns, parts?).or_raise()?;
+        Ok(Self { factors, layout, spec: spec.hash(), damping_rel, n_rows })
     }
 }
 
@@ -124,13 +136,13 @@ impl BlockFisher {
 #[pyfunction]
 #[pyo3(signature = (store, damping=0.1, progress=None))]
 pub fn fit(py: Python<'_>, store: &Store, damping: f64, progress: Option<Py<PyAny>>) -> PyResult<BlockFisher> {
-    let listener = Listener::new(progress);
+    let (listener, layout) = (Listener::new(progress), store.layout()?);
     let fitted: Result<_, ascribe_methods::MethodError> = py.detach(|| {
-        let covariance = Covariance::fit(&*store.store, &listener)?;
+        let covariance = Covariance::fit(&Rows::new(&store.store, layout.as_ref())?, &listener)?;
         Ok((covariance.cholesky(damping)?, covariance.n_rows()))
     });
     let (factors, n_rows) = listener.settle(fitted.or_raise())?;
-    Ok(BlockFisher { factors, spec: store.store.spec().hash(), damping_rel: damping, n_rows })
+    Ok(BlockFisher { factors, layout, spec: store.store.spec().hash(), damping_rel: damping, n_rows })
 }
 
 fn normalisation(name: &str) -> PyResult<Normalisation> {
@@ -157,9 +169,12 @@ pub fn score<'py>(
 ) -> PyResult<Scored<'py>> {
     let queries = arrays::matrix::<f32>("queries", queries)?;
     let (view, by) = (queries.as_array(), normalisation(normalise)?);
-    let listener = Listener::new(progress);
+    let (listener, layout) = (Listener::new(progress), store.layout()?);
     let metric = metric(factors.as_deref(), store)?;
-    let scores = py.detach(|| rows::score(&*store.store, view, metric, by, &listener));
+    let scores = py.detach(|| {
+        let queries = layout::queries(layout.as_ref(), view)?;
+        rows::score(&Rows::new(&store.store, layout.as_ref())?, queries.view(), metric, by, &listener)
+    });
     let scores = listener.settle(scores.or_raise())?;
     let ids: Vec<u64> = scores.examples.iter().map(|id| id.to_u64()).collect();
     Ok((ids.into_pyarray(py), scores.values.into_pyarray(py)))
@@ -175,20 +190,40 @@ pub fn dataset_scores<'py>(
     factors: Option<PyRef<'py, BlockFisher>>,
 ) -> PyResult<Bound<'py, PyArray2<f64>>> {
     let queries = arrays::matrix::<f32>("queries", queries)?;
-    let view = queries.as_array();
-    if view.ncols() != store.store.spec().dim {
-        return Err(value_error("columns of the queries", store.store.spec().dim, view.ncols()));
+    let (view, layout) = (queries.as_array(), store.layout()?);
+    let queries = py.detach(|| layout::queries(layout.as_ref(), view)).or_raise()?;
+    let dim = layout.as_ref().map_or(store.store.spec().dim, Layout::dense_dim);
+    if queries.ncols() != dim {
+        return Err(value_error("columns of the queries", dim, queries.ncols()));
     }
     let metric = metric(factors.as_deref(), store)?;
-    let sums = py.detach(|| store.store.dataset_sums()).or_raise()?;
+    let sums = match &layout {
+        Some(layout) => py.detach(|| expanded_sums(&store.store, layout))?,
+        None => py.detach(|| store.store.dataset_sums().map(|sums| sums.sums())).or_raise()?,
+    };
     let scores = py.detach(|| {
         let queries = match metric {
-            Some(by) => block_fisher::precondition(by, view)?,
-            None => view.mapv(f64::from),
+            Some(by) => block_fisher::precondition(by, queries.view())?,
+            None => queries.mapv(f64::from),
         };
-        dot::dataset_scores(queries.view(), sums.sums().view())
+        dot::dataset_scores(queries.view(), sums.view())
     });
     Ok(scores.or_raise()?.into_pyarray(py))
+}
+
+/// Sums per dataset of rows multiplied out, `[K, dense]`, in f64 and the order of the rows: the sums that a store keeps of factored
+/// rows are those of their factors. One pass over the rows.
+fn expanded_sums(store: &FeatureStore, layout: &Layout) -> PyResult<Array2<f64>> {
+    let rows = Rows::new(store, Some(layout)).or_raise()?;
+    let mut sums = Array2::<f64>::zeros((store.generation().n_datasets as usize, layout.dense_dim()));
+    for block in 0..rows.n_blocks() {
+        let features = rows.block(block).or_raise()?;
+        for (id, row) in features.ids.iter().zip(features.rows.rows()) {
+            let mut sum = sums.row_mut(id.dataset as usize);
+            sum.iter_mut().zip(row).for_each(|(sum, &number)| *sum += f64::from(number));
+        }
+    }
+    Ok(sums)
 }
 
 /// Writes a score file (Parquet, sealed) of one method: the `top_k` best examples of each query, and the datasets if there are

@@ -105,32 +105,37 @@ pub fn label_top1<'py>(
     Ok(with_nan(py, py.detach(|| top1(s, &q, &l)).or_raise()?))
 }
 
-fn paired(a: Array<'_, '_>, b: Array<'_, '_>, of: impl Fn(&[f64], &[f64]) -> Option<f64>) -> PyResult<f64> {
+fn paired(
+    py: Python<'_>,
+    a: Array<'_, '_>,
+    b: Array<'_, '_>,
+    of: impl Fn(&[f64], &[f64]) -> Option<f64> + Sync,
+) -> PyResult<f64> {
     let (a, b) = (vector::<f64>("a", a)?, vector::<f64>("b", b)?);
     let (a, b) = (a.as_array().to_vec(), b.as_array().to_vec());
     if a.len() != b.len() {
         return Err(value_error("b", format!("{} numbers, as many as a", a.len()), b.len()));
     }
-    Ok(of(&a, &b).unwrap_or(f64::NAN))
+    Ok(py.detach(|| of(&a, &b)).unwrap_or(f64::NAN))
 }
 
 /// Rank correlation of two vectors; NaN where one is constant.
 #[pyfunction]
-pub fn spearman(a: Array<'_, '_>, b: Array<'_, '_>) -> PyResult<f64> {
-    paired(a, b, rank::spearman)
+pub fn spearman(py: Python<'_>, a: Array<'_, '_>, b: Array<'_, '_>) -> PyResult<f64> {
+    paired(py, a, b, rank::spearman)
 }
 
 /// Correlation of two vectors; NaN where one is constant.
 #[pyfunction]
-pub fn pearson(a: Array<'_, '_>, b: Array<'_, '_>) -> PyResult<f64> {
-    paired(a, b, rank::pearson)
+pub fn pearson(py: Python<'_>, a: Array<'_, '_>, b: Array<'_, '_>) -> PyResult<f64> {
+    paired(py, a, b, rank::pearson)
 }
 
 /// Total variation between two shares of one response `[K]`: the part of the money that goes to the wrong place.
 #[pyfunction]
-pub fn share_error(a: Array<'_, '_>, b: Array<'_, '_>) -> PyResult<f64> {
+pub fn share_error(py: Python<'_>, a: Array<'_, '_>, b: Array<'_, '_>) -> PyResult<f64> {
     let wrap = |v: &[f64]| ndarray::Array1::from(v.to_vec());
-    paired(a, b, |a, b| Some(total_variation(wrap(a).view(), wrap(b).view())))
+    paired(py, a, b, |a, b| Some(total_variation(wrap(a).view(), wrap(b).view())))
 }
 
 fn lists(relevant: &[Vec<u64>], found: &[Vec<u64>]) -> PyResult<()> {
@@ -144,42 +149,45 @@ fn lists(relevant: &[Vec<u64>], found: &[Vec<u64>]) -> PyResult<()> {
 #[pyfunction]
 pub fn recall_at(py: Python<'_>, k: usize, relevant: Vec<Vec<u64>>, found: Vec<Vec<u64>>) -> Values<'_> {
     lists(&relevant, &found)?;
-    Ok(with_nan(py, recall::recall_at(k, &relevant, &found)))
+    Ok(with_nan(py, py.detach(|| recall::recall_at(k, &relevant, &found))))
 }
 
 /// Per query 1 where any relevant id is among the first k found.
 #[pyfunction]
 pub fn hit_at(py: Python<'_>, k: usize, relevant: Vec<Vec<u64>>, found: Vec<Vec<u64>>) -> Values<'_> {
     lists(&relevant, &found)?;
-    Ok(with_nan(py, recall::hit_at(k, &relevant, &found)))
+    Ok(with_nan(py, py.detach(|| recall::hit_at(k, &relevant, &found))))
 }
 
 /// Per query one over the rank of the first relevant id; their mean is the MRR.
 #[pyfunction]
 pub fn reciprocal_ranks(py: Python<'_>, relevant: Vec<Vec<u64>>, found: Vec<Vec<u64>>) -> Values<'_> {
     lists(&relevant, &found)?;
-    Ok(with_nan(py, recall::reciprocal_ranks(&relevant, &found)))
+    Ok(with_nan(py, py.detach(|| recall::reciprocal_ranks(&relevant, &found))))
 }
 
 /// Mean outcome after removing random examples less that after removing the top ones, per query. Both `[Q, trainings]`.
 #[pyfunction]
 pub fn removal_effect<'py>(py: Python<'py>, removed: Array<'_, 'py>, random: Array<'_, 'py>) -> Values<'py> {
     let (a, b) = (matrix::<f64>("removed", removed)?, matrix::<f64>("random", random)?);
-    Ok(with_nan(py, removal::removal_effect(a.as_array(), b.as_array()).or_raise()?))
+    let (a, b) = (a.as_array(), b.as_array());
+    Ok(with_nan(py, py.detach(|| removal::removal_effect(a, b)).or_raise()?))
 }
 
 /// Part of the trainings after a removal that flip a query which was right before. `before` `[Q]`, `margins` `[Q, trainings]`.
 #[pyfunction]
 pub fn brittleness<'py>(py: Python<'py>, before: Array<'_, 'py>, margins: Array<'_, 'py>) -> Values<'py> {
     let (b, m) = (vector::<f64>("before", before)?, matrix::<f64>("margins", margins)?);
-    Ok(with_nan(py, removal::brittleness(&b.as_array().to_vec(), m.as_array()).or_raise()?))
+    let (b, m) = (b.as_array().to_vec(), m.as_array());
+    Ok(with_nan(py, py.detach(|| removal::brittleness(&b, m)).or_raise()?))
 }
 
 /// Mean rise of the target's probability after one step on each top example. `before` `[Q]`, `after` `[Q, k]`.
 #[pyfunction]
 pub fn tail_patch<'py>(py: Python<'py>, before: Array<'_, 'py>, after: Array<'_, 'py>) -> Values<'py> {
     let (b, a) = (vector::<f64>("before", before)?, matrix::<f64>("after", after)?);
-    Ok(with_nan(py, removal::tail_patch(&b.as_array().to_vec(), a.as_array()).or_raise()?))
+    let (b, a) = (b.as_array().to_vec(), a.as_array());
+    Ok(with_nan(py, py.detach(|| removal::tail_patch(&b, a)).or_raise()?))
 }
 
 fn estimate_dict<'py>(py: Python<'py>, estimate: &bootstrap::Estimate) -> PyResult<Bound<'py, PyDict>> {

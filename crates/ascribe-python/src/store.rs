@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use ascribe_core::{ExampleId, FeatureReader, RowType};
 use ascribe_index::{CertifiedIndex, Filter, Hit};
+use ascribe_methods::lorif::Layout;
 use ascribe_store::FeatureStore;
 use ascribe_store::features::{self, Deletion};
 use ndarray::{ArrayView2, ShapeBuilder, s};
@@ -16,6 +17,7 @@ use pyo3::types::PyDict;
 
 use crate::arrays;
 use crate::error::{OrRaise, value_error};
+use crate::layout;
 use crate::progress::Listener;
 use crate::project::parse_spec;
 use crate::table::{Column, Table, read_only};
@@ -45,6 +47,14 @@ impl Store {
     /// Wraps an open store.
     pub fn of(store: FeatureStore, path: PathBuf) -> Self {
         Self { store: Arc::new(store), path }
+    }
+
+    /// How factored rows are laid out; none where rows are no factors.
+    ///
+    /// # Errors
+    /// A layout file that does not fit.
+    pub fn layout(&self) -> PyResult<Option<Layout>> {
+        layout::of(self.store.spec(), &self.path)
     }
 
     fn block_of(&self, row: u64) -> PyResult<(usize, u64)> {
@@ -192,6 +202,16 @@ impl Store {
         Ok(rows.map_err(|error| value_error("rows", "whole rows", error))?.into_pyarray(py))
     }
 
+    /// Factored rows `[n, dim]` f32 multiplied out, `[n, dense]`: what inner products are taken of. Only of a store of factors.
+    fn expand<'py>(&self, py: Python<'py>, rows: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyArray2<f32>>> {
+        let rows = arrays::matrix::<f32>("rows", rows)?;
+        let view = rows.as_array();
+        let Some(layout) = self.layout()? else {
+            return Err(value_error("store", "factored rows (LoRIF)", "rows that are no factors"));
+        };
+        Ok(py.detach(|| layout.expand_rows(view)).or_raise()?.into_pyarray(py))
+    }
+
     /// Exact sums per dataset `[K, dim]` f64, and rows of each `[K]`.
     fn dataset_sums<'py>(&self, py: Python<'py>) -> PyResult<Sums<'py>> {
         let (sums, counts) =
@@ -213,6 +233,7 @@ impl Store {
     ) -> PyResult<(Table, Bound<'py, PyDict>)> {
         let queries = arrays::matrix::<f32>("queries", queries)?;
         let view = queries.as_array();
+        layout::searchable(self.store.spec())?;
         let companion = companion.map(row_type).transpose()?;
         let mut filter = datasets.map_or_else(Filter::default, Filter::datasets);
         if let Some(exclude) = exclude {
@@ -284,7 +305,9 @@ pub fn merge(py: Python<'_>, inputs: Vec<PathBuf>, out: PathBuf, progress: Optio
         let opened: Result<Vec<_>, _> = inputs.iter().map(|path| FeatureStore::open(path, None)).collect();
         features::merge(&opened?, &out, &listener)
     });
-    Ok(Store::of(listener.settle(merged.or_raise())?, out))
+    let merged = listener.settle(merged.or_raise())?;
+    inputs.first().map_or(Ok(()), |first| layout::carry(first, &out))?;
+    Ok(Store::of(merged, out))
 }
 
 /// Writes the rows of a store in another row type into a new store.
@@ -299,7 +322,9 @@ pub fn convert(
 ) -> PyResult<Store> {
     let (rows, listener) = (row_type(rows)?, Listener::new(progress));
     let converted = py.detach(|| features::convert(&store.store, &out, rows, &listener));
-    Ok(Store::of(listener.settle(converted.or_raise())?, out))
+    let converted = listener.settle(converted.or_raise())?;
+    layout::carry(&store.path, &out)?;
+    Ok(Store::of(converted, out))
 }
 
 /// Makes the companion of a store in fewer bits, for faster search.

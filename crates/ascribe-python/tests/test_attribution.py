@@ -97,6 +97,44 @@ def test_shares(tmp_path):
         ascribe.shares(np.zeros((1, 2)), [OWNERS[0], OWNERS[0]])
 
 
+def test_records_are_shown(store, rows):
+    pa, pd = pytest.importorskip("pyarrow"), pytest.importorskip("pandas")
+    texts = [f"record <{i}> " + "word " * 100 for i in range(300)]
+    scores, hits = ascribe.score(store, queries()), store.search(queries(), 3)
+    assert "record" not in scores._repr_html_() and "record" not in hits.to_pandas()
+    scores.records = hits.records = texts
+    for page in (scores._repr_html_(), hits._repr_html_()):
+        assert "record &lt;" in page and "<th>record</th>" in page and "record <" not in page and len(page) < 20000
+    frame = scores.to_pandas(2)
+    assert isinstance(frame, pd.DataFrame) and len(frame) == 8 and frame["record"][0] == texts[frame["row"][0]]
+    assert list(zip(frame["dataset"], frame["position"], frame["score"].tolist(), strict=True))[:2] == scores.top(2)[0]
+    assert hits.to_pandas()["record"].tolist() == [texts[i] for i in hits["row"].tolist()]
+    whole = scores.to_arrow(None)
+    assert isinstance(whole, pa.Table) and whole.num_rows == 4 * 300 and whole["score"].to_numpy()[0] == scores.values[0].max()
+    with pytest.raises(ValueError, match="k"):
+        scores.top(-1)
+
+
+def test_arrow_columns_are_rows(tmp_path, store, rows):
+    pa = pytest.importorskip("pyarrow")
+    table = store.to_arrow(10, 20)
+    assert table["id"].to_pylist() == store.ids[10:20].tolist() and table.num_rows == 10
+    column = table["row"].combine_chunks()
+    assert ascribe.store.as_rows(column).ctypes.data == column.flatten().buffers()[1].address, "borrowed, not copied"
+    for given in (column, table["row"], column.slice(2, 3)):
+        exact = rows[12:15] if len(given) == 3 else rows[10:20]
+        assert (ascribe.store.as_rows(given) == exact).all()
+    assert store.search(table["row"], 1)["row"].tolist() == store.search(rows[10:20], 1)["row"].tolist()
+    copy = Store.write(tmp_path / "copy", store.to_arrow()["row"], store.ids)
+    assert (copy.rows() == rows).all()
+    with pytest.raises(TypeError, match="fixed_size_list"):
+        store.search(pa.array([1.0, 2.0]), 1)
+    with pytest.raises(TypeError, match="double"):
+        store.search(pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(24)), 24), 1)
+    with pytest.raises(ValueError, match="null"):
+        store.search(pa.array([[0.0] * 24, None], pa.list_(pa.float32(), 24)), 1)
+
+
 def test_tables(store, rows):
     pa, pd = pytest.importorskip("pyarrow"), pytest.importorskip("pandas")
     hits = store.search(rows[:3], 4)

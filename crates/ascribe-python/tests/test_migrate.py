@@ -1,8 +1,12 @@
-"""Files of other tools, written here as those write them (bergson 2.5, LogIX 0.1, TRAK 0.3, kronfluence 1.0, dattri 0.3)."""
+"""Files of other tools. Those that bergson 2.5.1, LogIX 0.1.1, TRAK 0.3.2, kronfluence 1.0.1 and dattri 0.3.0 wrote themselves,
+with what their own readers say of them (`tests/conformance/python/peers.py` made them); and faulty ones, in their forms.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import ascribe
 import numpy as np
@@ -13,6 +17,52 @@ ROWS = np.random.default_rng(4).normal(size=(12, 7)).astype(np.float32)
 SCORES = np.random.default_rng(5).normal(size=(3, 12)).astype(np.float32)
 OF = [i % 2 for i in range(12)]
 
+FILES = Path(os.environ.get("ASCRIBE_PEER_FILES", Path(__file__).parent / "peers"))
+
+
+def says(tool):
+    with np.load(FILES / tool / "expected.npz") as found:
+        return dict(found)
+
+
+def test_bergson_itself(tmp_path):
+    theirs = says("bergson")
+    store = migrate.bergson_gradients(FILES / "bergson" / "index", tmp_path / "store", datasets=OF)
+    assert store.spec.projector == {"kind": "identity"} and len(store.spec.columns) == 4
+    np.testing.assert_array_equal(store.rows(), theirs["gradients"])
+    assert store.n_datasets == 2 and (ascribe.score(store, store.rows(0, 1)).values[0, 0] > 0)
+    scores = migrate.bergson_scores(FILES / "bergson" / "scores", datasets=OF)
+    np.testing.assert_array_equal(scores.values, theirs["scores"])
+    np.testing.assert_allclose(scores.datasets[:, 0], theirs["scores"][:, ::2].sum(1), rtol=1e-5)
+
+
+def test_logix_itself(tmp_path):
+    store = migrate.logix_gradients(FILES / "logix" / "log", tmp_path / "store")
+    np.testing.assert_array_equal(store.rows(), says("logix")["gradients"])
+    assert json.loads((tmp_path / "store" / "data_ids.json").read_text()) == [f"x{i}" for i in range(12)]
+
+
+def test_trak_itself(tmp_path):
+    theirs = says("trak")
+    store = migrate.trak_gradients(FILES / "trak" / "run", tmp_path / "store")
+    np.testing.assert_array_equal(store.rows(), theirs["gradients"])
+    np.testing.assert_array_equal(migrate.trak_scores(FILES / "trak" / "run", "test").values, theirs["scores"])
+
+
+def test_kronfluence_itself(tmp_path):
+    theirs = says("kronfluence")["scores"]
+    scores = migrate.kronfluence_scores(FILES / "kronfluence" / "scores_s")
+    np.testing.assert_array_equal(scores.values, theirs)
+    by_module = migrate.kronfluence_scores(FILES / "kronfluence" / "scores_m")
+    np.testing.assert_allclose(by_module.values, theirs, rtol=1e-3, atol=1e-4 * np.abs(theirs).max())
+    n = migrate.write_scores(scores, tmp_path / "scores.parquet", "kronfluence")
+    assert n == 3 * (12 + 1) == len(ascribe.read_scores(tmp_path / "scores.parquet"))
+
+
+def test_dattri_itself():
+    pytest.importorskip("torch")
+    np.testing.assert_array_equal(migrate.dattri_scores(FILES / "dattri" / "score.pt").values, says("dattri")["scores"])
+
 
 def test_bergson(tmp_path):
     info = {"num_items": 12, "num_grads": 12, "grad_sizes": {"h.0": 4, "h.1": 3}, "base_dtype": "float16"}
@@ -21,6 +71,20 @@ def test_bergson(tmp_path):
     store = migrate.bergson_gradients(tmp_path, tmp_path / "store", datasets=OF)
     assert (store.rows() == ROWS.astype(np.float16)).all() and [c.name for c in store.spec.columns] == ["h.0", "h.1"]
     assert store.n_datasets == 2
+    bits = (ROWS.view(np.uint32) >> 16).astype("<u2")
+    (tmp_path / "info.json").write_text(json.dumps({**info, "base_dtype": "bfloat16"}))
+    (tmp_path / "gradients.bin").write_bytes(bits.tobytes())
+    rough = migrate.bergson_gradients(tmp_path, tmp_path / "bf16").rows()
+    assert (rough.view(np.uint32) == bits.astype(np.uint32) << 16).all() and np.abs(rough - ROWS).max() < 0.02
+    for more, words in (
+        ({"attribute_tokens": True}, "per token"),
+        ({"base_dtype": "O"}, "float16"),
+        ({"num_grads": -1}, "bytes"),
+    ):
+        (tmp_path / "info.json").write_text(json.dumps({**info, **more}))
+        with pytest.raises(ValueError, match=words):
+            migrate.bergson_gradients(tmp_path, tmp_path / "again")
+    (tmp_path / "info.json").write_text(json.dumps(info))
     (tmp_path / "gradients.bin").write_bytes(b"short")
     with pytest.raises(ValueError, match="168 bytes"):
         migrate.bergson_gradients(tmp_path, tmp_path / "again")
@@ -41,6 +105,10 @@ def test_bergson_scores(tmp_path):
     assert migrate.write_scores(scores, tmp_path / "scores.parquet", "bergson", top_k=4) == 3 * (4 + 2)
     assert len(ascribe.read_scores(tmp_path / "scores.parquet")) == 18
     assert (migrate.bergson_scores(tmp_path, sign=-1).values == -SCORES).all()
+    np.save(tmp_path / "candidates.npy", np.arange(12))
+    with pytest.raises(ValueError, match="candidates"):
+        migrate.bergson_scores(tmp_path)
+    (tmp_path / "candidates.npy").unlink()
     table["written_1"][3] = False
     (tmp_path / "scores.bin").write_bytes(table.tobytes())
     with pytest.raises(ValueError, match="never written"):

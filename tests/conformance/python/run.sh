@@ -79,9 +79,29 @@ assert 'ascribe/py.typed' in names and 'ascribe/_ascribe.pyi' in names, names
 assert not any('test' in name for name in names), names
 print(*names)" "$wheel"
 
+# The same wheel serves every CPython from 3.10: those that are at hand import it (with a numpy of theirs) and search a store.
+for version in 3.10 3.12 3.13 3.14; do
+  python=$("python$version" -c 'import sys; print(sys.executable)' 2> /dev/null) ||
+    python=$(find "$HOME/.pyenv/versions" -path "*/bin/python$version" 2> /dev/null | head -n 1)
+  [ -n "$python" ] || continue
+  "$python" -m venv "$work/cp$version" > /dev/null 2>&1 || continue
+  "$work/cp$version/bin/python" -m pip install --quiet --disable-pip-version-check "$wheel" || continue
+  check "the wheel under CPython $version" env -C "$work" "$work/cp$version/bin/python" -c "
+import doctest, sys, ascribe, ascribe.index, ascribe.store
+failed = [doctest.testmod(m).failed for m in (ascribe, ascribe.index, ascribe.store, ascribe.metrics)]
+assert sum(failed) == 0 and sys.version.startswith('$version'), (failed, sys.version)"
+done
+
 # 2. The example, with the wheel, torch and transformers alone.
 make_venv "$work/fresh"
 pip_in "$work/fresh" --no-deps "$wheel" || broken "pip install of the wheel"
+check "README's lines stand in the example" "$base/bin/python" -c "
+import sys
+text = open(sys.argv[1]).read()
+block = text[text.index('from ascribe.torch import collect'):].split('\`\`\`')[0]
+lines = ['import ascribe', *(line.split('   #')[0].rstrip() for line in block.splitlines() if line)]
+example = open(sys.argv[2]).read().splitlines()
+assert len(lines) == 5 and all(line in example for line in lines), lines" "$root/README.md" "$package/examples/quickstart.py"
 check "quickstart in a fresh environment" env -C "$work" "$work/fresh/bin/python" "$package/examples/quickstart.py" "$work/quickstart"
 
 # 3. The tests.
@@ -114,6 +134,7 @@ site=$("$venv/bin/python" -c 'import ascribe, pathlib; print(pathlib.Path(ascrib
 check "doctests" env -C "$work" "$venv/bin/python" -m pytest -q -p no:cacheprovider --doctest-modules "$site/store.py" \
   "$site/spec.py" "$site/index.py" "$site/attribution.py" "$site/metrics.py" "$site/pure.py" "$site/__init__.py"
 check "the guide's examples" env -C "$work" "$venv/bin/python" -m doctest -o ELLIPSIS "$root/docs/python.md"
+check "stubs are those of the compiled module" env -C "$work" "$venv/bin/python" -m mypy.stubtest ascribe._ascribe
 check "mypy --strict" env -C "$package" "$venv/bin/python" -m mypy --cache-dir "$work/mypy"
 check "ruff check" env -C "$package" "$venv/bin/ruff" check --no-cache -q python tests examples
 check "ruff format" env -C "$package" "$venv/bin/ruff" format --no-cache --check -q python tests examples

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,11 @@ from . import _ascribe
 from .progress import Progress, listener
 from .registry import Registry
 from .store import F32, F64, U64, PathLike, Store, as_rows, unpack_ids
-from .table import ShareTable, Table
+from .table import ShareTable, Table, excerpt
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
 
 __all__ = ["Fisher", "Scores", "ShareBook", "dataset_scores", "fit", "read_scores", "read_shares", "score", "shares"]
 
@@ -59,31 +64,64 @@ class Fisher:
 
 @dataclass
 class Scores:
-    """Scores ``[queries, rows]``, positive = the row's presence makes the output likelier."""
+    """Scores ``[queries, rows]``, positive = the row's presence makes the output likelier.
+
+    ``scores.records = texts`` (one per row) shows what the rows are, in notebooks and data frames.
+    """
 
     ids: U64
     values: F32
     datasets: F64
     """``[queries, datasets]``: exact sums of the scores (before any normalisation of rows)."""
+    records: Sequence[str] | None = None
+    """Texts of the rows."""
 
     def top(self, k: int = 10) -> list[list[tuple[int, int, float]]]:
         """Per query the best rows as (dataset, position, score), ties by id."""
         dataset, position = unpack_ids(self.ids)
-        best = []
-        for line in self.values:
-            order = np.lexsort((self.ids, -line.astype(np.float64)))[:k]
-            best.append([(int(dataset[n]), int(position[n]), float(line[n])) for n in order])
-        return best
+        return [[(int(dataset[n]), int(position[n]), float(line[n])) for n in self._order(line, k)] for line in self.values]
+
+    def _order(self, line: F32, k: int | None) -> list[int]:
+        if k is not None and k < 0:
+            raise ValueError(f"k: expected at least 0, found {k}")
+        order: list[int] = np.lexsort((self.ids, -line.astype(np.float64)))[:k].tolist()
+        return order
+
+    def best(self, k: int | None = 10) -> dict[str, Any]:
+        """Columns query, rank, row, id, dataset, position, score (and record) of the ``k`` best rows per query, or of all."""
+        orders = [self._order(line, k) for line in self.values]
+        row = np.array([n for order in orders for n in order], np.int64)
+        query = np.repeat(np.arange(len(orders)), [len(order) for order in orders])
+        rank = np.array([r for order in orders for r in range(len(order))], np.int64)
+        dataset, position = unpack_ids(self.ids[row])
+        place = {"query": query, "rank": rank, "row": row, "id": self.ids[row], "dataset": dataset, "position": position}
+        columns: dict[str, Any] = {**place, "score": self.values[query, row]}
+        return columns if self.records is None else {**columns, "record": [self.records[n] for n in row.tolist()]}
+
+    def to_pandas(self, k: int | None = 10) -> pd.DataFrame:
+        """A ``pandas.DataFrame`` of :meth:`best`."""
+        import pandas as pd
+
+        return pd.DataFrame(self.best(k))
+
+    def to_arrow(self, k: int | None = 10) -> pa.Table:
+        """A ``pyarrow.Table`` of :meth:`best`."""
+        import pyarrow as pa
+
+        return pa.table(self.best(k))
 
     def write(self, path: PathLike, store: Store, method: str, top_k: int | None = None) -> int:
         """Writes a sealed score file (Parquet), which ``ascribe pay`` and the rest of Ascribe read. Returns its rows."""
         return _ascribe.write_scores(os.fspath(path), store._raw.spec_json, method, self.ids, self.values, top_k, self.datasets)
 
     def _repr_html_(self) -> str:
-        head = "<tr><th>query</th><th>dataset:position</th><th>score</th></tr>"
-        lines = []
-        for q, best in enumerate(self.top(5)[:10]):
-            lines += [f"<tr><td>{q}</td><td>{d}:{p}</td><td>{s:.6g}</td></tr>" for d, p, s in best]
+        head, lines = "<tr><th>query</th><th>dataset:position</th><th>score</th>", []
+        head += "</tr>" if self.records is None else "<th>record</th></tr>"
+        best = Scores(self.ids, self.values[:10], self.datasets, self.records).best(5)
+        for i in range(len(best["query"])):
+            cells = [str(best["query"][i]), f"{best['dataset'][i]}:{best['position'][i]}", f"{best['score'][i]:.6g}"]
+            cells += [] if self.records is None else [html.escape(excerpt(best["record"][i]))]
+            lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
         caption = f"{self.values.shape[0]} queries, {self.values.shape[1]} rows; the best five of the first ten queries"
         return f"<table><caption>{caption}</caption>{head}{''.join(lines)}</table>"
 

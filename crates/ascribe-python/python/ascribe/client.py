@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ._ascribe import AscribeError
+from .table import excerpt
 
 __all__ = ["Answer", "Client", "ServerError"]
 
@@ -87,7 +88,14 @@ class Answer:
             for s in self.shares
         ]
         head = "<tr><th>dataset</th><th>owner</th><th>share</th><th>interval</th></tr>"
-        return f"<table><caption>{cell(self.method)}</caption>{head}{''.join(lines)}</table>"
+        page = f"<table><caption>{cell(self.method)}: {cell(self.verdict)}</caption>{head}{''.join(lines)}</table>"
+        lines = [
+            f"<tr><td>{cell(h.get('record_id'))}</td><td>{cell(h.get('dataset'))}</td><td>{cell(h.get('score'))}</td>"
+            f"<td>{cell(excerpt(str(h.get('text') or '')))}</td></tr>"
+            for h in self.hits[:10]
+        ]
+        head = "<tr><th>record</th><th>dataset</th><th>score</th><th>text</th></tr>"
+        return page + (f"<table><caption>best records</caption>{head}{''.join(lines)}</table>" if lines else "")
 
 
 class Client:

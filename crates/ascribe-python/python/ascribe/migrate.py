@@ -18,7 +18,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import pickle
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,35 +49,56 @@ __all__ = [
 _CHUNK_NUMBERS = 4 << 20
 
 
+@contextmanager
+def _reading(path: PathLike, tool: str) -> Iterator[None]:
+    """Whatever a file that is not what it should be makes Python say becomes one clear error."""
+    wrong = (KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError, EOFError, RuntimeError)
+    try:
+        yield
+    except (*wrong, pickle.UnpicklingError, zipfile.BadZipFile, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path}: expected what {tool} writes, found something else ({type(error).__name__}: {error})"
+        ) from error
+
+
 def bergson_gradients(path: PathLike, out: PathLike, datasets: Sequence[int] | None = None, **settings: Any) -> Store:
     """A bergson index (``bergson build``): ``gradients.bin`` and ``info.json``, one group of columns per module."""
     folder = Path(path)
-    info = _json(folder / "info.json")
-    kind = np.dtype(info["base_dtype"] if "base_dtype" in info else info["dtype"]["formats"][0]).base
-    sizes: dict[str, int] = info["grad_sizes"]
-    shape = (int(info["num_grads"]), sum(sizes.values()))
-    rows = _map(folder / "gradients.bin", kind, shape)
-    digest = _digest(folder / "info.json")
-    spec = _spec("bergson", digest, list(sizes.items()))
-    return _store(lambda start, stop: rows[start:stop], shape[0], out, spec, datasets, settings)
+    with _reading(folder, "bergson"):
+        info = _json(folder / "info.json")
+        if info.get("attribute_tokens"):
+            raise ValueError(f"{folder}: expected a row per example, found rows per token; hint: build without attribute_tokens")
+        name = info["base_dtype"] if "base_dtype" in info else info["dtype"]["formats"][0]
+        kind, wide = _bergson_kind(name)
+        sizes = {str(name): int(size) for name, size in info["grad_sizes"].items()}
+        shape = (int(info["num_grads"]), sum(sizes.values()))
+        rows = _map(folder / "gradients.bin", kind, shape)
+        spec = _spec("bergson", _digest(folder / "info.json"), list(sizes.items()))
+    return _store(lambda start, stop: wide(rows[start:stop]), shape[0], out, spec, datasets, settings)
 
 
 def bergson_scores(path: PathLike, datasets: Sequence[int] | None = None, sign: int = 1) -> Scores:
     """A bergson score folder (``bergson score``): ``scores.bin`` and ``info.json``. Rows of a per-token index are refused."""
     folder = Path(path)
-    info = _json(folder / "info.json")
-    if info.get("attribute_tokens"):
-        raise ValueError(f"{folder}: expected a score per example, found scores per token")
-    fields: Any = info["dtype"]
-    if isinstance(fields, dict):
-        fields = {k: fields[k] for k in ("names", "formats", "offsets", "itemsize")}
-    kind: np.dtype[Any] = np.dtype(fields)
-    table = _map(folder / "scores.bin", kind, (int(info["num_rows"]),))
-    n = int(info["num_scores"])
-    for i in range(n):
-        if not table[f"written_{i}"].all():
-            raise ValueError(f"{folder}: expected a finished run, found cells of query {i} that were never written")
-    values = np.stack([table[f"score_{i}"] for i in range(n)])
+    with _reading(folder, "bergson"):
+        info = _json(folder / "info.json")
+        if info.get("attribute_tokens"):
+            raise ValueError(f"{folder}: expected a score per example, found scores per token")
+        fields: Any = info["dtype"]
+        if (folder / "candidates.npy").exists():
+            raise ValueError(f"{folder}: expected scores of every row, found those of candidates; hint: score without candidates")
+        names, formats = fields["names"], fields["formats"]
+        both = list(zip(names, formats, strict=True))
+        kinds = [np.dtype(np.bool_) if name.startswith("written_") else _bergson_kind(f)[0] for name, f in both]
+        layout = {"names": names, "formats": kinds, "offsets": fields["offsets"], "itemsize": fields["itemsize"]}
+        kind: np.dtype[Any] = np.dtype(layout)  # type: ignore[call-overload]
+        wide = {name: _bergson_kind(f)[1] for name, f in both if name.startswith("score_")}
+        table = _map(folder / "scores.bin", kind, (int(info["num_rows"]),))
+        n = int(info["num_scores"])
+        for i in range(n):
+            if not table[f"written_{i}"].all():
+                raise ValueError(f"{folder}: expected a finished run, found cells of query {i} that were never written")
+        values = np.stack([wide[f"score_{i}"](table[f"score_{i}"]) for i in range(n)])
     return _scores(values, datasets, sign)
 
 
@@ -83,32 +108,39 @@ def logix_gradients(path: PathLike, out: PathLike, datasets: Sequence[int] | Non
     files = sorted(folder.glob("log_*_metadata.json"), key=lambda p: [int(x) for x in p.name.split("_") if x.isdigit()])
     if not files:
         raise ValueError(f"{folder}: expected log_*_metadata.json, found none")
-    entries: list[tuple[Path, dict[str, Any]]] = []
-    for file in files:
-        data = file.with_name(file.name.removesuffix("_metadata.json") + ".mmap")
-        entries += [(data, entry) for entry in _json(file)]
-    first = entries[0][1]
-    names = [".".join(p[:-1]) if p[-1] in ("grad", "forward", "backward") else ".".join(p) for p in first["path"]]
-    sizes = [int(np.prod(shape)) for shape in first["shape"]]
+    with _reading(folder, "LogIX"):
+        entries: list[tuple[Path, dict[str, Any]]] = []
+        for file in files:
+            data = file.with_name(file.name.removesuffix("_metadata.json") + ".mmap")
+            entries += [(data, entry) for entry in _json(file)]
+        first = entries[0][1]
+        names = [".".join(p[:-1]) if p[-1] in ("grad", "forward", "backward") else ".".join(p) for p in first["path"]]
+        sizes = [math.prod(map(int, shape)) for shape in first["shape"]]
+        if len(names) != len(sizes) or min(sizes, default=0) < 1:
+            raise ValueError(f"{folder}: expected a shape per module, found {len(sizes)} for {len(names)} modules")
+        data_ids = [entry["data_id"] for _, entry in entries]
     maps: dict[Path, Any] = {}
 
     def rows(start: int, stop: int) -> F32:
         found = np.empty((stop - start, sum(sizes)), np.float32)
-        for row, (data, entry) in zip(found, entries[start:stop], strict=True):
-            if [int(np.prod(shape)) for shape in entry["shape"]] != sizes:
-                raise ValueError(f"{data}: expected blocks of {sizes} numbers, found {entry['shape']} of {entry['data_id']!r}")
-            if data not in maps:
-                maps[data] = np.memmap(data, np.uint8, "r")
-            kind, size = np.dtype(entry["dtype"]), int(entry["block_size"])
-            raw = maps[data][entry["offset"] : entry["offset"] + size * kind.itemsize]
-            if len(raw) != size * kind.itemsize:
-                raise ValueError(f"{data}: expected {size} numbers at {entry['offset']}, found the end of the file")
-            row[:] = np.frombuffer(raw.tobytes(), kind)
+        with _reading(folder, "LogIX"):
+            for row, (data, entry) in zip(found, entries[start:stop], strict=True):
+                if [math.prod(map(int, shape)) for shape in entry["shape"]] != sizes:
+                    raise ValueError(
+                        f"{data}: expected blocks of {sizes} numbers, found {entry['shape']} of {entry['data_id']!r}"
+                    )
+                if data not in maps:
+                    maps[data] = np.memmap(data, np.uint8, "r")
+                kind, size, at = _floats(np.dtype(entry["dtype"])), int(entry["block_size"]), int(entry["offset"])
+                raw = maps[data][max(at, 0) : max(at, 0) + max(size, 0) * kind.itemsize]
+                if at < 0 or len(raw) != size * kind.itemsize:
+                    raise ValueError(f"{data}: expected {size} numbers at {at}, found the end of the file")
+                row[:] = np.frombuffer(raw.tobytes(), kind)
         return found
 
     spec = _spec("logix", _digest(*files), list(zip(names, sizes, strict=True)))
     store = _store(rows, len(entries), out, spec, datasets, settings)
-    (store.path / "data_ids.json").write_text(json.dumps([entry["data_id"] for _, entry in entries]))
+    (store.path / "data_ids.json").write_text(json.dumps(data_ids))
     return store
 
 
@@ -124,18 +156,20 @@ def trak_gradients(
     if what not in ("features", "grads"):
         raise ValueError(f"what: expected 'features' or 'grads', found {what!r}")
     folder = Path(path)
-    rows = np.load(folder / str(model_id) / f"{what}.mmap", mmap_mode="r")
-    done = folder / str(model_id) / "_is_featurized.mmap"
-    if done.exists() and not np.load(done, mmap_mode="r").all():
-        raise ValueError(f"{folder}: expected every example featurized, found some that are not")
-    spec = _spec(f"trak_{what}", _digest(folder / "metadata.json"), [("all", int(rows.shape[1]))], str(model_id))
+    with _reading(folder, "TRAK"):
+        rows = _array(folder / str(model_id) / f"{what}.mmap")
+        done = folder / str(model_id) / "_is_featurized.mmap"
+        if done.exists() and not np.load(done, mmap_mode="r", allow_pickle=False).all():
+            raise ValueError(f"{folder}: expected every example featurized, found some that are not")
+        spec = _spec(f"trak_{what}", _digest(folder / "metadata.json"), [("all", int(rows.shape[1]))], str(model_id))
     return _store(lambda start, stop: rows[start:stop], len(rows), out, spec, datasets, settings)
 
 
 def trak_scores(path: PathLike, experiment: str, datasets: Sequence[int] | None = None, sign: int = 1) -> Scores:
     """A TRAK ``save_dir``: ``scores/<experiment>.mmap``, kept as ``[train, targets]``."""
-    values = np.load(Path(path) / "scores" / f"{experiment}.mmap", mmap_mode="r")
-    return _scores(np.asarray(values).T, datasets, sign)
+    with _reading(path, "TRAK"):
+        values = _array(Path(path) / "scores" / f"{experiment}.mmap")
+    return _scores(values.T, datasets, sign)
 
 
 def kronfluence_scores(path: PathLike, datasets: Sequence[int] | None = None, sign: int = 1) -> Scores:
@@ -143,21 +177,26 @@ def kronfluence_scores(path: PathLike, datasets: Sequence[int] | None = None, si
     file = Path(path)
     if file.is_dir():
         file = file / "pairwise_scores.safetensors"
-    tensors = _safetensors(file)
-    if not tensors:
-        raise ValueError(f"{file}: expected scores, found no tensor")
-    return _scores(np.sum([t.astype(np.float64) for t in tensors.values()], axis=0), datasets, sign)
+    with _reading(file, "kronfluence"):
+        tensors = _safetensors(file)
+        if not tensors:
+            raise ValueError(f"{file}: expected scores, found no tensor")
+        values = np.sum([t.astype(np.float64) for t in tensors.values()], axis=0)
+    return _scores(values, datasets, sign)
 
 
 def dattri_scores(path: PathLike, datasets: Sequence[int] | None = None, sign: int = 1) -> Scores:
     """A dattri score tensor ``[train, test]``, saved with ``torch.save`` or ``numpy.save``."""
-    return _scores(_matrix(path).T, datasets, sign)
+    with _reading(path, "dattri"):
+        values = _matrix(path)
+    return _scores(values.T, datasets, sign)
 
 
 def dattri_gradients(path: PathLike, out: PathLike, datasets: Sequence[int] | None = None, **settings: Any) -> Store:
     """A tensor of per-example gradients ``[train, dim]``, saved with ``torch.save`` or ``numpy.save``."""
-    rows = _matrix(path)
-    spec = _spec("dattri", _digest(Path(path)), [("all", int(rows.shape[1]))])
+    with _reading(path, "dattri"):
+        rows = _matrix(path)
+        spec = _spec("dattri", _digest(Path(path)), [("all", int(rows.shape[1]))])
     return _store(lambda start, stop: rows[start:stop], len(rows), out, spec, datasets, settings)
 
 
@@ -179,8 +218,31 @@ def _digest(*files: Path) -> str:
     return hasher.hexdigest()
 
 
+def _bergson_kind(name: Any) -> tuple[np.dtype[Any], Callable[[npt.NDArray[Any]], npt.NDArray[Any]]]:
+    """A number type of bergson, as numpy keeps it, and how it becomes one that numpy computes with."""
+    if name == "bfloat16":  # known to numpy only where ml_dtypes was imported
+        return np.dtype("<u2"), lambda bits: (bits.astype(np.uint32) << 16).view(np.float32)
+    return _floats(np.dtype(name).base), lambda numbers: numbers
+
+
+def _floats(kind: np.dtype[Any]) -> np.dtype[Any]:
+    """Refuses what is no real number: object arrays would be read as addresses."""
+    if kind.kind != "f" or kind.itemsize > 8:
+        raise ValueError(f"numbers: expected float16, float32 or float64, found {kind}")
+    return kind
+
+
+def _array(path: Path) -> npt.NDArray[Any]:
+    """A matrix of an .npy file (whatever its name), mapped."""
+    values = np.load(path, mmap_mode="r", allow_pickle=False)
+    _floats(values.dtype)
+    if values.ndim != 2:
+        raise ValueError(f"{path}: expected a matrix, found shape {values.shape}")
+    return np.asarray(values)
+
+
 def _map(path: Path, kind: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    expected = kind.itemsize * int(np.prod(shape))
+    expected = kind.itemsize * math.prod(shape) if min(shape) >= 0 else -1
     found = path.stat().st_size
     if found != expected:
         raise ValueError(f"{path}: expected {expected} bytes for {shape} of {kind}, found {found}")
@@ -191,14 +253,14 @@ def _map(path: Path, kind: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray
 
 def _matrix(path: PathLike) -> npt.NDArray[Any]:
     if str(path).endswith(".npy"):
-        values: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-    else:
-        import torch
+        return _array(Path(path))
+    import torch
 
-        values = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(values, torch.Tensor):
-            raise ValueError(f"{path}: expected a tensor, found {type(values).__name__}")
-        values = values.detach().float().numpy()
+    values: Any = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(values, torch.Tensor) or values.is_complex():
+        found = type(values).__name__ if not isinstance(values, torch.Tensor) else values.dtype
+        raise ValueError(f"{path}: expected a tensor of real numbers, found {found}")
+    values = values.detach().to_dense().float().numpy()
     if values.ndim != 2:
         raise ValueError(f"{path}: expected a matrix, found shape {values.shape}")
     return np.asarray(values)
@@ -215,8 +277,8 @@ def _safetensors(path: Path) -> dict[str, npt.NDArray[Any]]:
     for name, entry in json.loads(data[8:base]).items():
         if name == "__metadata__":
             continue
-        start, end = entry["data_offsets"]
-        raw = data[base + start : base + end]
+        start, end = map(int, entry["data_offsets"])
+        raw = data[base + start : base + end] if 0 <= start <= end else b""
         if entry["dtype"] == "BF16":
             values = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
         elif entry["dtype"] in kinds:
@@ -278,6 +340,8 @@ def _scores(values: npt.NDArray[Any], datasets: Sequence[int] | None, sign: int)
         query, row = np.argwhere(~np.isfinite(values))[0]
         raise ValueError(f"scores: expected finite numbers, found {values[query, row]} of query {query}, example {row}")
     turned = np.ascontiguousarray(sign * values, dtype=np.float32)
+    if not np.isfinite(turned).all():
+        raise ValueError("scores: expected numbers that float32 holds, found larger ones")
     ids = _ids(datasets, turned.shape[1])
     ordinals = (ids >> np.uint64(32)).astype(np.int64)
     sums = np.zeros((len(turned), int(ordinals.max(initial=-1)) + 1))

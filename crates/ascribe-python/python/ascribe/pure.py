@@ -33,6 +33,7 @@ Array = npt.NDArray[Any]
 U32 = npt.NDArray[np.uint32]
 
 _ZEROS = "0" * 64
+_SPEC = ("model", "checkpoint", "quantity", "loss", "normalizer", "projector", "columns", "dim", "corpus")
 _ALIGN = 64
 
 # ---- BLAKE3 (github.com/BLAKE3-team/BLAKE3-specs), all chunks of a message side by side ----
@@ -247,7 +248,9 @@ class Writer:
     def __init__(self, path: str | os.PathLike[str], spec: Any, n_rows: int, rows_per_shard: int = 1024) -> None:
         self.path = Path(path)
         self._spec = json.loads(spec if isinstance(spec, str) else spec.to_json())
-        self._dim, self._n_rows, self._per_shard = int(self._spec["dim"]), n_rows, rows_per_shard
+        if not isinstance(self._spec, dict) or tuple(self._spec) != _SPEC or not isinstance(self._spec["dim"], int):
+            raise ValueError(f"spec: expected {', '.join(_SPEC)} in this order, found {str(self._spec)[:200]}")
+        self._dim, self._n_rows, self._per_shard = self._spec["dim"], n_rows, rows_per_shard
         if self._dim < 1 or rows_per_shard < 1 or n_rows < 0:
             raise ValueError(f"store: expected dim and rows per shard of at least 1, found {self._dim} and {rows_per_shard}")
         compact = json.dumps(self._spec, separators=(",", ":"), ensure_ascii=False)
@@ -271,12 +274,17 @@ class Writer:
 
     def push(self, ids: Array, rows: Array) -> None:
         """Takes ``[n, dim]`` float32 rows with their ids ``[n]`` (dataset ordinal · 2³² + position), all or none."""
+        ids = np.asarray(ids)
+        if ids.ndim != 1 or ids.dtype.kind not in "iu" or (ids.size and int(ids.min()) < 0):
+            raise ValueError(f"ids: expected whole numbers of at least 0, found {ids.dtype} of {ids.shape}")
+        if not isinstance(rows, np.ndarray):
+            raise TypeError(f"rows: expected a numpy array of float32, found {type(rows).__name__}")
         if rows.dtype != np.float32 or rows.shape != (len(ids), self._dim):
             raise ValueError(f"rows: expected float32 of shape {(len(ids), self._dim)}, found {rows.dtype} of {rows.shape}")
         if not np.isfinite(rows).all():
             row, column = np.argwhere(~np.isfinite(rows))[0]
             raise ValueError(f"rows: expected finite numbers, found {rows[row, column]} in row {row}, column {column}")
-        ids = np.asarray(ids, dtype=np.uint64)
+        ids = ids.astype(np.uint64)
         new = {int(i) for i in ids}
         if len(new) != len(ids) or new & self._seen:
             raise ValueError("ids: expected each example once, found one twice")

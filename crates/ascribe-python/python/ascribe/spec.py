@@ -26,6 +26,11 @@ def two_sided(seed: int, k_in: int, k_out: int) -> dict[str, Any]:
     return {"kind": "two_sided", "seed": seed, "k_in": k_in, "k_out": k_out, "version": 1}
 
 
+def factored(seed: int, k_in: int, k_out: int, rank: int) -> dict[str, Any]:
+    """The best factors of rank ``rank`` of each module's two-sided projection (LoRIF, arXiv:2601.21929), version 1."""
+    return {"kind": "factored", "seed": seed, "k_in": k_in, "k_out": k_out, "rank": rank, "version": 1}
+
+
 def sparse(seed: int, dim: int, nnz: int) -> dict[str, Any]:
     """A sparse Johnson-Lindenstrauss transform of each module's whole gradient, version 1."""
     return {"kind": "sparse", "seed": seed, "dim": dim, "nnz": nnz, "version": 1}

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ from . import _ascribe
 from .progress import Progress, listener
 from .spec import FeatureSpec
 from .table import Hits
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["Store", "StoreWriter", "as_rows", "pack_ids", "unpack_ids"]
 
@@ -42,15 +45,32 @@ def unpack_ids(ids: U64) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]
 
 
 def as_rows(rows: Any, what: str = "rows") -> F32:
-    """A numpy array of what a caller has: a torch tensor is taken off its device. A single row becomes a matrix. Another number
-    type than float32 is refused, not rounded."""
+    """A numpy array of what a caller has: a torch tensor is taken off its device, an Arrow column of lists of one length is
+    borrowed (pyarrow reads it). A single row becomes a matrix. Another number type than float32 is refused, not rounded."""
     if hasattr(rows, "detach"):
         rows = rows.detach().cpu().contiguous().numpy()
+    elif hasattr(rows, "__arrow_c_array__") or hasattr(rows, "__arrow_c_stream__"):
+        rows = _of_arrow(rows, what)
     if isinstance(rows, np.ndarray) and rows.ndim == 1:
         rows = rows[None, :]
     if not isinstance(rows, np.ndarray):
         raise TypeError(f"{what}: expected a numpy array or a torch tensor of float32, found {type(rows).__name__}")
     return rows
+
+
+def _of_arrow(rows: Any, what: str) -> F32:
+    """The numbers of an Arrow column ``FixedSizeList<float32>`` where they lie (chunks are joined)."""
+    import pyarrow as pa
+
+    column = pa.chunked_array(rows) if hasattr(rows, "__arrow_c_stream__") else pa.array(rows)
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if not pa.types.is_fixed_size_list(column.type) or column.type.value_type != pa.float32():
+        raise TypeError(f"{what}: expected an Arrow column of fixed_size_list<float>, found {column.type}")
+    numbers = column.flatten()  # that of this slice; lists that are null are left out
+    if column.null_count or numbers.null_count:
+        raise ValueError(f"{what}: expected no nulls, found {column.null_count} rows and {numbers.null_count} numbers")
+    found: F32 = numbers.to_numpy(zero_copy_only=True).reshape(len(column), column.type.list_size)
+    return found
 
 
 class Store:
@@ -135,6 +155,21 @@ class Store:
         if start < 0 or (stop is not None and stop < 0):
             raise ValueError("rows: expected places of at least 0, found a negative one")
         return self._raw.rows(start, stop)
+
+    def expand(self, rows: Any) -> F32:
+        """Factored rows (``projection="factored:…"``) multiplied out, ``[n, wide]``: what inner products are taken of."""
+        return self._raw.expand(as_rows(rows))
+
+    def to_arrow(self, start: int = 0, stop: int | None = None) -> pa.Table:
+        """Rows ``start .. stop`` as a ``pyarrow.Table``: id, dataset, position, norm, and ``row`` as lists of ``dim`` float32."""
+        import pyarrow as pa
+
+        rows = self.rows(start, stop)
+        ids = self.ids[start : start + len(rows)]
+        dataset, position = unpack_ids(ids)
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), self.dim)
+        norm = self.norms[start : start + len(rows)]
+        return pa.table({"id": ids, "dataset": dataset, "position": position, "norm": norm, "row": lists})
 
     def dataset_sums(self) -> tuple[F64, U64]:
         """Exact sums of the rows per dataset ``[K, dim]``, and how many rows each has."""

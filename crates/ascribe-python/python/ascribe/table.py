@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +14,16 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-__all__ = ["Hits", "ShareTable", "Table"]
+__all__ = ["Hits", "ShareTable", "Table", "excerpt"]
 
 _SHOWN = 20
+_TEXT_SHOWN = 160
+
+
+def excerpt(text: str) -> str:
+    """The beginning of a record's text, for a cell."""
+    words = " ".join(text[: 4 * _TEXT_SHOWN].split())
+    return words if len(words) <= _TEXT_SHOWN else words[:_TEXT_SHOWN] + " …"
 
 
 class Table:
@@ -75,14 +82,15 @@ class Table:
         return html.escape(str(value))
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in self.names)
-        lines = []
+        names, lines = self.names, []
         for i, row in enumerate(self.rows()):
+            names = list(row)
             if i == _SHOWN:
                 more = len(self) - _SHOWN
-                lines.append(f'<tr><td colspan="{len(self.names)}">… {more} more</td></tr>')
+                lines.append(f'<tr><td colspan="{len(names)}">… {more} more</td></tr>')
                 break
             lines.append("<tr>" + "".join(f"<td>{self._cell(n, v)}</td>" for n, v in row.items()) + "</tr>")
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
         caption = f"<caption>{html.escape(self._caption())}</caption>"
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
@@ -91,7 +99,13 @@ class Table:
 
 
 class Hits(Table):
-    """Best rows per query, best first: query, rank, row, id, dataset, position, score. Scores are exact in any case."""
+    """Best rows per query, best first: query, rank, row, id, dataset, position, score. Scores are exact in any case.
+
+    ``hits.records = texts`` (one per row of the store) shows what the rows are, in notebooks and data frames.
+    """
+
+    records: Sequence[str] | None = None
+    """Texts of the store's rows."""
 
     def __init__(
         self,
@@ -119,6 +133,21 @@ class Hits(Table):
         """The columns of one query's hits."""
         mask = self["query"] == query
         return {name: self[name][mask] for name in self.names}
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A ``pandas.DataFrame``, with a column ``record`` if the texts are known."""
+        frame = super().to_pandas()
+        if self.records is not None:
+            frame["record"] = [self.records[i] for i in self["row"].tolist()]
+        return frame
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Rows as dicts of Python values, with ``record`` if the texts are known."""
+        for row in super().rows():
+            yield row if self.records is None else {**row, "record": self.records[row["row"]]}
+
+    def _cell(self, name: str, value: Any) -> str:
+        return html.escape(excerpt(value)) if name == "record" else super()._cell(name, value)
 
     def _caption(self) -> str:
         if self.effort is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -14,12 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
+from .._ascribe import SpecMismatchError
 from ..progress import Progress, listener
 from ..spec import FeatureSpec
-from ..store import F32, U64, PathLike, Store, StoreWriter
+from ..store import F32, U64, PathLike, Store, StoreWriter, pack_ids, unpack_ids
 from .data import IGNORED, Sequences, corpus_digest, example_ids, model_digest
-from .projection import Projection
+from .projection import Factoring, Projection
 from .recorder import Recorder
 from .taps import Tap, find_taps
 
@@ -44,10 +47,11 @@ class Collector:
     """Per-example gradients of one model, projected.
 
     ``k`` columns on either side of every module (or ``(k_in, k_out)``), drawn from ``seed`` and the module's name exactly as the
-    Rust side draws them; or, by the command line's words, ``projection="full"``, ``"sparse:DIM[:NNZ]"`` or
-    ``"masked:INxOUT:DIM[:NNZ]"``. ``norms`` and ``biases`` add these vectors as they are. ``moments`` are Adam's second moments
-    by parameter name: gradients are divided by their roots. ``autocast`` runs the passes in that number type. The model is put
-    into evaluation mode and its parameters ask for no gradient while rows are made; both are restored.
+    Rust side draws them; or, by the command line's words, ``projection="full"``, ``"sparse:DIM[:NNZ]"``,
+    ``"masked:INxOUT:DIM[:NNZ]"`` or ``"factored:INxOUT:RANK"``. ``norms`` and ``biases`` add these vectors as they are.
+    ``moments`` are Adam's second moments by parameter name: gradients are divided by their roots. ``autocast`` runs the passes
+    in that number type. The model is put into evaluation mode and its parameters ask for no gradient while rows are made; both
+    are restored.
     """
 
     def __init__(
@@ -83,7 +87,12 @@ class Collector:
             self.taps, columns = find_taps(model, **settings, scales=scales)
             self.normalizer = f"adam_v:{digest}"
         self.columns = tuple(columns)
-        self.dim = columns[-1].start + columns[-1].len
+        self.wide = self.dim = columns[-1].start + columns[-1].len
+        self.factoring: Factoring | None = None
+        if self.projection.kind == "factored":
+            shapes = {tap.name: tap.shape for tap in self.taps}
+            self.factoring = Factoring.new(self.projection.rank, columns, [shapes[c.name] for c in columns])
+            self.columns, self.dim = self.factoring.columns, self.factoring.dim
         self.device = next(model.parameters()).device
 
     def spec(self, model: str, corpus: str, checkpoint: str = "final") -> FeatureSpec:
@@ -94,6 +103,25 @@ class Collector:
         return FeatureSpec(
             model, checkpoint, quantity, self.loss_name, self.normalizer, projector, self.columns, self.dim, corpus
         )
+
+    def check(self, store: Store) -> None:
+        """Refuses a store whose rows are not of these settings: inner products with them would say nothing."""
+        theirs = store.spec
+        own = self.spec(theirs.model, theirs.corpus, theirs.checkpoint)
+        for field in ("quantity", "loss", "normalizer", "projector", "dim", "columns"):
+            expected, found = getattr(theirs, field), getattr(own, field)
+            if expected != found:
+                words = (expected, found) if field != "columns" else ([c.name for c in expected], [c.name for c in found])
+                raise SpecMismatchError(f"{field} of the rows: expected {words[0]} as in {store.path}, found {words[1]}")
+
+    def stored(self, rows: Tensor) -> Tensor:
+        """Projected gradients ``[B, wide]`` as they are kept, ``[B, dim]``."""
+        return rows if self.factoring is None else self.factoring.of(rows)
+
+    def note(self, path: Path) -> None:
+        """Writes what a spec does not tell of factored rows beside them: the shape of each module's matrix."""
+        if self.factoring is not None:
+            (path / "layout.json").write_text(json.dumps(self.factoring.shapes))
 
     def rows(self, batch: Any) -> F32:
         """The rows ``[B, dim]`` of one batch."""
@@ -126,14 +154,15 @@ class Collector:
                 setattr(module, name, rate)
 
     def _rows(self, batch: Any) -> F32:
-        recorder = Recorder(self.model, self.taps, self.dim, start_graph=True)
+        recorder = Recorder(self.model, self.taps, self.wide, start_graph=True)
         with torch.enable_grad(), recorder.recording(_batch_size(batch), self.device) as rows:
             with self._numbers():
                 losses = self.loss(self.model, batch)
             if losses.shape != (len(rows),):
                 raise ValueError(f"loss: expected one number per example, shape ({len(rows)},), found {tuple(losses.shape)}")
             torch.autograd.backward(losses.sum())
-        return rows.cpu().numpy()
+        found: F32 = self.stored(rows).cpu().numpy()
+        return found
 
     def _numbers(self) -> AbstractContextManager[Any]:
         if self.autocast is None:
@@ -167,9 +196,12 @@ def _scales(taps: Sequence[Tap], moments: dict[str, Tensor], eps: float) -> tupl
     return scales, hasher.hexdigest()
 
 
-def gradients(model: nn.Module, batch: Any, **settings: Any) -> F32:
-    """Rows of one batch, for queries: the settings must be those of the store that they are compared with."""
+def gradients(model: nn.Module, batch: Any, *, store: Store | None = None, **settings: Any) -> F32:
+    """Rows of one batch, for queries: the settings must be those of the store that they are compared with. Give that ``store``,
+    and rows of other settings are refused (:class:`ascribe.SpecMismatchError`)."""
     collector = Collector(model, **settings)
+    if store is not None:
+        collector.check(store)
     if not isinstance(batch, (dict, Tensor, tuple)) and settings.get("loss") is None:
         sequences = Sequences.read(batch)
         batch = sequences.batch(range(len(sequences)), collector.device)
@@ -245,6 +277,7 @@ def _fill(
             writer.push(ids, found)
             if progress:
                 progress.advance(len(found))
+        collector.note(path)
         store = writer.finish()
     if progress:
         progress.finish(f"{n_rows} rows")
@@ -262,6 +295,9 @@ def _collect_batches(
     progress: Progress | None,
 ) -> Store:
     """Batches of anything. Without a known number of rows they wait in a file until all are there."""
+    if isinstance(getattr(batches, "sampler", None), (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)):
+        sampler = type(getattr(batches, "sampler", None)).__name__
+        raise ValueError(f"data: expected batches in a fixed order, found a loader with a {sampler}; hint: shuffle=False")
     rank, world = _place()
     path = _part_path(out, rank, world)
     if n_rows is None:
@@ -274,8 +310,7 @@ def _collect_batches(
                 found = collector._rows(_on(batch, collector.device))
                 spool.write(found.tobytes())
                 n_rows += len(found)
-            ids = example_ids(datasets, n_rows)
-            spool.seek(0)
+            ids = _apart(example_ids(datasets, n_rows), rank, world)
 
             def spooled(done: int) -> Iterator[tuple[U64, F32]]:
                 width = 4 * collector.dim
@@ -318,6 +353,19 @@ def _place() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
+
+
+def _apart(ids: U64, rank: int, world: int) -> U64:
+    """Ids of a rank's own examples behind those of the ranks before it, dataset by dataset."""
+    if world == 1:
+        return ids
+    dataset, position = unpack_ids(ids)
+    counts: list[Any] = [None] * world
+    torch.distributed.all_gather_object(counts, np.bincount(dataset).tolist())
+    before = np.zeros(max(map(len, counts)) or 1, np.int64)
+    for earlier in counts[:rank]:
+        before[: len(earlier)] += np.asarray(earlier, np.int64)
+    return pack_ids(dataset, position + before[dataset])
 
 
 def _passes_to_keep_step(model: nn.Module, n_passes: int) -> int:

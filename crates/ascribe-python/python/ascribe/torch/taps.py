@@ -58,6 +58,14 @@ class Tap:
         return self.name if self.kind == "bias" else f"{self.name}.weight"
 
     @property
+    def shape(self) -> tuple[int, int] | None:
+        """``[k_out, k_in]`` of the projected gradient; none of a vector."""
+        if self.kind in ("bias", "norm"):
+            return None
+        wide = [fan if p is None else p.shape[-1] for fan, p in ((self.fan_out, self.p_out), (self.fan_in, self.p_in))]
+        return wide[0], wide[1]
+
+    @property
     def turned(self) -> bool:
         """Whether the module keeps its matrix as ``[I, O]``."""
         return type(self.module).__name__ == "Conv1D"
@@ -227,7 +235,7 @@ def find_taps(
         with_bias = [(name, m, shape) for name, m, shape in found if isinstance(getattr(m, "bias", None), Tensor)]
         vectors += [(f"{name}.bias", m, ("bias", 1, shape[2])) for name, m, shape in with_bias]
     vectors = [vector for vector in vectors if not _chosen(vector[0], exclude)]
-    if tables and projection.kind != "two_sided":
+    if tables and projection.kind not in ("two_sided", "factored"):
         raise ValueError(f"projection: expected columns on two sides where embeddings are tapped, found {projection.kind}")
     taps: list[Tap] = []
     columns: list[Column] = []

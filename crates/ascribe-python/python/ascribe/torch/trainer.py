@@ -45,9 +45,7 @@ class AscribeCallback(TrainerCallback):
     """
 
     def __init__(self, out: PathLike, *, model_sha256: str = "0" * 64, corpus_sha256: str = "0" * 64, **settings: Any) -> None:
-        rank, world = _place()
-        self.out = _part_path(Path(out), rank, world)
-        self._first = rank << 24  # ranks number their rows apart, so that their stores can be joined
+        self.out, self._whole, self._first = Path(out), Path(out), 0
         self._model_sha256, self._corpus_sha256, self._settings = model_sha256, corpus_sha256, settings
         self.store: Store | None = None
         self.overhead = float("nan")
@@ -60,8 +58,11 @@ class AscribeCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Puts the hooks on."""
+        rank, world = _place()  # known now at the latest: the trainer itself joins the ranks
+        self.out = _part_path(self._whole, rank, world)
+        self._first = rank << 24  # ranks number their rows apart, so that their stores can be joined
         self._collector = Collector(model, loss_name="training_step", **self._settings)
-        self._recorder = Recorder(self._collector.model, self._collector.taps, self._collector.dim, start_graph=False)
+        self._recorder = Recorder(self._collector.model, self._collector.taps, self._collector.wide, start_graph=False)
         self._handles = self._recorder.attach()
         self._handles.append(self._collector.model.register_forward_pre_hook(self._before, with_kwargs=True))
         self._open(state.global_step)
@@ -109,7 +110,7 @@ class AscribeCallback(TrainerCallback):
         if rows is None:
             return
         clock = perf_counter()
-        self._spool.write(rows.cpu().numpy().tobytes())
+        self._spool.write(self._collector.stored(rows).cpu().numpy().tobytes())
         entry = {"step": [step] * len(rows), **self._pending}
         self._meta.append(entry)
         self._log.write(json.dumps(entry) + "\n")
@@ -149,6 +150,7 @@ class AscribeCallback(TrainerCallback):
             done = writer.n_committed
             for chunk_ids, rows in _chunks(path, ids, self._collector.dim, done):
                 writer.push(chunk_ids, rows)
+            self._collector.note(self.out)
             store = writer.finish()
         step, example, of = columns["step"], columns["example_id"], columns["dataset_id"]
         np.savez(self.out / "examples.npz", step=step, example_id=example, dataset_id=of)
@@ -167,7 +169,9 @@ class AscribeCallback(TrainerCallback):
                 state = inner.state.get(parameter, {})
                 if "exp_avg_sq" in state and id(parameter) in names:
                     correction = 1.0 - beta2 ** float(state["step"])
-                    moments[names[id(parameter)]] = (state["exp_avg_sq"].float() / correction).cpu().contiguous()
+                    value = state["exp_avg_sq"]
+                    value = value.full_tensor() if hasattr(value, "full_tensor") else value  # of sharded parameters
+                    moments[names[id(parameter)]] = (value.float() / correction).cpu().contiguous()
         if moments:
             from safetensors.torch import save_file
 
