@@ -11,6 +11,12 @@
 //! general position the bound of int8 is about 1.4 % of `‖x‖·‖q‖`, while cosines spread by `1/√dim`: at 1,024 numbers some
 //! hundred rows of a million survive, at 16,384 most do, and a bf16 or f16 companion (bound 0.3 %, 0.03 %) is the better one.
 //!
+//! For a few queries, which a scan answers at the speed of memory whatever it computes, a second and coarser companion may be
+//! scanned first ([`CertifiedIndex::with_coarse`]): int4 rows are half of int8's bytes. Their bound is about 11 %, which rules
+//! out nearly all rows where the best are far above the rest, as near copies and rows of the query's own topic are, and none
+//! where they are not. So the pass is given up as soon as one row in 32 stays a candidate, and the finer companion is scanned
+//! as ever.
+//!
 //! Without a companion the store itself is scanned; then the bound is that of the arithmetic, and of nothing for codes.
 //!
 //! Determinism: rows are cut into parts of fixed size, a part starts from the threshold of the parts before its wave, so
@@ -23,7 +29,7 @@ mod scan;
 mod thresholds;
 
 use ascribe_core::{FeatureReader, RowType};
-use ascribe_linalg::scan::MAX_CODED_DIM;
+use ascribe_linalg::scan::{FEW, MAX_CODED_DIM};
 use ascribe_store::FeatureStore;
 use ndarray::{ArrayView2, s};
 
@@ -51,6 +57,8 @@ pub struct Certificate {
 pub struct CertifiedIndex<'s> {
     precise: &'s FeatureStore,
     companion: Option<&'s FeatureStore>,
+    /// Scanned first for a few queries.
+    coarse: Option<&'s FeatureStore>,
     /// Live rows before each shard, and in all.
     firsts: Vec<u64>,
 }
@@ -64,26 +72,32 @@ impl<'s> CertifiedIndex<'s> {
         if precise.n_rows() == 0 {
             return Err(IndexError::EmptyStore);
         }
-        let live = |store: &FeatureStore| -> Result<Vec<u64>, IndexError> {
-            let mut firsts = vec![0];
-            for shard in 0..store.n_shards() {
-                let entry = &store.entries()[shard];
-                let n_dead = store.n_dead(shard) as u64;
-                firsts.push(firsts[shard] + u64::from(entry.rows) - n_dead);
-            }
-            Ok(firsts)
-        };
-        let firsts = live(precise)?;
-        if let Some(companion) = companion {
-            if live(companion)? != firsts || companion.spec().dim != precise.spec().dim {
-                return Err(IndexError::NoCompanion { expected: "the same rows", found: "others".to_owned() });
-            }
-            if companion.shard_rows(0, []).map_err(IndexError::reader)?.error.is_none() {
-                let found = format!("rows of {} without", companion.row_type().name());
-                return Err(IndexError::NoCompanion { expected: "an error of each row", found });
-            }
+        let index = Self { precise, companion, coarse: None, firsts: live(precise) };
+        index.check(companion)?;
+        Ok(index)
+    }
+
+    /// The same with another companion in still fewer bits (`None` changes nothing). Up to four queries are answered through it
+    /// where it rules enough rows out; the hits are the same.
+    ///
+    /// # Errors
+    /// [`IndexError::NoCompanion`] as [`CertifiedIndex::new`].
+    pub fn with_coarse(self, coarse: Option<&'s FeatureStore>) -> Result<Self, IndexError> {
+        self.check(coarse)?;
+        Ok(Self { coarse, ..self })
+    }
+
+    /// Refuses a companion of other rows, or one that certifies nothing.
+    fn check(&self, companion: Option<&FeatureStore>) -> Result<(), IndexError> {
+        let Some(companion) = companion else { return Ok(()) };
+        if live(companion) != self.firsts || companion.spec().dim != self.precise.spec().dim {
+            return Err(IndexError::NoCompanion { expected: "the same rows", found: "others".to_owned() });
         }
-        Ok(Self { precise, companion, firsts })
+        if companion.shard_rows(0, []).map_err(IndexError::reader)?.error.is_none() {
+            let found = format!("rows of {} without", companion.row_type().name());
+            return Err(IndexError::NoCompanion { expected: "an error of each row", found });
+        }
+        Ok(())
     }
 
     /// How the rows that a search scans are kept.
@@ -115,9 +129,16 @@ impl<'s> CertifiedIndex<'s> {
         }
         let (mut hits, mut rescored) = (Vec::with_capacity(queries.nrows()), Vec::new());
         let queries = queries.as_standard_layout();
+        let coarse = self.coarse.filter(|_| queries.nrows() <= FEW && self.dim() <= MAX_CODED_DIM);
+        if let Some(coarse) = coarse
+            && let Some(found) = scan::Pass::new(self, coarse, queries.view(), k, filter).run_coarse()?
+        {
+            let (hits, rescored) = found.into_iter().unzip();
+            return Ok((hits, Certificate { rows: self.n_rows(), scanned: coarse.row_type(), rescored }));
+        }
         for start in (0..queries.nrows()).step_by(QUERY_GROUP) {
             let group = queries.slice(s![start..(start + QUERY_GROUP).min(queries.nrows()), ..]);
-            let found = scan::Pass::new(self, group, k, filter).run()?;
+            let found = scan::Pass::new(self, self.scanned_store(), group, k, filter).run()?;
             for (best, n_rescored) in found {
                 hits.push(best);
                 rescored.push(n_rescored);
@@ -125,6 +146,15 @@ impl<'s> CertifiedIndex<'s> {
         }
         Ok((hits, Certificate { rows: self.n_rows(), scanned: self.scanned(), rescored }))
     }
+}
+
+/// Live rows before each shard of a store, and in all.
+fn live(store: &FeatureStore) -> Vec<u64> {
+    let mut firsts = vec![0];
+    for (shard, entry) in store.entries().iter().enumerate() {
+        firsts.push(firsts[shard] + u64::from(entry.rows) - store.n_dead(shard) as u64);
+    }
+    firsts
 }
 
 impl VectorIndex for CertifiedIndex<'_> {

@@ -26,6 +26,11 @@ const TASK_PARTS: usize = 8;
 const WAVE_TASKS: usize = 64;
 /// Candidates of a query that a task holds before it scores them precisely.
 const TASK_CANDIDATES: usize = 16 << 10;
+/// A pass over a coarse companion is given up when more than one row in so many stays a candidate of some query: a row that is
+/// looked at again costs eight times its bytes and a place of memory elsewhere, which is what the fewer bytes of sixteen rows
+/// save. Asked after every wave, once there are enough rows to tell.
+const COARSE_SHARE: u64 = 32;
+const COARSE_SAMPLE: u64 = 8192;
 
 /// Rows of one shard.
 type Part = (usize, Range<usize>);
@@ -37,6 +42,8 @@ pub(super) struct Pass<'p, 's, 'q> {
     pub k: usize,
     filter: &'p Filter,
     scanned: &'s FeatureStore,
+    /// What is scanned is not the precise store: rows have errors.
+    is_companion: bool,
     prepared: Queries,
     bounds: Bounds,
     /// Drop pages behind the scan.
@@ -44,31 +51,57 @@ pub(super) struct Pass<'p, 's, 'q> {
 }
 
 impl<'p, 's, 'q> Pass<'p, 's, 'q> {
-    pub fn new(index: &'p CertifiedIndex<'s>, queries: ArrayView2<'q, f32>, k: usize, filter: &'p Filter) -> Self {
-        let scanned = index.scanned_store();
+    /// Over the rows of `scanned`: the index's store itself or one of its companions.
+    pub fn new(
+        index: &'p CertifiedIndex<'s>,
+        scanned: &'s FeatureStore,
+        queries: ArrayView2<'q, f32>,
+        k: usize,
+        filter: &'p Filter,
+    ) -> Self {
+        let is_companion = !std::ptr::eq(scanned, index.precise);
         let prepared = Queries::new(scanned.row_type(), queries);
         let bounds = Bounds::new(&prepared);
         let is_large = scanned.len_bytes() > MAPPED_MAX_BYTES;
-        Self { index, queries, k, filter, scanned, prepared, bounds, is_large }
+        Self { index, queries, k, filter, scanned, is_companion, prepared, bounds, is_large }
     }
 
     /// Hits of every query, and how many rows were scored precisely for it.
     pub fn run(&self) -> Result<Vec<(Vec<Hit>, u64)>, IndexError> {
+        Ok(self.run_while(|_, _| true)?.unwrap_or_default())
+    }
+
+    /// The same for a coarse companion; nothing if too few rows are ruled out by it.
+    pub fn run_coarse(&self) -> Result<Option<Vec<(Vec<Hit>, u64)>>, IndexError> {
+        self.run_while(|n_scanned, n_left| n_scanned < COARSE_SAMPLE || n_left as u64 <= n_scanned / COARSE_SHARE)
+    }
+
+    /// Goes on for as long as `is_worth` it says of the rows that were scanned and the candidates that are left of them.
+    fn run_while(&self, is_worth: impl Fn(u64, usize) -> bool) -> Result<Option<Vec<(Vec<Hit>, u64)>>, IndexError> {
         let mut found: Vec<Candidates> =
             (0..self.queries.nrows()).map(|_| Candidates::new(self.k, f64::NEG_INFINITY)).collect();
         if self.k == 0 {
-            return Ok(vec![(Vec::new(), 0); self.queries.nrows()]);
+            return Ok(Some(vec![(Vec::new(), 0); self.queries.nrows()]));
         }
         let parts = self.parts();
         // The first part alone: it gives the others a threshold to start from.
         let (first, rest) = parts.split_at(1.min(parts.len()));
-        self.wave(first, &mut found)?;
-        for wave in rest.chunks(WAVE_TASKS * TASK_PARTS) {
+        let mut n_scanned = 0;
+        for wave in std::iter::once(first).chain(rest.chunks(WAVE_TASKS * TASK_PARTS)) {
             self.read_ahead(wave);
             self.wave(wave, &mut found)?;
             self.drop_behind(wave);
+            n_scanned += wave.iter().map(|(_, rows)| rows.len() as u64).sum::<u64>();
+            if found.iter().any(|all| !is_worth(n_scanned, all.all().len())) {
+                return Ok(None);
+            }
+            for (query, all) in found.iter_mut().enumerate() {
+                if all.all().len() > TASK_CANDIDATES {
+                    self.settle(query, all)?;
+                }
+            }
         }
-        self.finish(found)
+        self.finish(found).map(Some)
     }
 
     fn parts(&self) -> Vec<Part> {
@@ -91,12 +124,7 @@ impl<'p, 's, 'q> Pass<'p, 's, 'q> {
         for task in tasks {
             found.iter_mut().zip(task).for_each(|(all, some)| all.merge(some));
         }
-        for (query, all) in found.iter_mut().enumerate() {
-            all.thin();
-            if all.all().len() > TASK_CANDIDATES {
-                self.settle(query, all)?;
-            }
-        }
+        found.iter_mut().for_each(Candidates::thin);
         Ok(())
     }
 
@@ -110,7 +138,7 @@ impl<'p, 's, 'q> Pass<'p, 's, 'q> {
             // Checked as it is scanned: the part is in the cache for both.
             let view = self.scanned.shard_rows(*shard, [rows.clone()]).map_err(IndexError::reader)?;
             scores.multiply(&Aligned::new(&view, rows.clone()).block(), &self.prepared);
-            let error = view.error.filter(|_| self.index.companion.is_some());
+            let error = view.error.filter(|_| self.is_companion);
             let facts = RowFacts {
                 scale: view.scale.map_or(&[], |scale| &scale[rows.clone()]),
                 error: error.map_or(&[], |error| &error[rows.clone()]),

@@ -123,6 +123,74 @@ fn few_rows_are_looked_at_again_and_their_number_does_not_depend_on_threads() {
     }
 }
 
+/// A store with an int8 companion and an int4 one above it: hits are those of brute force whichever was scanned in the end.
+struct Coarse(Kept, FeatureStore);
+
+impl Coarse {
+    fn new(reader: &MemoryReader) -> Result<Self, IndexError> {
+        let kept = Kept::new(reader, RowType::F32, Some(RowType::Int8).filter(|_| reader.n_rows() > 0))?;
+        CertifiedIndex::new(&kept.precise, kept.companion.as_ref())?;
+        let coarse = make_companion(&kept.precise, RowType::Int4, &NoProgress);
+        let coarse = coarse.map_err(|error| IndexError::Reader(Box::new(error)))?;
+        Ok(Self(kept, coarse))
+    }
+
+    fn certified(&self, queries: ArrayView2<'_, f32>, k: usize) -> (Vec<Vec<Hit>>, Certificate) {
+        let index = CertifiedIndex::new(&self.0.precise, self.0.companion.as_ref()).unwrap();
+        index.with_coarse(Some(&self.1)).unwrap().search_certified(queries, k, &Filter::default()).unwrap()
+    }
+}
+
+impl VectorIndex for Coarse {
+    fn n_rows(&self) -> u64 {
+        self.0.n_rows()
+    }
+
+    fn dim(&self) -> usize {
+        self.0.dim()
+    }
+
+    fn search_filtered(
+        &self,
+        queries: ArrayView2<'_, f32>,
+        k: usize,
+        effort: Effort,
+        filter: &Filter,
+    ) -> Result<Vec<Vec<Hit>>, IndexError> {
+        let index = CertifiedIndex::new(&self.0.precise, self.0.companion.as_ref())?.with_coarse(Some(&self.1))?;
+        index.search_filtered(queries, k, effort, filter)
+    }
+}
+
+contract!(through_int4_then_int8, |reader| Ok(Box::new(Coarse::new(reader)?)));
+
+#[test]
+fn coarse_rows_answer_where_they_rule_most_rows_out_and_are_given_up_elsewhere() {
+    // Gathered around centres the best stand far above the rest; in general position int4's bound is wider than what is between.
+    let (n, dim) = (24_000, 128);
+    let mut stream = Stream::new(2, "certified-test");
+    let far = Array2::from_shape_fn((n, dim), |_| stream.normal() as f32);
+    let near = Array2::from_shape_fn((n, dim), |(i, j)| far[(i % 300, j)] + 0.7 * stream.normal() as f32);
+    let (near, far) = (reader_of(near, 3), reader_of(far, 3));
+    for (reader, scanned) in [(&near, RowType::Int4), (&far, RowType::Int8)] {
+        let index = Coarse::new(reader).unwrap();
+        let queries = queries(reader, 5, 48);
+        for query in 0..2 {
+            let one = queries.slice(ndarray::s![query..query + 1, ..]);
+            let (hits, certificate) = index.certified(one, 10);
+            assert_eq!(hits[0], brute_force(reader, one.row(0), 10));
+            assert_eq!(certificate.scanned, scanned);
+            assert!(certificate.rescored[0] < n as u64 / 10, "{certificate:?}");
+            for n_threads in [1, 3] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
+                assert_eq!(pool.install(|| index.certified(one, 10)), (hits.clone(), certificate.clone()));
+            }
+        }
+        // Many queries are bound by arithmetic: the finer rows at once.
+        assert_eq!(index.certified(queries.view(), 10).1.scanned, RowType::Int8);
+    }
+}
+
 /// Where everything ties, nothing can be ruled out: candidates are thinned out as they come, and ties go by id.
 #[test]
 fn forty_thousand_equal_rows_are_ranked_by_id() {
@@ -190,6 +258,11 @@ proptest! {
         let (hits, _) = kept.certified(queries.view(), k);
         for (query, hits) in queries.rows().into_iter().zip(&hits) {
             prop_assert_eq!(hits, &brute_force(&reader, query, k));
+        }
+        let coarse = Coarse::new(&reader).unwrap();
+        let few = queries.slice(ndarray::s![..3, ..]);
+        for (query, hits) in few.rows().into_iter().zip(coarse.certified(few, k).0) {
+            prop_assert_eq!(hits, brute_force(&reader, query, k));
         }
     }
 }

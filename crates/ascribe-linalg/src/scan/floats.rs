@@ -89,8 +89,30 @@ pub(super) fn widen_halves(from: &[u16], to: &mut [f32]) {
         unsafe { widen_lines(from.as_chunks::<LANES>().0, to.as_chunks_mut::<LANES>().0) };
         return widen_f16(&from[whole..], &mut to[whole..]);
     }
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx") && is_x86_feature_detected!("f16c") {
+        // SAFETY: AVX and F16C exist.
+        unsafe { widen_lines_v3(from.as_chunks::<LANES>().0, to.as_chunks_mut::<LANES>().0) };
+        return widen_f16(&from[whole..], &mut to[whole..]);
+    }
     let _ = whole;
     widen_f16(from, to);
+}
+
+// SAFETY: to be called where AVX and F16C exist.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx,f16c")]
+unsafe fn widen_lines_v3(from: &[[u16; LANES]], to: &mut [[f32; LANES]]) {
+    use std::arch::x86_64::*;
+    for (from, to) in from.iter().zip(to) {
+        for half in [0, LANES / 2] {
+            // SAFETY: 8 numbers on both sides.
+            unsafe {
+                let eight = _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().add(half).cast()));
+                _mm256_storeu_ps(to.as_mut_ptr().add(half), eight);
+            }
+        }
+    }
 }
 
 // SAFETY: to be called where AVX-512 F and BW exist.
@@ -103,7 +125,28 @@ unsafe fn widen_lines(from: &[[u16; LANES]], to: &mut [[f32; LANES]]) {
     }
 }
 
-/// Few queries: four rows at a time from registers, or (rows without padding, no AVX-512) one by one through memory.
+/// Registers that rows are widened in.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Isa {
+    /// AVX2, FMA and F16C: 16 lanes are two registers.
+    V3,
+    /// AVX-512 F and BW.
+    V4,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Isa {
+    /// Those of this processor, the best last.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let v3 =
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        let v4 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+        v3.then_some(Self::V3).into_iter().chain(v4.then_some(Self::V4))
+    }
+}
+
+/// Few queries: four rows at a time from registers, or (rows without padding, an old processor) one by one through memory.
 fn few(block: &Block<'_>, n: usize, len: usize, numbers: &[f32], out: &mut [f32], width: usize, scratch: &mut Scratch) {
     if n == 0 {
         return;
@@ -111,8 +154,8 @@ fn few(block: &Block<'_>, n: usize, len: usize, numbers: &[f32], out: &mut [f32]
     #[cfg(target_arch = "x86_64")]
     {
         let padded = block.stride >= len && block.lines.len() >= block.n_rows.saturating_sub(1) * block.stride + len;
-        if padded && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
-            return registers(block, n, len, numbers, out, width);
+        if let Some(isa) = Isa::all().last().filter(|_| padded) {
+            return registers(isa, block, n, len, numbers, out, width);
         }
     }
     scratch.wide.clear();
@@ -123,6 +166,17 @@ fn few(block: &Block<'_>, n: usize, len: usize, numbers: &[f32], out: &mut [f32]
             out[query * width + row] = best_dot(&scratch.wide, &numbers[query * len..(query + 1) * len]);
         }
     }
+}
+
+/// Products of padded rows on one instruction set, `[query][row]`.
+#[cfg(all(test, target_arch = "x86_64"))]
+pub(super) fn few_on(isa: Isa, block: &Block<'_>, queries: ndarray::ArrayView2<'_, f32>) -> Vec<f32> {
+    let prepared = Queries::new(block.lines.row_type(), queries);
+    let Form::Floats { len, numbers } = &prepared.form else { panic!("few queries for floats") };
+    assert!(block.stride >= *len, "padded rows");
+    let mut out = vec![0.0; queries.nrows() * block.n_rows];
+    registers(isa, block, queries.nrows(), *len, numbers, &mut out, block.n_rows);
+    out
 }
 
 /// [`fused_dot`] with the processor's own fused multiply-add, where it has one.
@@ -154,37 +208,31 @@ pub(super) fn fused_dot(a: &[f32], b: &[f32]) -> f32 {
     sum_lanes(lanes)
 }
 
+/// Four rows at a time, or one. The caller has asked `isa` of the processor and checked that
+/// rows of `len` numbers are whole.
 #[cfg(target_arch = "x86_64")]
-fn registers(block: &Block<'_>, n: usize, len: usize, numbers: &[f32], out: &mut [f32], width: usize) {
+fn registers(isa: Isa, block: &Block<'_>, n: usize, len: usize, numbers: &[f32], out: &mut [f32], width: usize) {
+    assert!(numbers.len() >= n * len && len.is_multiple_of(LANES), "whole lines of queries");
+    assert!(
+        block.n_rows == 0 || block.lines.len() >= (block.n_rows - 1) * block.stride + len,
+        "rows within their slice"
+    );
     let mut row = 0;
     while row < block.n_rows {
-        let tall = if block.n_rows - row >= 4 { 4 } else { 1 };
+        // Without AVX-512 row by row: memory is read in one stream, see `avx2`.
+        let tall = if isa == Isa::V4 && block.n_rows - row >= 4 { 4 } else { 1 };
+        let at = row * block.stride;
         for query in 0..n {
             let q = &numbers[query * len..(query + 1) * len];
             let mut sums = [[0.0f32; LANES]; 4];
-            // SAFETY: AVX-512 exists, and rows `row..row + tall` of `len` numbers (a multiple of 16) lie within the slice:
-            // both were checked by `few`; `q` has `len` numbers.
+            // SAFETY: the instruction set exists, and rows `row..row + tall` of `len` numbers (a multiple of 16) lie within
+            // the slice: checked above; `q` has `len` numbers.
             unsafe {
-                match (block.lines, tall) {
-                    (Lines::F32(x), 4) => {
-                        fused::<f32, 4>(x.as_ptr().add(row * block.stride), block.stride, q, &mut sums)
-                    }
-                    (Lines::F32(x), _) => {
-                        fused::<f32, 1>(x.as_ptr().add(row * block.stride), block.stride, q, &mut sums)
-                    }
-                    (Lines::F16(x), 4) => {
-                        fused::<F16, 4>(x.as_ptr().add(row * block.stride), block.stride, q, &mut sums)
-                    }
-                    (Lines::F16(x), _) => {
-                        fused::<F16, 1>(x.as_ptr().add(row * block.stride), block.stride, q, &mut sums)
-                    }
-                    (Lines::Bf16(x), 4) => {
-                        fused::<Bf16, 4>(x.as_ptr().add(row * block.stride), block.stride, q, &mut sums)
-                    }
-                    (Lines::Bf16(x), _) => {
-                        fused::<Bf16, 1>(x.as_ptr().add(row * block.stride), block.stride, q, &mut sums)
-                    }
-                    (Lines::Int8(_) | Lines::Int4(_), _) => panic!("codes are no floats"),
+                match block.lines {
+                    Lines::F32(x) => rows_of::<f32>(isa, tall, x.as_ptr().add(at), block.stride, q, &mut sums),
+                    Lines::F16(x) => rows_of::<F16>(isa, tall, x.as_ptr().add(at), block.stride, q, &mut sums),
+                    Lines::Bf16(x) => rows_of::<Bf16>(isa, tall, x.as_ptr().add(at), block.stride, q, &mut sums),
+                    Lines::Int8(_) | Lines::Int4(_) => panic!("codes are no floats"),
                 }
             }
             for (r, lanes) in sums.iter().enumerate().take(tall) {
@@ -195,12 +243,34 @@ fn registers(block: &Block<'_>, n: usize, len: usize, numbers: &[f32], out: &mut
     }
 }
 
+// SAFETY: to be called where `isa` exists, with `tall` rows (four, AVX-512 only, or one) of `query.len()` numbers, a multiple of 16, at `rows`.
+#[cfg(target_arch = "x86_64")]
+unsafe fn rows_of<W: Wide>(
+    isa: Isa,
+    tall: usize,
+    rows: *const W::Stored,
+    stride: usize,
+    query: &[f32],
+    out: &mut [[f32; LANES]; 4],
+) {
+    // SAFETY: passed on.
+    unsafe {
+        match (isa, tall) {
+            (Isa::V4, 4) => fused::<W, 4>(rows, stride, query, out),
+            (Isa::V4, _) => fused::<W, 1>(rows, stride, query, out),
+            (Isa::V3, _) => fused_v3::<W>(rows, query, &mut out[0]),
+        }
+    }
+}
+
 /// How 16 numbers of a row become f32.
 #[cfg(target_arch = "x86_64")]
 trait Wide {
     type Stored;
     // SAFETY: to be called where AVX-512 F and BW exist, with 16 readable numbers.
     unsafe fn load(at: *const Self::Stored) -> std::arch::x86_64::__m512;
+    // SAFETY: to be called where AVX2 and F16C exist, with 8 readable numbers.
+    unsafe fn load_v3(at: *const Self::Stored) -> std::arch::x86_64::__m256;
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -218,6 +288,13 @@ impl Wide for f32 {
         // SAFETY: 16 readable numbers.
         unsafe { std::arch::x86_64::_mm512_loadu_ps(at) }
     }
+    // SAFETY: as the trait says.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load_v3(at: *const f32) -> std::arch::x86_64::__m256 {
+        // SAFETY: 8 readable numbers.
+        unsafe { std::arch::x86_64::_mm256_loadu_ps(at) }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -229,6 +306,13 @@ impl Wide for F16 {
     unsafe fn load(at: *const u16) -> std::arch::x86_64::__m512 {
         // SAFETY: 16 readable numbers.
         unsafe { std::arch::x86_64::_mm512_cvtph_ps(std::arch::x86_64::_mm256_loadu_si256(at.cast())) }
+    }
+    // SAFETY: as the trait says.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load_v3(at: *const u16) -> std::arch::x86_64::__m256 {
+        // SAFETY: 8 readable numbers.
+        unsafe { std::arch::x86_64::_mm256_cvtph_ps(std::arch::x86_64::_mm_loadu_si128(at.cast())) }
     }
 }
 
@@ -243,6 +327,15 @@ impl Wide for Bf16 {
         // SAFETY: 16 readable numbers.
         let words = _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(at.cast()) });
         _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
+    }
+    // SAFETY: as the trait says.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load_v3(at: *const u16) -> std::arch::x86_64::__m256 {
+        use std::arch::x86_64::*;
+        // SAFETY: 8 readable numbers.
+        let words = _mm256_cvtepu16_epi32(unsafe { _mm_loadu_si128(at.cast()) });
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words))
     }
 }
 
@@ -269,6 +362,29 @@ unsafe fn fused<W: Wide, const R: usize>(
     for r in 0..R {
         // SAFETY: a place of 16 numbers.
         unsafe { _mm512_storeu_ps(out[r].as_mut_ptr(), sums[r]) };
+    }
+}
+
+// SAFETY: to be called where AVX2, FMA and F16C exist, with a row of `query.len()` numbers (a multiple of 16) at `row`.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn fused_v3<W: Wide>(row: *const W::Stored, query: &[f32], out: &mut [f32; LANES]) {
+    use std::arch::x86_64::*;
+    // Lanes 0 to 7, and 8 to 15.
+    let mut sums = [_mm256_setzero_ps(); 2];
+    for at in (0..query.len()).step_by(LANES) {
+        for half in 0..2 {
+            let at = at + half * LANES / 2;
+            // SAFETY: 8 numbers of the query and of the row from `at` on, as the caller promised.
+            unsafe {
+                let q = _mm256_loadu_ps(query.as_ptr().add(at));
+                sums[half] = _mm256_fmadd_ps(W::load_v3(row.add(at)), q, sums[half]);
+            }
+        }
+    }
+    for half in 0..2 {
+        // SAFETY: a place of 16 numbers.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(half * LANES / 2), sums[half]) };
     }
 }
 

@@ -15,6 +15,9 @@ use crate::elementwise::dispatch::kernel;
 pub(super) enum Route {
     /// Plain loops.
     Plain,
+    /// AVX2: pairs of bytes.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
     /// VNNI, from registers.
     #[cfg(target_arch = "x86_64")]
     Vnni,
@@ -29,6 +32,10 @@ impl Route {
         #[cfg(target_arch = "x86_64")]
         if vnni_available() {
             return if super::tiles::available() { Self::Tiles } else { Self::Vnni };
+        }
+        #[cfg(target_arch = "x86_64")]
+        if super::avx2::available() {
+            return Self::Avx2;
         }
         Self::Plain
     }
@@ -53,6 +60,10 @@ pub(super) fn multiply(
     #[cfg(target_arch = "x86_64")]
     if padded && route != Route::Plain {
         let rows = Rows { bytes, stride: block.stride, line_bytes, n: block.n_rows, four };
+        if route == Route::Avx2 {
+            let put = |row, query, sum| out[place(by_row, width, row, query)] = sum;
+            return super::avx2::multiply(&rows, &side, by_row, put);
+        }
         let first = match route {
             Route::Tiles if by_row => super::tiles::multiply(&rows, *len, tiles, out, width),
             _ => 0,
@@ -79,11 +90,12 @@ pub(super) struct Rows<'a> {
 }
 
 /// The queries' side.
-struct Side<'a> {
-    codes: &'a [i8],
-    len: usize,
-    sums: &'a [i32],
-    n: usize,
+pub(super) struct Side<'a> {
+    pub codes: &'a [i8],
+    /// Codes of a query.
+    pub len: usize,
+    pub sums: &'a [i32],
+    pub n: usize,
 }
 
 kernel! {
@@ -256,8 +268,44 @@ pub fn dots_at(codes: Codes<'_>, query: &[i8], sum: i32, rows: &[u32], out: &mut
         return unsafe { vnni_at(codes, query, sum, rows, out) };
     }
     let _ = sum;
+    #[cfg(target_arch = "x86_64")]
+    if super::avx2::available() {
+        return avx2_at(codes, query, rows, out);
+    }
     for (&row, out) in rows.iter().zip(out) {
         *out = dot(&codes.bytes[row as usize * codes.len..][..codes.len], query);
+    }
+}
+
+/// Rows that are asked for ahead of the one that is read.
+#[cfg(target_arch = "x86_64")]
+const AHEAD: usize = 4;
+
+impl Codes<'_> {
+    /// Asks for a row's lines. A prefetch never faults.
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    fn ask(&self, row: u32) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let start = self.bytes.as_ptr().wrapping_add(row as usize * self.len);
+        for line in 0..self.len / LINE {
+            // SAFETY: SSE is part of every x86-64 processor.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(line * LINE).cast()) };
+        }
+    }
+}
+
+/// The same with AVX2, which the caller has asked for; rows and query were checked by [`dots_at`].
+#[cfg(target_arch = "x86_64")]
+fn avx2_at(codes: Codes<'_>, query: &[i8], rows: &[u32], out: &mut [i32]) {
+    rows.iter().take(AHEAD).for_each(|&row| codes.ask(row));
+    for (i, (&row, out)) in rows.iter().zip(out).enumerate() {
+        if let Some(&next) = rows.get(i + AHEAD) {
+            codes.ask(next);
+        }
+        let bytes = &codes.bytes[row as usize * codes.len..][..codes.len];
+        // SAFETY: AVX2 exists.
+        *out = unsafe { super::avx2::dot(bytes, query) };
     }
 }
 
@@ -266,19 +314,11 @@ pub fn dots_at(codes: Codes<'_>, query: &[i8], sum: i32, rows: &[u32], out: &mut
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn vnni_at(codes: Codes<'_>, query: &[i8], sum: i32, rows: &[u32], out: &mut [i32]) {
     use std::arch::x86_64::*;
-    const AHEAD: usize = 4;
     let flip = _mm512_set1_epi8(-128);
-    let ask = |row: u32| {
-        let start = codes.bytes.as_ptr().wrapping_add(row as usize * codes.len);
-        for line in 0..codes.len / LINE {
-            // A prefetch never faults.
-            _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(line * LINE).cast());
-        }
-    };
-    rows.iter().take(AHEAD).for_each(|&row| ask(row));
+    rows.iter().take(AHEAD).for_each(|&row| codes.ask(row));
     for (i, (&row, out)) in rows.iter().zip(out).enumerate() {
         if let Some(&next) = rows.get(i + AHEAD) {
-            ask(next);
+            codes.ask(next);
         }
         let (mut even, mut odd) = (_mm512_setzero_si512(), _mm512_setzero_si512());
         let n_lines = codes.len / LINE;

@@ -6,8 +6,8 @@
 //!
 //! | rows | up to [`FEW`] queries | more |
 //! |---|---|---|
-//! | int8, int4 | VNNI, 4 rows × 1–4 queries in registers | AMX int8 tiles over the rows as they lie (int4: spread into bytes in the cache first), else VNNI |
-//! | f32, f16 | widened in registers, 16 lanes of f32 FMA | widened into the cache, then the f32 product of `packed` |
+//! | int8, int4 | VNNI (else AVX2 by pairs of bytes), 4 rows × 1–4 queries in registers | AMX int8 tiles over the rows as they lie (int4: spread into bytes in the cache first), else VNNI, else AVX2 over rows widened in the cache |
+//! | f32, f16 | widened in registers, 16 lanes of f32 FMA (AVX-512 or AVX2) | widened into the cache, then the f32 product of `packed` |
 //! | bf16 | the same | AMX bf16 tiles over the rows as they lie (queries rounded to bf16), else as f16 |
 //!
 //! Integer products are exact, so every route gives the same numbers; plain loops are the twin that tests hold them
@@ -16,6 +16,8 @@
 //!
 //! Here never lives: files, threads, which rows are worth a second look (`select` says which reach a threshold).
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod floats;
 mod ints;
 mod queries;
