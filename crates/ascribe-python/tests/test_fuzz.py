@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
 import ascribe
 import numpy as np
 import pytest
-from ascribe import _ascribe, metrics
+from ascribe import _ascribe, metrics, pure
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -156,3 +157,114 @@ def test_files(data):
         ):
             with pytest.raises((*REFUSALS, UnicodeDecodeError)):
                 call()
+
+
+PLAIN = json.loads(ascribe.FeatureSpec.plain(4).to_json())
+PROJECTORS = st.sampled_from(
+    [
+        {"kind": "identity"},
+        {"kind": "two_sided", "seed": 1, "k_in": 2, "k_out": 2, "version": 1},
+        {"kind": "factored", "seed": 1, "k_in": 2, "k_out": 2, "rank": 1, "version": 1},
+        {"kind": "factored", "seed": 1, "k_in": 2**40, "k_out": 2**40, "rank": 2**40, "version": 1},
+        {"kind": "factored", "seed": 1, "k_in": 0, "k_out": 0, "rank": 0, "version": 1},
+        {"kind": "nothing"},
+        None,
+    ]
+)
+numbers = st.one_of(st.integers(-3, 9), st.integers(2**31, 2**70), st.none(), st.floats(), st.text(max_size=3))
+columns = st.lists(st.fixed_dictionaries({"name": st.text(max_size=4), "start": numbers, "len": numbers}), max_size=3)
+fields = st.fixed_dictionaries(
+    {},
+    optional={
+        "model": st.text(max_size=70),
+        "dim": numbers,
+        "columns": columns,
+        "projector": PROJECTORS,
+        "corpus": st.none(),
+        "more": st.none(),
+    },
+)
+
+
+@given(fields, anything, anything, st.integers(-2, 5), st.integers(-1, 4))
+@settings(max_examples=200, deadline=None)
+def test_the_pure_writer(changes, ids, rows, n_rows, per_shard):
+    text = json.dumps({**PLAIN, **changes})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "s"
+        try:
+            writer = pure.Writer(path, text, n_rows, per_shard)
+        except REFUSALS:
+            return
+        with writer:
+            try:
+                writer.push(ids, rows)
+            except REFUSALS:
+                assert writer.n_committed == 0
+                return
+            try:
+                writer.finish()
+            except ValueError:
+                return
+        assert len(ascribe.Store(path)) == n_rows
+
+
+@given(anything, st.integers(0, 4), PROJECTORS)
+@settings(max_examples=200, deadline=None)
+def test_factored_stores(queries, how, projector):
+    """A store that says that its rows are factors, whether or not they can be."""
+    queries = strided(queries, how)
+    columns = [{"name": "a", "start": 0, "len": 4}, {"name": "b", "start": 4, "len": 3}]
+    spec = {**PLAIN, "dim": 7, "columns": columns, "projector": projector}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            spec = ascribe.FeatureSpec.from_json(json.dumps(spec))
+            rows = np.random.default_rng(1).normal(size=(5, 7)).astype(np.float32)
+            store = ascribe.Store.write(Path(folder) / "s", rows, spec=spec)
+        except REFUSALS:
+            return
+        for call in (
+            lambda: store.expand(queries),
+            lambda: store.expand(rows),
+            lambda: ascribe.score(store, rows).values,
+            lambda: ascribe.score(store, queries, ascribe.fit(store)).values,
+            lambda: ascribe.dataset_scores(store, queries),
+            lambda: store.search(rows, 1),
+        ):
+            try:
+                assert len(call()) >= 0
+            except REFUSALS:
+                continue
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_damaged_stores(store, data):
+    """One byte of one file changed, a file cut off or gone: refused, or the rows as they were."""
+    files = sorted(p for p in store.path.rglob("*") if p.is_file() and p.name != "writer.lock")
+    file = data.draw(st.sampled_from(files))
+    content = file.read_bytes()
+    at, what = data.draw(st.integers(0, max(len(content) - 1, 0))), data.draw(st.sampled_from(["flip", "cut", "gone", "more"]))
+    good = store.rows()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "s"
+        for old in files:
+            new = path / old.relative_to(store.path)
+            new.parent.mkdir(parents=True, exist_ok=True)
+            new.write_bytes(old.read_bytes())
+        damaged = path / file.relative_to(store.path)
+        if what == "gone":
+            damaged.unlink()
+        else:
+            flipped = bytes([content[at] ^ data.draw(st.integers(1, 255))]) if content else b""
+            damaged.write_bytes(
+                {"flip": content[:at] + flipped + content[at + 1 :], "cut": content[:at], "more": content + b"x"}[what]
+            )
+        try:
+            copy = ascribe.Store(path)
+            copy.search(good[:2], 3)
+            ascribe.fit(copy)
+            copy.verify()
+        except REFUSALS:
+            return
+        assert (copy.rows() == good).all()
