@@ -28,6 +28,11 @@ pub mod score_rows;
 pub mod scores;
 pub mod tensors;
 
+/// BLAKE3 of some bytes, hex: what manifests name files by.
+pub fn blake3_hex(bytes: &[u8]) -> String {
+    blake3::hash(bytes).to_hex().to_string()
+}
+
 pub use error::{SpecDifference, StoreError};
 pub use factors::{FactorData, FactorFile};
 pub use features::{FeatureStore, FeatureWriter, ShardView};

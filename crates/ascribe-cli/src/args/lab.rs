@@ -32,7 +32,8 @@ pub struct FeaturesArgs {
     /// With --data: folder of the feature store. Without: run folder [default: out/demo].
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// JSONL records: `text`, `prompt` with `completion`, or `input_ids`; `id`, `loss_from` and a dataset's name if wanted.
+    /// JSONL records: `text`, `prompt` with `completion`, or `input_ids`; `id`, `loss_from` and a dataset's name if wanted. A file, or
+    /// s3://BUCKET/FILE, which is copied to OUT.data.
     #[arg(long, value_name = "FILE", requires_all = ["model", "out"])]
     pub data: Option<PathBuf>,
     /// How records are read.
@@ -300,9 +301,9 @@ pub struct ScaleArgs {
     /// Executors.
     #[arg(long, value_name = "N", default_value = "1", value_parser = parse_count, requires = "rows")]
     pub executors: u64,
-    /// Cores of each executor.
-    #[arg(long, value_name = "N", default_value = "8", value_parser = parse_count, requires = "rows")]
-    pub cores: u64,
+    /// Cores of each executor; 0.5 where two share one.
+    #[arg(long, value_name = "X", default_value = "8", requires = "rows")]
+    pub cores: f64,
     /// GB/s that an executor reads from its disk or from the object store.
     #[arg(long, value_name = "X", default_value = "1", requires = "rows")]
     pub disk_gb_s: f64,

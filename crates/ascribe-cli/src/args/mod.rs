@@ -1,6 +1,7 @@
 //! Arguments.
 
 pub mod bench;
+pub mod cluster;
 pub mod lab;
 pub mod ledger;
 pub mod log;
@@ -156,8 +157,14 @@ pub enum Command {
     #[command(after_help = "Example:\n  ascribe fit --out out/demo")]
     Fit(RunArgs),
     /// Station 5: influence of every example and dataset on every response, with the controls beside it.
-    #[command(after_help = "Example:\n  ascribe score --out out/demo")]
-    Score(RunArgs),
+    ///
+    /// With --store: the best rows of every query and the exact sums of datasets, of any store, here, in parts (--shard, --join) or on
+    /// many machines (--cluster), with the same bytes.
+    #[command(after_help = "Example:\n  ascribe score --out out/demo\n  \
+        ascribe score --store store --queries q.npy --shard 0/4 --out part-0\n  \
+        ascribe score --join part-0 part-1 part-2 part-3 --out scores.json\n  \
+        ascribe score --cluster df://10.0.0.1:50050 --store /shared/store --queries /shared/q.npy --out scores.json")]
+    Score(cluster::ScoreArgs),
     /// Station 6: approximate index (HNSW graphs) over the same rows, its recall against exact search.
     #[command(after_help = "Example:\n  ascribe index --out out/demo")]
     Index(RunArgs),
@@ -165,8 +172,11 @@ pub enum Command {
     #[command(after_help = "Example:\n  ascribe eval --out out/demo")]
     Eval(RunArgs),
     /// Station 8: integer shares per response and owner, with coverage and intervals.
-    #[command(after_help = "Example:\n  ascribe shares --out out/demo")]
-    Shares(RunArgs),
+    ///
+    /// With --cluster: the exact sums of score files per response and dataset, on many machines.
+    #[command(after_help = "Example:\n  ascribe shares --out out/demo\n  \
+        ascribe shares --cluster df://10.0.0.1:50050 --scores /shared/scores.parquet --method calibrated --out sums.parquet")]
+    Shares(cluster::SharesArgs),
     /// Station 9: double-entry ledger, payout.csv and a Merkle tree; and payout runs over score files of any tool.
     #[command(after_help = "Example:\n  ascribe pay --out out/demo\n  ascribe pay run --scores scores.parquet \
         --registry datasets --pool \"1000.00 USD\" --out payout")]
@@ -227,6 +237,12 @@ pub enum Command {
     #[command(after_help = "Example:\n  ascribe plan --model path/to/model --data records.jsonl --format json\n  \
         ascribe plan --rows 1e9 --dim 8192 --executors 64")]
     Plan(lab::PlanArgs),
+    /// Many machines: the scheduler and executors of a cluster, and the jobs that run on it.
+    ///
+    /// Everything is handed to the command `ascribe-cluster`, which is built apart (docs/cluster.md).
+    #[command(after_help = "Example:\n  ascribe cluster scheduler --port 50050\n  \
+        ascribe cluster executor --scheduler 10.0.0.1:50050 --vcores 8\n  ascribe cluster score --help")]
+    Cluster(cluster::ClusterArgs),
     /// Mean negative log-likelihood of a text under a Hugging Face model folder.
     #[command(after_help = "Example:\n  ascribe nll --model models/wren --text README.md --format json")]
     Nll(lab::NllArgs),

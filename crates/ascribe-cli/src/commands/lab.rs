@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use ascribe_engine::lab::features::{self, FeaturesReport, FeaturesRequest};
+use ascribe_engine::lab::fetched;
 use ascribe_engine::lab::finetune::{self, FinetuneReport, FinetuneRequest, Start};
 use ascribe_engine::lab::model::{LabModel, Subject};
 use ascribe_engine::lab::plan::{self, Plan, PlanRequest, mib};
@@ -44,7 +45,7 @@ pub fn run(command: &Command, format: Format, bars: &Bars) -> Result<Option<Exit
         }) => {
             let request = FeaturesRequest {
                 model: model.clone(),
-                data: data.clone(),
+                data: fetched::local(data, out)?,
                 out: out.clone(),
                 options: records.options(),
                 special_tokens: records.special_tokens(),

@@ -2,6 +2,7 @@
 
 mod audit;
 mod bench;
+mod cluster;
 mod fitted;
 mod guide;
 mod lab;
@@ -58,6 +59,9 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             anyhow::bail!("--format: expected text or json, found a format of registry export");
         }
         _ => {}
+    }
+    if let Some(code) = cluster::run(&cli.command, format)? {
+        return Ok(code);
     }
     if let Some(code) = lab::run(&cli.command, format, &bars)? {
         return Ok(code);
@@ -129,12 +133,12 @@ fn run_station(home: &Home, command: Command, format: Format, bars: &Bars) -> Re
     let args = match &command {
         Command::Features(args) => &args.station(),
         Command::Pay(args) => &args.station,
+        Command::Score(args) => &args.run,
+        Command::Shares(args) => &args.run,
         Command::Corpus(args)
         | Command::Fit(args)
-        | Command::Score(args)
         | Command::Index(args)
         | Command::Eval(args)
-        | Command::Shares(args)
         | Command::Report(args) => args,
         _ => anyhow::bail!("not a station"),
     };

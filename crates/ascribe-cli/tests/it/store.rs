@@ -140,3 +140,71 @@ fn what_cannot_be_done_is_said() {
     assert!(wide.contains("narrower than f32"), "{wide}");
     object(&["store", "verify", &at("store")]);
 }
+
+#[test]
+fn a_store_is_scored_in_parts_with_the_bytes_of_one_job() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    build(Path::new(&at("store")), &ids(&[0, 1, 2], 0, 30));
+    build(Path::new(&at("few")), &ids(&[1], 0, 4));
+    object(&["store", "export", &at("few"), "--out", &at("q.npy")]);
+    let score = |shard: &[&str], out: &str| {
+        let (store, queries, out) = (at("store"), at("q.npy"), at(out));
+        let common = ["score", "--store", &store, "--queries", &queries, "--k", "5", "--out", &out];
+        object(&[&common[..], shard].concat())
+    };
+    assert_eq!(score(&[], "whole.json")["rows"], 90);
+    let rows: u64 =
+        (0..3).map(|i| score(&["--shard", &format!("{i}/3")], &format!("part{i}"))["rows"].as_u64().unwrap()).sum();
+    assert_eq!(rows, 90);
+    let parts = [at("part2"), at("part0"), at("part1")];
+    object(&["score", "--join", &parts[0], &parts[1], &parts[2], "--out", &at("joined.json")]);
+    assert_eq!(std::fs::read(at("joined.json")).unwrap(), std::fs::read(at("whole.json")).unwrap());
+    // A second route: scores by hand, and none of the rows has a greater one than the best.
+    let whole: Value = serde_json::from_slice(&std::fs::read(at("whole.json")).unwrap()).unwrap();
+    for (query, hits) in whole["hits"].as_array().unwrap().iter().enumerate() {
+        let scored = |dataset: u32, idx: u32| -> f64 {
+            let query = query as u32;
+            (0..DIM).map(|j| f64::from(number(1, query, j)) * f64::from(number(dataset, idx, j))).sum()
+        };
+        let best = hits.as_array().unwrap()[0].clone();
+        let id = best["id"].as_u64().unwrap();
+        let expected = scored((id >> 32) as u32, id as u32);
+        assert!((best["score"].as_f64().unwrap() - expected).abs() < 1e-12, "{best} {expected}");
+        let greatest = ids(&[0, 1, 2], 0, 30).into_iter().map(|id| scored(id.dataset, id.idx)).fold(f64::MIN, f64::max);
+        assert!((expected - greatest).abs() < 1e-12, "{expected} {greatest}");
+    }
+    let join = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|name| at(name)).collect();
+        let out = at("none.json");
+        let files: Vec<&str> = names.iter().map(String::as_str).collect();
+        refused(&[&["score", "--join"], &files[..], &["--out", &out]].concat())
+    };
+    assert!(join(&["part0", "part2"]).contains("no part 1"));
+    assert!(join(&["part0", "part0", "part2"]).contains("every part once"));
+    score(&["--shard", "0/2"], "other0");
+    assert!(join(&["part1", "other0"]).contains("a part of the job"));
+    assert!(join(&["whole.json"]).contains("expected a part"));
+    let more = ["score", "--store", &at("store"), "--queries", &at("q.npy"), "--shard", "0/99", "--out", &at("x")];
+    assert!(refused(&more).contains("the 6 shards"));
+    assert!(refused(&more[..5]).contains("--out"));
+}
+
+#[test]
+fn a_cluster_needs_its_command() {
+    let output = crate::common::ascribe()
+        .args(["cluster", "score", "--help"])
+        .env("ASCRIBE_CLUSTER", "/nowhere/ascribe-cluster")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("/nowhere/ascribe-cluster cannot be started"), "{}", stderr(&output));
+    // What it is given reaches it as it is: `echo` in its place says so.
+    let output = crate::common::ascribe()
+        .args(["score", "--cluster", "df://h:1", "--store", "s3://b/s", "--queries", "q.npy", "--out", "o.json"])
+        .env("ASCRIBE_CLUSTER", "/bin/echo")
+        .output()
+        .unwrap();
+    let wanted = "score --cluster df://h:1 --store s3://b/s --queries q.npy --k 10 --out o.json\n";
+    assert_eq!(stdout(&output), wanted);
+}

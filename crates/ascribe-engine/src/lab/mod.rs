@@ -5,6 +5,7 @@
 
 pub mod data;
 pub mod features;
+pub mod fetched;
 pub mod finetune;
 pub(crate) mod lines;
 mod maker;

@@ -4,15 +4,15 @@
 //! how fast the shard job scores rows of that length under that many queries. What the probe cannot know (disks, network) is
 //! asked for and repeated in the answer. `docs/scale.md` says how far the model was off where it could be checked.
 
-use std::time::Instant;
-
 use ascribe_core::{ExampleId, RowType};
-use ascribe_index::shard_job::{Partial, score_row};
+use ascribe_index::shard_job::{Partial, ROWS_AT_ONCE, score_rows};
 use ascribe_linalg::Stream;
-use ndarray::Array2;
+use ndarray::{Array2, s};
 use serde::Serialize;
 
+use super::features::{SHARD_NUMBERS, SHARD_ROWS_MAX};
 use crate::error::EngineError;
+use crate::machine::cpu_seconds;
 
 /// Bytes of a row beside its numbers: id, norm, scale, error.
 const ROW_LABELS: u64 = 8 + 4 + 4 + 4;
@@ -22,8 +22,6 @@ const SIDE_BYTES: u64 = 21;
 const LEAF_PART: u64 = 512;
 /// A line of the manifest log.
 const LOG_LINE: u64 = 420;
-/// Target length of a shard.
-const SHARD_BYTES: u64 = 128 << 20;
 /// Rows that the engine hands to a function at once.
 const BATCH_ROWS: u64 = 8192;
 /// An executor or scheduler without a job, about: not measured for every version of the engine.
@@ -58,8 +56,8 @@ pub struct ScaleRequest {
     pub datasets: u64,
     /// Executors.
     pub executors: u64,
-    /// Cores of each.
-    pub cores: u64,
+    /// Cores of each; below 1 where executors share a core.
+    pub cores: f64,
     /// GB/s that an executor reads from its disk or from the object store.
     pub disk_gb_s: f64,
     /// GB/s of an executor's network.
@@ -78,7 +76,7 @@ pub struct ScalePlan {
     /// Executors.
     pub executors: u64,
     /// Cores of each.
-    pub cores: u64,
+    pub cores: f64,
     /// What lies on disks.
     pub storage: Storage,
     /// What a scoring job takes.
@@ -123,7 +121,7 @@ pub struct Score {
     pub seconds: f64,
     /// `compute`, `disk` or `network`.
     pub bound_by: &'static str,
-    /// Memory of an executor beside the mapped shards.
+    /// Memory of an executor beside mapped shards.
     pub executor_bytes: u64,
     /// Memory of the process that asks.
     pub client_bytes: u64,
@@ -159,7 +157,7 @@ pub fn run(request: &ScaleRequest) -> Result<ScalePlan, EngineError> {
     let storage = storage(r);
     let rate = probe(r)?;
     let cpu_seconds = r.rows as f64 * r.dim as f64 * r.queries as f64 / rate;
-    let all_cores = (r.executors * r.cores) as f64;
+    let all_cores = r.executors as f64 * r.cores;
     let compute_seconds = cpu_seconds / all_cores.min(storage.shards as f64);
     let read_seconds = storage.total_bytes as f64 / (r.executors as f64 * r.disk_gb_s * 1e9);
     // Records of a dataset lie together: a shard has two datasets, now and then more.
@@ -180,7 +178,7 @@ pub fn run(request: &ScaleRequest) -> Result<ScalePlan, EngineError> {
         network_seconds,
         seconds: compute_seconds.max(read_seconds) + network_seconds + last_shard,
         bound_by,
-        executor_bytes: PROCESS_BYTES + queries_bytes + r.cores * (BATCH_ROWS * r.queries * 8 + state),
+        executor_bytes: PROCESS_BYTES + queries_bytes + r.cores.ceil() as u64 * (BATCH_ROWS * r.queries * 8 + state),
         client_bytes: PROCESS_BYTES + queries_bytes + 2 * state,
     };
     let build = r.build.map(|(tokens, rate)| {
@@ -192,7 +190,7 @@ pub fn run(request: &ScaleRequest) -> Result<ScalePlan, EngineError> {
 }
 
 fn check(r: &ScaleRequest) -> Result<(), EngineError> {
-    let rates = [("--disk-gb-s", r.disk_gb_s), ("--network-gb-s", r.network_gb_s)];
+    let rates = [("--disk-gb-s", r.disk_gb_s), ("--network-gb-s", r.network_gb_s), ("--cores", r.cores)];
     let counts = [
         ("--rows", r.rows),
         ("--dim", r.dim as u64),
@@ -200,7 +198,6 @@ fn check(r: &ScaleRequest) -> Result<(), EngineError> {
         ("--k", r.k),
         ("--datasets", r.datasets),
         ("--executors", r.executors),
-        ("--cores", r.cores),
     ];
     let found = counts.iter().find(|(_, n)| *n == 0 || *n > 1 << 50).map(|(name, n)| (*name, n.to_string()));
     let bad = rates.iter().find(|(_, x)| !(x.is_finite() && *x > 0.0)).map(|(name, x)| (*name, x.to_string()));
@@ -214,7 +211,7 @@ fn check(r: &ScaleRequest) -> Result<(), EngineError> {
 
 fn storage(r: &ScaleRequest) -> Storage {
     let row = (r.row_type.row_bytes(r.dim) as u64).next_multiple_of(64) + ROW_LABELS;
-    let rows_per_shard = (SHARD_BYTES / row).max(1);
+    let rows_per_shard = (SHARD_NUMBERS / r.dim).clamp(1, SHARD_ROWS_MAX) as u64;
     let shards = r.rows.div_ceil(rows_per_shard);
     let data = r.rows.saturating_mul(row);
     let shard_bytes = data.saturating_add(data / LEAF_PART);
@@ -233,21 +230,25 @@ fn probe(r: &ScaleRequest) -> Result<f64, EngineError> {
         let numbers = (0..rows * r.dim).map(|_| stream.normal() as f32).collect();
         Array2::from_shape_vec((rows, r.dim), numbers).expect("as many numbers as the shape has")
     };
-    // Rows beyond the caches, as in a scan.
-    let rows = drawn(((32 << 20) / (4 * r.dim)).clamp(16, 1 << 16));
+    // Rows beyond the caches, as in a scan; whole chunks of them.
+    let n_chunks = ((32 << 20) / (4 * r.dim) / ROWS_AT_ONCE).clamp(1, 1 << 12);
+    let rows = drawn(n_chunks * ROWS_AT_ONCE);
     let queries = drawn(queries);
+    let numbers: Vec<usize> = (0..ROWS_AT_ONCE).collect();
     let mut joined = Partial::new(queries.nrows(), r.k as usize);
-    let mut scores = Vec::with_capacity(queries.nrows());
-    let (clock, mut done) = (Instant::now(), 0_u64);
-    while clock.elapsed().as_secs_f64() < PROBE_SECONDS {
-        let at = (done % rows.nrows() as u64) as usize;
-        let row = rows.row(at);
+    let mut scores = Vec::with_capacity(ROWS_AT_ONCE * queries.nrows());
+    // CPU time: a busy machine does not look like a slow one.
+    let (began, mut done) = (cpu_seconds(), 0);
+    while cpu_seconds() - began < PROBE_SECONDS {
+        let at = done % rows.nrows();
         scores.clear();
-        score_row(row.to_slice().expect("rows are in standard layout"), queries.view(), at as u64, &mut scores)?;
-        joined.push(ExampleId { dataset: done as u32 % PROBE_DATASETS, idx: done as u32 }, &scores);
-        done += 1;
+        score_rows(rows.slice(s![at..at + ROWS_AT_ONCE, ..]), queries.view(), &numbers, &mut scores)?;
+        for (i, scores) in scores.chunks_exact(queries.nrows()).enumerate() {
+            joined.push(ExampleId { dataset: (done + i) as u32 % PROBE_DATASETS, idx: (done + i) as u32 }, scores);
+        }
+        done += ROWS_AT_ONCE;
     }
-    Ok((done * queries.len() as u64) as f64 / clock.elapsed().as_secs_f64())
+    Ok((done * queries.nrows()) as f64 * r.dim as f64 / (cpu_seconds() - began))
 }
 
 #[cfg(test)]
@@ -263,7 +264,7 @@ mod tests {
             k: 10,
             datasets: 100,
             executors,
-            cores: 4,
+            cores: 4.0,
             disk_gb_s: 1.0,
             network_gb_s: 1.0,
             build: Some((128, 1000.0)),
@@ -276,7 +277,7 @@ mod tests {
         // 512 codes and 20 bytes of labels a row, 1/512 for the leaves; 21 bytes in the side file.
         assert_eq!(plan.storage.shard_bytes, 532_000_000 + 532_000_000 / 512);
         assert_eq!(plan.storage.side_bytes, 21_000_000);
-        assert_eq!(plan.storage.shards, 1_000_000_u64.div_ceil((128 << 20) / 532));
+        assert_eq!(plan.storage.shards, 1_000_000_u64.div_ceil(1024));
         assert_eq!(plan.build.unwrap().cpu_seconds, 128_000.0);
         assert!(plan.rates.mul_adds_per_cpu_second > 1e6);
     }
@@ -287,6 +288,15 @@ mod tests {
         assert_eq!(few.score.read_seconds, 2.0 * many.score.read_seconds);
         assert_eq!(few.score.network_bytes, many.score.network_bytes);
         assert_eq!(few.storage.total_bytes, many.storage.total_bytes);
+    }
+
+    #[test]
+    fn half_a_core_takes_twice_as_long() {
+        let of = |executors, cores| run(&ScaleRequest { cores, ..request(50_000_000, executors) }).unwrap();
+        let (half, whole) = (of(4, 0.5), of(2, 1.0));
+        // Each probes by itself: rates differ, seconds over rates do not.
+        let work = |plan: &ScalePlan| plan.score.compute_seconds * plan.rates.mul_adds_per_cpu_second;
+        assert!((work(&half) / work(&whole) - 1.0).abs() < 1e-12);
     }
 
     #[test]

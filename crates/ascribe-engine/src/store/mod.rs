@@ -4,6 +4,7 @@
 //! store beside its rows and brings them up to date with it.
 
 pub mod curvature;
+pub mod scoring;
 
 use std::path::{Path, PathBuf};
 

@@ -10,10 +10,15 @@
 mod exact_sum;
 mod partial;
 
+use std::ops::Range;
+
 use ascribe_core::FeatureReader as _;
 use ascribe_linalg::sum;
 use ascribe_store::FeatureStore;
-use ndarray::ArrayView2;
+use ascribe_store::features::ShardView;
+use ndarray::{Array2, ArrayView2, s};
+use rayon::prelude::*;
+use serde::Serialize;
 
 pub use exact_sum::ExactSum;
 pub use partial::{Answer, Best, DatasetAnswer, Partial};
@@ -21,7 +26,53 @@ pub use partial::{Answer, Best, DatasetAnswer, Partial};
 use crate::check_queries;
 use crate::error::IndexError;
 
-/// The score of one row under every query, appended to `scores`; queries `[Q, dim]` in standard layout.
+/// Rows that are scored together: every query is read once for so many.
+pub const ROWS_AT_ONCE: usize = 16;
+
+/// The scores of `rows` `[n, dim]` under `queries` `[Q, dim]`, both in standard layout, appended to `scores` row by row: `n·Q` numbers.
+///
+/// Each is the dot product in the fixed order of [`ascribe_linalg::sum::dot`], whatever rows stand beside it. `numbers` are the rows'
+/// places, for errors. Cost `n·Q·dim` multiply-adds in f64.
+///
+/// # Errors
+/// [`IndexError::RowNotFinite`] with the first row that has a score that is not finite.
+///
+/// # Panics
+/// If rows or queries are not contiguous or not of one length, or if there are fewer numbers than rows.
+pub fn score_rows(
+    rows: ArrayView2<'_, f32>,
+    queries: ArrayView2<'_, f32>,
+    numbers: &[usize],
+    scores: &mut Vec<f64>,
+) -> Result<(), IndexError> {
+    let (dim, n_queries) = (rows.ncols(), queries.nrows());
+    let all = rows.to_slice().expect("rows are in standard layout");
+    for (chunk, numbers) in numbers[..rows.nrows()].chunks(ROWS_AT_ONCE).enumerate() {
+        let row = |i: usize| &all[(chunk * ROWS_AT_ONCE + i) * dim..][..dim];
+        let start = scores.len();
+        scores.resize(start + numbers.len() * n_queries, 0.0);
+        let out = &mut scores[start..];
+        let in_fours = numbers.len() - numbers.len() % 4;
+        for (q, query) in queries.rows().into_iter().enumerate() {
+            let query = query.to_slice().expect("queries are in standard layout");
+            for i in (0..in_fours).step_by(4) {
+                let four = sum::dot4(query, [row(i), row(i + 1), row(i + 2), row(i + 3)]);
+                for (j, score) in four.into_iter().enumerate() {
+                    out[(i + j) * n_queries + q] = score;
+                }
+            }
+            for i in in_fours..numbers.len() {
+                out[i * n_queries + q] = sum::dot(query, row(i));
+            }
+        }
+        if let Some(bad) = out.iter().position(|score| !score.is_finite()) {
+            return Err(IndexError::RowNotFinite { row: numbers[bad / n_queries] as u64 });
+        }
+    }
+    Ok(())
+}
+
+/// The scores of one row: [`score_rows`] for those who have rows one by one.
 ///
 /// # Errors
 /// [`IndexError::RowNotFinite`] with `row_idx` if a score is not finite.
@@ -34,14 +85,52 @@ pub fn score_row(
     row_idx: u64,
     scores: &mut Vec<f64>,
 ) -> Result<(), IndexError> {
-    for query in queries.rows() {
-        let score = sum::dot(query.to_slice().expect("queries are in standard layout"), row);
-        if !score.is_finite() {
-            return Err(IndexError::RowNotFinite { row: row_idx });
+    let rows = ArrayView2::from_shape((1, row.len()), row).expect("one row is as long as it is");
+    score_rows(rows, queries, &[row_idx as usize], scores)
+}
+
+/// Hands the scores of each of the rows `numbers` of a shard to `take`, in their order; `queries` are in standard layout.
+///
+/// # Errors
+/// [`IndexError::RowNotFinite`].
+///
+/// # Panics
+/// If rows and queries are not of one length, or a row is behind the shard's end.
+pub fn scores_of(
+    view: &ShardView<'_>,
+    numbers: &[usize],
+    queries: ArrayView2<'_, f32>,
+    mut take: impl FnMut(usize, &[f64]),
+) -> Result<(), IndexError> {
+    let n_queries = queries.nrows();
+    let mut rows = Array2::<f32>::zeros((ROWS_AT_ONCE, view.dim));
+    let mut scores = Vec::with_capacity(ROWS_AT_ONCE * n_queries);
+    for numbers in numbers.chunks(ROWS_AT_ONCE) {
+        for (&i, mut row) in numbers.iter().zip(rows.rows_mut()) {
+            view.widen(i, row.as_slice_mut().expect("a row of a matrix in standard layout"));
         }
-        scores.push(score);
+        scores.clear();
+        score_rows(rows.slice(s![..numbers.len(), ..]), queries, numbers, &mut scores)?;
+        for (place, &i) in numbers.iter().enumerate() {
+            take(i, &scores[place * n_queries..(place + 1) * n_queries]);
+        }
     }
     Ok(())
+}
+
+/// The answer of one shard, wherever it was read from: the work of a [`ShardJob`] behind the reading. `queries` are in standard
+/// layout. Cost `Q·n·dim` multiply-adds in f64.
+///
+/// # Errors
+/// [`IndexError::RowNotFinite`].
+///
+/// # Panics
+/// If rows and queries are not of one length.
+pub fn run_view(view: &ShardView<'_>, queries: ArrayView2<'_, f32>, k: usize) -> Result<Partial, IndexError> {
+    let mut partial = Partial::new(queries.nrows(), k);
+    let live: Vec<usize> = (0..view.n_rows).filter(|&i| view.is_live(i)).collect();
+    scores_of(view, &live, queries, |i, scores| partial.push(view.id(i), scores))?;
+    Ok(partial)
 }
 
 /// The work: one shard of a store under all queries.
@@ -86,31 +175,66 @@ impl<'s> ShardJob<'s> {
     /// Those of reading the shard; [`IndexError::RowNotFinite`].
     pub fn run(&self) -> Result<Partial, IndexError> {
         let view = self.store.shard_view(self.shard)?;
-        let queries = self.queries.as_standard_layout();
-        let mut partial = Partial::new(queries.nrows(), self.k);
-        let mut row = vec![0.0; self.store.spec().dim];
-        let mut scores = Vec::with_capacity(queries.nrows());
-        for i in (0..view.n_rows).filter(|&i| view.is_live(i)) {
-            view.widen(i, &mut row);
-            scores.clear();
-            score_row(&row, queries.view(), i as u64, &mut scores)?;
-            partial.push(view.id(i), &scores);
-        }
-        Ok(partial)
+        run_view(&view, self.queries.as_standard_layout().view(), self.k)
     }
 }
 
-/// Every shard's job, one after the other on this machine's threads, joined.
+/// Every shard's job on this machine's threads, joined.
 ///
 /// # Errors
 /// As [`ShardJob::new`] and [`ShardJob::run`]; the first shard's error in the order of the rows.
 pub fn run_all(store: &FeatureStore, queries: ArrayView2<'_, f32>, k: usize) -> Result<Partial, IndexError> {
-    use rayon::prelude::*;
+    run_some(store, 0..store.n_shards(), queries, k)
+}
+
+/// The jobs of some shards, joined: a part of what [`run_all`] does.
+///
+/// # Errors
+/// As [`run_all`].
+///
+/// # Panics
+/// If a shard is behind the last one.
+pub fn run_some(
+    store: &FeatureStore,
+    shards: Range<usize>,
+    queries: ArrayView2<'_, f32>,
+    k: usize,
+) -> Result<Partial, IndexError> {
     let parts: Vec<Result<Partial, IndexError>> =
-        (0..store.n_shards()).into_par_iter().map(|shard| ShardJob::new(store, shard, queries, k)?.run()).collect();
+        shards.into_par_iter().map(|shard| ShardJob::new(store, shard, queries, k)?.run()).collect();
     let mut all = Partial::new(queries.nrows(), k);
     for part in parts {
         all.merge(part?);
     }
     Ok(all)
+}
+
+/// The file of a finished scoring job: equal bytes for equal rows and queries, wherever it ran.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Scored<'a> {
+    /// The store's uuid.
+    pub store: &'a str,
+    /// The generation's manifest: it pins every row.
+    pub manifest_blake3: &'a str,
+    /// BLAKE3 of the query file.
+    pub queries_blake3: &'a str,
+    /// Rows asked for per query.
+    pub k: usize,
+    /// Rows that were scored.
+    pub rows: u64,
+    /// Sums of datasets and best rows.
+    #[serde(flatten)]
+    pub answer: Answer,
+}
+
+impl Scored<'_> {
+    /// One line of JSON.
+    ///
+    /// # Errors
+    /// None that is known: it is made of numbers and texts.
+    pub fn to_bytes(&self) -> serde_json::Result<Vec<u8>> {
+        let mut bytes = serde_json::to_vec(self)?;
+        bytes.push(b'\n');
+        Ok(bytes)
+    }
 }

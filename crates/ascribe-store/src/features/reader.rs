@@ -54,15 +54,7 @@ impl FeatureStore {
     /// A companion is refused: only its store knows which rows are deleted ([`FeatureStore::companion`]).
     pub fn open(dir: &Path, expected_spec: Option<&FeatureSpec>) -> Result<Self, StoreError> {
         let store = Self::open_any(dir, expected_spec)?;
-        if store.header.companion_of.is_some() {
-            let path = store.paths.header();
-            return Err(StoreError::malformed(
-                &path,
-                "kind of store",
-                "a store of its own",
-                "a companion; open the store above",
-            ));
-        }
+        refuse_companion(&store.paths, &store.header)?;
         Ok(store)
     }
 
@@ -73,34 +65,12 @@ impl FeatureStore {
         if let Some(expected) = expected_spec {
             header.expect_spec(&paths.header(), expected)?;
         }
-        let mut tried = None;
-        for _ in 0..TRIES {
-            let Some(generation) = Generation::newest(&paths, &header)? else {
-                let log = paths.manifest();
-                let found_rows = if log.exists() { Manifest::read(&log, &header)?.n_rows() } else { 0 };
-                return Err(StoreError::Unfinished {
-                    path: paths.root,
-                    expected_rows: header.expected_rows,
-                    found_rows,
-                });
-            };
-            let number = generation.generation;
-            match Self::open_generation(&paths, &header, generation) {
-                // A newer generation came and its files were taken away meanwhile: open that one.
-                Err(StoreError::Missing { .. }) if tried.is_none_or(|n| n < number) => tried = Some(number),
-                other => return other,
-            }
-        }
-        Err(StoreError::Missing { path: paths.root, hint: "it changes faster than it can be opened; try again" })
+        newest_generation(&paths, &header, |generation| Self::open_generation(&paths, &header, generation))
     }
 
     fn open_generation(paths: &Paths, header: &StoreHeader, generation: Generation) -> Result<Self, StoreError> {
-        let log_path = paths.manifest();
-        let log = Manifest::read(&log_path, header)?;
-        let n_lines = log.n_lines_of(&log_path, &generation)?;
+        let (entries, tombstones) = read_generation(paths, header, &generation)?;
         let manifest_path = paths.generation(generation.generation);
-        let entries = live_entries(&manifest_path, &generation, &log.entries[..n_lines])?;
-        let tombstones = Tombstones::of(paths, &generation, &entries)?;
         let shards: Result<Vec<_>, _> = entries.iter().map(|e| Shard::open(&paths.shard(e.shard), header, e)).collect();
         let sums = match &generation.sums {
             Some(part) => {
@@ -370,6 +340,55 @@ impl FeatureReader for FeatureStore {
             }
         })
     }
+}
+
+/// A companion is opened through its store.
+pub(super) fn refuse_companion(paths: &Paths, header: &StoreHeader) -> Result<(), StoreError> {
+    match header.companion_of {
+        None => Ok(()),
+        Some(_) => {
+            let found = "a companion; open the store above";
+            Err(StoreError::malformed(&paths.header(), "kind of store", "a store of its own", found))
+        }
+    }
+}
+
+/// Opens the newest generation, or the one that came meanwhile.
+pub(super) fn newest_generation<T>(
+    paths: &Paths,
+    header: &StoreHeader,
+    open: impl Fn(Generation) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let mut tried = None;
+    for _ in 0..TRIES {
+        let Some(generation) = Generation::newest(paths, header)? else {
+            let log = paths.manifest();
+            let found_rows = if log.exists() { Manifest::read(&log, header)?.n_rows() } else { 0 };
+            let (path, expected_rows) = (paths.root.clone(), header.expected_rows);
+            return Err(StoreError::Unfinished { path, expected_rows, found_rows });
+        };
+        let number = generation.generation;
+        match open(generation) {
+            // A newer generation came and its files were taken away meanwhile: open that one.
+            Err(StoreError::Missing { .. }) if tried.is_none_or(|n| n < number) => tried = Some(number),
+            other => return other,
+        }
+    }
+    Err(StoreError::Missing { path: paths.root.clone(), hint: "it changes faster than it can be opened; try again" })
+}
+
+/// The shards of a generation and the rows that are deleted in them.
+pub(super) fn read_generation(
+    paths: &Paths,
+    header: &StoreHeader,
+    generation: &Generation,
+) -> Result<(Vec<ShardEntry>, Tombstones), StoreError> {
+    let log_path = paths.manifest();
+    let log = Manifest::read(&log_path, header)?;
+    let n_lines = log.n_lines_of(&log_path, generation)?;
+    let entries = live_entries(&paths.generation(generation.generation), generation, &log.entries[..n_lines])?;
+    let tombstones = Tombstones::of(paths, generation, &entries)?;
+    Ok((entries, tombstones))
 }
 
 /// The lines of a generation's shards, in the order of its rows.

@@ -28,6 +28,7 @@ use super::manifest::{Manifest, ShardEntry};
 use super::reader::{FeatureStore, live_entries};
 use super::sealed::{self, NO_CHECKSUM};
 use super::shard::Shard;
+use super::snapshot::{SingleShard, Snapshot};
 use super::sums::{DatasetSums, check_part};
 use super::tombstones::Tombstones;
 use super::{BLOCK_ROWS, FEATURES_FORMAT_VERSION};
@@ -314,25 +315,12 @@ pub fn pull(objects: &dyn Objects, dir: &Path, progress: &dyn Progress) -> Resul
     FeatureStore::open_any(dir, None)
 }
 
-/// A store read where it is: one shard at a time is fetched, checked and kept until another is asked for.
-pub struct RemoteStore<'a> {
-    objects: &'a dyn Objects,
-    header: StoreHeader,
-    generation: Generation,
-    entries: Vec<ShardEntry>,
-    /// Live rows of each shard.
-    live: Vec<Vec<u32>>,
-    /// Shard, and places among its live rows.
-    blocks: Vec<(usize, std::ops::Range<usize>)>,
-    last: Mutex<Option<(usize, Arc<Shard>)>>,
-}
-
-impl<'a> RemoteStore<'a> {
-    /// Opens the newest commit.
+impl Snapshot {
+    /// The newest commit of an object store.
     ///
     /// # Errors
     /// Objects that are missing or changed; the medium's.
-    pub fn open(objects: &'a dyn Objects) -> Result<Self, StoreError> {
+    pub fn read(objects: &dyn Objects) -> Result<Self, StoreError> {
         let Fetched { header, generation, entries, .. } = fetch_newest(objects)?;
         let tombstones = match &generation.tombstones {
             Some(part) => {
@@ -341,27 +329,72 @@ impl<'a> RemoteStore<'a> {
             }
             None => Tombstones::default(),
         };
-        let live_of = |e: &ShardEntry| {
-            let dead = tombstones.of_shard(e.shard);
+        Ok(Self::of(header, generation, entries, &tombstones))
+    }
+
+    /// Key of the side file of shard `i` on an object store.
+    ///
+    /// # Panics
+    /// If there is no shard `i`.
+    pub fn side_key(&self, i: usize) -> String {
+        let [_, (key, ..)] = shard_keys(&self.entries[i]);
+        key
+    }
+
+    /// Fetches shard `i` from the object store and checks every byte of it.
+    ///
+    /// # Errors
+    /// An object that is missing or changed; the medium's.
+    ///
+    /// # Panics
+    /// If there is no shard `i`.
+    pub fn fetch_shard(&self, objects: &dyn Objects, i: usize) -> Result<SingleShard, StoreError> {
+        let [(key, ..), _] = shard_keys(&self.entries[i]);
+        let bytes = fetch(objects, &key)?;
+        let shard = Shard::from_bytes(&named(objects, &key), &bytes, &self.header, &self.entries[i])?;
+        shard.check_bytes()?;
+        Ok(SingleShard { shard, dead: self.dead[i].clone() })
+    }
+}
+
+/// A store read where it is: one shard at a time is fetched, checked and kept until another is asked for.
+pub struct RemoteStore<'a> {
+    objects: &'a dyn Objects,
+    snapshot: Snapshot,
+    /// Live rows of each shard.
+    live: Vec<Vec<u32>>,
+    /// Shard, and places among its live rows.
+    blocks: Vec<(usize, std::ops::Range<usize>)>,
+    last: Mutex<Option<(usize, Arc<SingleShard>)>>,
+}
+
+impl<'a> RemoteStore<'a> {
+    /// Opens the newest commit.
+    ///
+    /// # Errors
+    /// Objects that are missing or changed; the medium's.
+    pub fn open(objects: &'a dyn Objects) -> Result<Self, StoreError> {
+        let snapshot = Snapshot::read(objects)?;
+        let live_of = |(e, dead): (&ShardEntry, &Vec<u32>)| {
             (0..e.rows).filter(|row| dead.binary_search(row).is_err()).collect::<Vec<u32>>()
         };
-        let live: Vec<Vec<u32>> = entries.iter().map(live_of).collect();
+        let live: Vec<Vec<u32>> = snapshot.entries.iter().zip(&snapshot.dead).map(live_of).collect();
         let cut = |(i, rows): (usize, &Vec<u32>)| {
             let n = rows.len();
             (0..n).step_by(BLOCK_ROWS).map(move |start| (i, start..(start + BLOCK_ROWS).min(n))).collect::<Vec<_>>()
         };
         let blocks = live.iter().enumerate().flat_map(cut).collect();
-        Ok(Self { objects, header, generation, entries, live, blocks, last: Mutex::new(None) })
+        Ok(Self { objects, snapshot, live, blocks, last: Mutex::new(None) })
     }
 
     /// What the store says of itself.
     pub fn header(&self) -> &StoreHeader {
-        &self.header
+        &self.snapshot.header
     }
 
     /// The generation that was pushed.
     pub fn generation(&self) -> &Generation {
-        &self.generation
+        &self.snapshot.generation
     }
 
     /// The exact sums per dataset.
@@ -371,13 +404,14 @@ impl<'a> RemoteStore<'a> {
     pub fn dataset_sums(&self) -> Result<DatasetSums, StoreError> {
         let hint = "a companion has no sums of its own; ask its store";
         let missing = || StoreError::Missing { path: named(self.objects, "parts/dataset_sums"), hint };
-        let part = self.generation.sums.as_ref().ok_or_else(missing)?;
+        let generation = &self.snapshot.generation;
+        let part = generation.sums.as_ref().ok_or_else(missing)?;
         let path = named(self.objects, &part_key(part));
         let bytes = fetch_part(self.objects, part)?;
-        DatasetSums::parse(&path, &bytes, part, &self.header, self.generation.n_datasets as usize)
+        DatasetSums::parse(&path, &bytes, part, &self.snapshot.header, generation.n_datasets as usize)
     }
 
-    fn shard(&self, i: usize) -> Result<Arc<Shard>, StoreError> {
+    fn shard(&self, i: usize) -> Result<Arc<SingleShard>, StoreError> {
         // A poisoned lock only means that another thread panicked; what is kept is whole or absent.
         let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some((at, shard)) = last.as_ref()
@@ -385,10 +419,7 @@ impl<'a> RemoteStore<'a> {
         {
             return Ok(Arc::clone(shard));
         }
-        let [(key, ..), _] = shard_keys(&self.entries[i]);
-        let bytes = fetch(self.objects, &key)?;
-        let shard = Arc::new(Shard::from_bytes(&named(self.objects, &key), &bytes, &self.header, &self.entries[i])?);
-        shard.check_bytes()?;
+        let shard = Arc::new(self.snapshot.fetch_shard(self.objects, i)?);
         *last = Some((i, Arc::clone(&shard)));
         Ok(shard)
     }
@@ -398,11 +429,11 @@ impl FeatureReader for RemoteStore<'_> {
     type Error = StoreError;
 
     fn spec(&self) -> &FeatureSpec {
-        &self.header.spec
+        &self.snapshot.header.spec
     }
 
     fn n_rows(&self) -> u64 {
-        self.generation.n_rows
+        self.snapshot.generation.n_rows
     }
 
     fn n_blocks(&self) -> usize {
@@ -417,7 +448,7 @@ impl FeatureReader for RemoteStore<'_> {
         let (shard, rows) = (self.shard(i)?, &self.live[i][range]);
         let view = shard.view()?;
         let ids: Vec<_> = rows.iter().map(|&row| view.id(row as usize)).collect();
-        let numbers = shard.rows_at(rows)?.into_owned();
+        let numbers = shard.shard.rows_at(rows)?.into_owned();
         Ok(Features { ids: ids.into(), rows: numbers.into() })
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use ascribe_core::{FeatureReader, FeatureSink, NoProgress, RowType};
-use ascribe_store::features::{Deletion, FolderObjects, Objects, RemoteStore, compact, delete, pull, push};
+use ascribe_store::features::{Deletion, FolderObjects, Objects, RemoteStore, Snapshot, compact, delete, pull, push};
 use ascribe_store::{FeatureStore, FeatureWriter, StoreError};
 
 use crate::common::{copy, folder, ids, rows, spec};
@@ -58,6 +58,17 @@ fn what_is_pushed_is_pulled_and_read_the_same() {
     let remote = RemoteStore::open(&objects).unwrap();
     assert_eq!(read(&remote), read(&store));
     assert_eq!(remote.dataset_sums().unwrap(), store.dataset_sums().unwrap());
+    let (snapshot, local) = (Snapshot::read(&objects).unwrap(), Snapshot::open(dir.path()).unwrap());
+    assert_eq!((local.manifest_blake3(), local.entries()), (store.manifest_blake3(), store.entries()));
+    assert_eq!((snapshot.manifest_blake3(), snapshot.entries()), (store.manifest_blake3(), store.entries()));
+    for i in 0..store.n_shards() {
+        let (fetched, view) = (snapshot.fetch_shard(&objects, i).unwrap(), store.shard_view(i).unwrap());
+        let mapped = local.map_shard(dir.path(), i).unwrap();
+        for theirs in [fetched.view().unwrap(), mapped.view().unwrap(), mapped.view_of([0..1]).unwrap()] {
+            assert_eq!((theirs.rows, theirs.ids, theirs.dead), (view.rows, view.ids, view.dead));
+        }
+        assert!(objects.get(&snapshot.side_key(i)).unwrap().is_some());
+    }
     let copy_dir = tempfile::tempdir().unwrap();
     let pulled = pull(&objects, copy_dir.path(), &NoProgress).unwrap();
     assert_eq!(read(&pulled), read(&store));
