@@ -391,12 +391,7 @@ pub fn run(job: &PayJob, out: &Path, progress: &dyn Progress) -> Result<PaySumma
 ///
 /// # Errors
 /// As [`run`]; a response that another run has paid by this log, before anything is written.
-pub fn run_with(
-    job: &PayJob,
-    usage: &UsageJob,
-    out: &Path,
-    progress: &dyn Progress,
-) -> Result<PaySummary, PayError> {
+pub fn run_with(job: &PayJob, usage: &UsageJob, out: &Path, progress: &dyn Progress) -> Result<PaySummary, PayError> {
     std::fs::create_dir_all(out).map_err(|e| PayError::io(out, e))?;
     let existing = if out.join(RUN_JSON).exists() { Some(PayRunRecord::read(out)?) } else { None };
     let computed = compute(job, out, progress)?;

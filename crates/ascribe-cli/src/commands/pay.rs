@@ -262,7 +262,12 @@ fn run_text(summary: &PaySummary, out: &Path) -> String {
     }
     record.notes.iter().for_each(|note| text += &format!("note: {note}\n"));
     if let Some(usage) = &summary.usage_log {
-        text += &format!("{} receipts in {}, the log of {}\n", usage.appended + usage.there, usage.log.display(), usage.origin);
+        text += &format!(
+            "{} receipts in {}, the log of {}\n",
+            usage.appended + usage.there,
+            usage.log.display(),
+            usage.origin
+        );
         if usage.demo_key {
             text += "note: receipts are signed with the public demo key, which proves nothing about who; pass --usage-key\n";
         }

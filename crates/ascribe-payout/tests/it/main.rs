@@ -5,7 +5,7 @@
 mod common;
 mod golden;
 mod inputs;
-mod revenue;
 mod receipts;
+mod revenue;
 mod runs;
 mod terms;
