@@ -306,7 +306,8 @@ fn two_people_approve_a_large_pool() {
     assert_eq!(summary["run_id"], plan["run_id"]);
     json(&["pay", "verify", folder, "--format", "json", "--quiet"]);
     // Another pool is another run, which nobody has signed.
-    let mut larger = args("run", &scores, &out, &with);
+    let larger_out = dir.path().join("larger");
+    let mut larger = args("run", &scores, &larger_out, &with);
     let at = larger.iter().position(|a| *a == "1000.00 USD").unwrap();
     larger[at] = "1000.01 USD";
     refused(&larger, "expected 2 different approvers");
