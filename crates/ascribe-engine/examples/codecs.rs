@@ -42,6 +42,20 @@ const SEED: u64 = 7;
 /// 0.263, 0.256 and 0.240.
 const EKFAC_DAMPING: f64 = 1e-3;
 
+/// Side of the projection, rank and row type of the factored rows in a store: the same projection as the rows above them in
+/// fewer numbers, then what LoRIF is for, a larger projection in the bytes of a smaller one.
+const FACTORED: [(usize, usize, RowType); 9] = [
+    (16, 1, RowType::F32),
+    (16, 1, RowType::Int8),
+    (16, 1, RowType::Int4),
+    (16, 2, RowType::Int4),
+    (32, 1, RowType::Int8),
+    (32, 1, RowType::Int4),
+    (40, 1, RowType::F32),
+    (40, 1, RowType::Int4),
+    (48, 1, RowType::Int4),
+];
+
 /// What a line of the table is held against.
 struct Board {
     ekfac: Array2<f32>,
@@ -170,18 +184,20 @@ fn store_lines(board: &mut Board, decoder: &Decoder, data: &DecoderData, damping
         let scores = dot::score(&store, solved.view(), None, &NoProgress)?.values;
         board.line(&format!("LoGra 16x16, store {}", row_type.name()), shard_bytes(&store), &scores, Some(&own))?;
     }
-    for (rank, row_type) in [(1, RowType::F32), (1, RowType::Int8), (1, RowType::Int4), (2, RowType::Int4)] {
-        let config = TapConfig { projection: Projection::Factored { rank }, ..TapConfig::all(SEED, 16) };
+    drop((dense, solved));
+    for (k, rank, row_type) in FACTORED {
+        let config = TapConfig { projection: Projection::Factored { rank }, ..TapConfig::all(SEED, k) };
         let rows = Rows::make(decoder, data, config)?;
-        let shape = |(stored, dense): (&Column, &Column)| (stored.len != dense.len).then_some([16, 16]);
-        let shapes: Vec<_> = rows.columns.iter().zip(&dense.columns).map(shape).collect();
+        let dense = GradientStage::new(decoder, TapConfig::all(SEED, k))?;
+        let shape = |(stored, dense): (&Column, &Column)| (stored.len != dense.len).then_some([k, k]);
+        let shapes: Vec<_> = rows.columns.iter().zip(dense.columns()).map(shape).collect();
         let layout = Layout::new(&rows.columns, &shapes, rank)?;
         let (_dir, store) = stored(&rows, row_type)?;
         let expanded = Expanded::new(&store, &layout)?;
         let factors = Covariance::fit(&expanded, &NoProgress)?.cholesky(damping)?;
         let solved = precondition(&factors, layout.expand_rows(rows.queries.view())?.view())?;
         let scores = dot::score(&expanded, solved.view(), None, &NoProgress)?.values;
-        let name = format!("LoRIF 16x16, rank {rank}, store {}", row_type.name());
+        let name = format!("LoRIF {k}x{k}, rank {rank}, store {}", row_type.name());
         board.line(&name, shard_bytes(&store), &scores, Some(&own))?;
     }
     Ok(())

@@ -1,12 +1,15 @@
 //! How fast the store writes and is read, beside the plain file system.
 //!
 //! `cargo run --release -p ascribe-store --example throughput -- [rows] [dim] [folder]`
+//!
+//! `raw` is what `dd bs=16M conv=fsync` does: one file from one buffer, synced once at its end. `raw, synced` is the same bytes
+//! under the flush rule of the store: files of the shards' size, each synced and its folder too before the next begins.
 #![allow(clippy::print_stdout)] // an example talks
 
 use std::error::Error;
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use ascribe_core::{Column, Digest, ExampleId, FeatureReader, FeatureSink, FeatureSpec, ProjectorSpec, RowType};
@@ -24,8 +27,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     std::fs::create_dir_all(&root)?;
     println!("{n_rows} rows of {dim} numbers, pushes of {PUSH_ROWS}, shards of {ROWS_PER_SHARD}");
     println!(
-        "{:6} {:>8} {:>12} {:>12} {:>8} {:>12} {:>12}",
-        "type", "MiB", "raw MB/s", "store MB/s", "of raw", "first GB/s", "again GB/s"
+        "{:6} {:>8} {:>12} {:>12} {:>12} {:>8} {:>10} {:>10} {:>12} {:>12}",
+        "type",
+        "MiB",
+        "raw MB/s",
+        "raw, synced",
+        "store MB/s",
+        "of raw",
+        "of synced",
+        "CPU s",
+        "first GB/s",
+        "again GB/s"
     );
     for row_type in RowType::ALL {
         measure(&root, n_rows, dim, row_type)?;
@@ -34,34 +46,39 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn measure(root: &std::path::Path, n_rows: usize, dim: usize, row_type: RowType) -> Result<(), Box<dyn Error>> {
+fn measure(root: &Path, n_rows: usize, dim: usize, row_type: RowType) -> Result<(), Box<dyn Error>> {
     let len_bytes = n_rows * row_type.row_bytes(dim).next_multiple_of(64);
     // Raw before and after, the better of the two: a disk has moods.
-    let raw_before = write_raw(root, len_bytes)?;
+    let shard_bytes = ROWS_PER_SHARD as usize * row_type.row_bytes(dim).next_multiple_of(64);
+    let raw = |piece: usize| write_raw(root, len_bytes, piece);
+    let (raw_before, synced_before) = (raw(len_bytes)?, raw(shard_bytes)?);
 
     let dir = root.join("store");
     let block = Array2::from_shape_fn((PUSH_ROWS, dim), |(i, j)| ((i * 31 + j * 17) % 1009) as f32 / 500.0 - 1.0);
     let ids: Vec<ExampleId> = (0..n_rows).map(|i| ExampleId { dataset: i as u32 % 10, idx: i as u32 / 10 }).collect();
-    let begun = Instant::now();
+    let (begun, cpu) = (Instant::now(), cpu_seconds());
     let mut writer = FeatureWriter::create_or_resume(&dir, &spec(dim), row_type, ROWS_PER_SHARD, n_rows as u64)?;
     for chunk in ids.chunks(PUSH_ROWS) {
         writer.push(chunk, block.slice(ndarray::s![..chunk.len(), ..]))?;
     }
     drop(writer.finish()?);
-    let write_s = begun.elapsed().as_secs_f64();
-    let raw_s = raw_before.min(write_raw(root, len_bytes)?);
+    let (write_s, cpu_s) = (begun.elapsed().as_secs_f64(), cpu_seconds() - cpu);
+    let (raw_s, synced_s) = (raw_before.min(raw(len_bytes)?), synced_before.min(raw(shard_bytes)?));
 
     let store = FeatureStore::open(&dir, None)?;
     // The first pass hashes every shard before it hands out a row; later passes do not.
     let (first_s, again_s) = (scan(&store)?, scan(&store)?);
     let (mb, gb) = (len_bytes as f64 / 1e6, len_bytes as f64 / 1e9);
     println!(
-        "{:6} {:8.0} {:12.0} {:12.0} {:6.0} % {:12.2} {:12.2}",
+        "{:6} {:8.0} {:12.0} {:12.0} {:12.0} {:6.0} % {:8.0} % {:10.2} {:12.2} {:12.2}",
         row_type.name(),
         len_bytes as f64 / f64::from(1 << 20),
         mb / raw_s,
+        mb / synced_s,
         mb / write_s,
         100.0 * raw_s / write_s,
+        100.0 * synced_s / write_s,
+        cpu_s,
         gb / first_s,
         gb / again_s
     );
@@ -69,22 +86,36 @@ fn measure(root: &std::path::Path, n_rows: usize, dim: usize, row_type: RowType)
     Ok(())
 }
 
-/// Seconds for as many bytes in one file, written from one buffer and synced once.
-fn write_raw(root: &std::path::Path, len_bytes: usize) -> Result<f64, Box<dyn Error>> {
-    let path = root.join("raw.bin");
+/// Seconds for as many bytes from one buffer, in files of `piece` bytes; each is synced, and its folder where there are several.
+fn write_raw(root: &Path, len_bytes: usize, piece: usize) -> Result<f64, Box<dyn Error>> {
+    let dir = root.join("raw");
+    std::fs::create_dir_all(&dir)?;
     let bytes = vec![0x5Au8; 16 << 20];
     let begun = Instant::now();
-    let mut raw = File::create(&path)?;
-    let mut left = len_bytes;
-    while left > 0 {
-        let n = left.min(bytes.len());
-        raw.write_all(&bytes[..n])?;
-        left -= n;
+    for start in (0..len_bytes).step_by(piece) {
+        let mut raw = File::create(dir.join(format!("{start}.bin")))?;
+        let mut left = piece.min(len_bytes - start);
+        while left > 0 {
+            let n = left.min(bytes.len());
+            raw.write_all(&bytes[..n])?;
+            left -= n;
+        }
+        raw.sync_all()?;
+        if piece < len_bytes {
+            File::open(&dir)?.sync_all()?;
+        }
     }
-    raw.sync_all()?;
     let seconds = begun.elapsed().as_secs_f64();
-    std::fs::remove_file(&path)?;
+    std::fs::remove_dir_all(&dir)?;
     Ok(seconds)
+}
+
+/// CPU-seconds of this process, all threads, from the kernel's count; 0 where there is none.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // Fields 14 and 15, counted behind the name in brackets: user and system time in hundredths of a second.
+    let after = stat.rsplit(") ").next().unwrap_or_default();
+    after.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
 
 /// Reads every number once (eight running sums, so that the reading and not one long chain of additions is timed).

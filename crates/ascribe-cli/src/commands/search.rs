@@ -42,18 +42,21 @@ fn bench_text(report: &BenchReport) -> String {
     let verdict = if report.certified_equals_exact { "equal to" } else { "NOT EQUAL TO" };
     let mut out = format!(
         "{} rows of {} numbers, {} threads\nmemory {:.1} GB/s; certified search of int8 rows {:.1} GB/s, {verdict} brute \
-         force\ncertified {:.2} ms one query, {:.2} ms the block; brute force {:.2} and {:.2} ms; {:.0} rows a query \
-         scored again\n\n",
+         force\ncertified {:.2} ms one query ({} rows, {} scored again; int8 alone {:.2} ms), {:.2} ms the block ({:.0} a \
+         query scored again); brute force {:.2} and {:.2} ms\n\n",
         report.rows,
         report.dim,
         report.threads,
         report.read_gb_s,
         report.scan_gb_s,
         report.certified_ms[0],
+        report.certified_scanned,
+        report.certified_rescored,
+        report.certified_int8_ms,
         report.certified_ms[1],
+        report.rows_rescored_mean,
         report.exact_ms[0],
         report.exact_ms[1],
-        report.rows_rescored_mean,
     );
     let scan = |s: &bench::ScanFigure| {
         let numbers = [format!("{:.1}", s.gb_s), format!("{:.0}", s.gop_s), format!("{:.0}", s.peak_gop_s)];

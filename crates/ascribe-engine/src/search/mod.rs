@@ -7,7 +7,7 @@ pub mod bench;
 
 use std::path::PathBuf;
 
-use ascribe_core::{FeatureReader, Progress, RowType};
+use ascribe_core::{FeatureReader, Progress, ProjectorSpec, RowType};
 use ascribe_index::{CertifiedIndex, Effort, Filter, Hit, HnswIndex, HnswParams, RecallCurve, VectorIndex};
 use ascribe_models::vision::data::read_matrix;
 use ascribe_pgvector::{PgParams, PgVectorIndex};
@@ -46,7 +46,7 @@ pub struct SearchRequest {
     pub k: usize,
     /// How.
     pub mode: Mode,
-    /// Scan this companion; without it, the first there is.
+    /// Scan this companion; without it, the first there is (and before it, for a few queries, that of int4 rows).
     pub companion: Option<RowType>,
     /// Folder of the index [default: `hnsw` in the store's folder]; built if there is none.
     pub index: Option<PathBuf>,
@@ -122,6 +122,14 @@ impl QueryHits {
 /// Files that are missing, damaged or of another shape; a name that is not registered; those of the search.
 pub fn run(request: &SearchRequest, progress: &dyn Progress) -> Result<SearchReport, EngineError> {
     let store = FeatureStore::open(&request.store, None)?;
+    if matches!(store.spec().projector, ProjectorSpec::Factored { .. }) {
+        let expected = "a store of rows whose inner products say something".to_owned();
+        return Err(EngineError::Setting {
+            setting: "store",
+            expected,
+            found: "factors (LoRIF), which are scored".to_owned(),
+        });
+    }
     let queries = read_matrix(&request.queries)?;
     let filter = filter(request)?;
     let mut report = SearchReport {
@@ -142,7 +150,8 @@ pub fn run(request: &SearchRequest, progress: &dyn Progress) -> Result<SearchRep
         }
         Mode::Certified => {
             let companion = companion(&store, request.companion)?;
-            let index = CertifiedIndex::new(&store, companion.as_ref())?;
+            let coarse = coarse(&store, request.companion, companion.as_ref())?;
+            let index = CertifiedIndex::new(&store, companion.as_ref())?.with_coarse(coarse.as_ref())?;
             let (hits, certificate) = index.search_certified(queries.view(), request.k, &filter)?;
             report.scanned = Some(certificate.scanned.name());
             let with_counts = hits.iter().zip(certificate.rescored);
@@ -174,13 +183,32 @@ fn companion(store: &FeatureStore, wanted: Option<RowType>) -> Result<Option<Fea
         return Ok(Some(store.companion(row_type)?));
     }
     for row_type in COMPANIONS.into_iter().filter(|row_type| row_type.bits() < store.row_type().bits()) {
-        match store.companion(row_type) {
-            Ok(companion) => return Ok(Some(companion)),
-            Err(StoreError::Missing { .. } | StoreError::Stale { .. } | StoreError::Unfinished { .. }) => {}
-            Err(error) => return Err(error.into()),
+        if let Some(companion) = fresh(store, row_type)? {
+            return Ok(Some(companion));
         }
     }
     Ok(None)
+}
+
+/// The int4 companion beside a finer one, to be scanned first for a few queries; none if the request names its companion.
+fn coarse(
+    store: &FeatureStore,
+    wanted: Option<RowType>,
+    finer: Option<&FeatureStore>,
+) -> Result<Option<FeatureStore>, EngineError> {
+    match finer {
+        Some(finer) if wanted.is_none() && finer.row_type() != RowType::Int4 => fresh(store, RowType::Int4),
+        _ => Ok(None),
+    }
+}
+
+/// A companion that is there and was made of these rows.
+fn fresh(store: &FeatureStore, row_type: RowType) -> Result<Option<FeatureStore>, EngineError> {
+    match store.companion(row_type) {
+        Ok(companion) => Ok(Some(companion)),
+        Err(StoreError::Missing { .. } | StoreError::Stale { .. } | StoreError::Unfinished { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The best of all rows from the precise store alone. The certified scan without a companion: the same hits as

@@ -34,6 +34,8 @@ const COARSE_SAMPLE: u64 = 8192;
 
 /// Rows of one shard.
 type Part = (usize, Range<usize>);
+/// Per query its hits, and how many rows were scored precisely for it.
+type Answers = Vec<(Vec<Hit>, u64)>;
 
 /// A pass.
 pub(super) struct Pass<'p, 's, 'q> {
@@ -67,17 +69,17 @@ impl<'p, 's, 'q> Pass<'p, 's, 'q> {
     }
 
     /// Hits of every query, and how many rows were scored precisely for it.
-    pub fn run(&self) -> Result<Vec<(Vec<Hit>, u64)>, IndexError> {
+    pub fn run(&self) -> Result<Answers, IndexError> {
         Ok(self.run_while(|_, _| true)?.unwrap_or_default())
     }
 
     /// The same for a coarse companion; nothing if too few rows are ruled out by it.
-    pub fn run_coarse(&self) -> Result<Option<Vec<(Vec<Hit>, u64)>>, IndexError> {
+    pub fn run_coarse(&self) -> Result<Option<Answers>, IndexError> {
         self.run_while(|n_scanned, n_left| n_scanned < COARSE_SAMPLE || n_left as u64 <= n_scanned / COARSE_SHARE)
     }
 
     /// Goes on for as long as `is_worth` it says of the rows that were scanned and the candidates that are left of them.
-    fn run_while(&self, is_worth: impl Fn(u64, usize) -> bool) -> Result<Option<Vec<(Vec<Hit>, u64)>>, IndexError> {
+    fn run_while(&self, is_worth: impl Fn(u64, usize) -> bool) -> Result<Option<Answers>, IndexError> {
         let mut found: Vec<Candidates> =
             (0..self.queries.nrows()).map(|_| Candidates::new(self.k, f64::NEG_INFINITY)).collect();
         if self.k == 0 {
