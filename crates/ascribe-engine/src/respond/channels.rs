@@ -8,7 +8,7 @@ use ascribe_methods::combine::Channel;
 use ascribe_methods::controls::verbatim;
 use ascribe_methods::dot;
 use ascribe_methods::group::intervals::{ColumnReplicates, jackknife_variance};
-use ndarray::{Array2, s};
+use ndarray::{Array1, Array2, ArrayView1, Axis, s};
 use rayon::prelude::*;
 
 use super::answer::RespondError;
@@ -52,22 +52,64 @@ impl Kind {
     }
 }
 
-/// Gradient rows of a response by checkpoint, those that are needed.
-pub(super) type GradientRows = BTreeMap<usize, Array2<f32>>;
+/// A response's gradients by checkpoint, those that are needed: each is made once and solved once, whatever asks for it.
+#[derive(Default)]
+pub(super) struct Gradients {
+    /// `[1, D]`.
+    rows: BTreeMap<usize, Array2<f32>>,
+    /// `A⁻¹g`, `[1, D]`.
+    solved: BTreeMap<usize, Array2<f64>>,
+}
+
+impl Gradients {
+    /// `A⁻¹g` of a checkpoint that was solved.
+    pub(super) fn solved(&self, checkpoint: usize) -> &Array2<f64> {
+        &self.solved[&checkpoint]
+    }
+
+    /// The vector that a channel multiplies with sums: the gradient within its modules, solved if the channel is curved.
+    fn vector(&self, m: &Material, channel: &GradientChannel, c: usize) -> Result<Array2<f64>, RespondError> {
+        let (by, _) = m.checkpoints[c].curvature(channel.curved);
+        match (&channel.modules, self.solved.get(&c)) {
+            (None, Some(solved)) if channel.curved => Ok(solved.clone()),
+            _ => Ok(precondition(by, of_modules(m, channel, c, &self.rows[&c]).view())?),
+        }
+    }
+}
 
 impl Responder<'_> {
-    /// Rows of the checkpoints that `kinds` sum over.
-    pub(super) fn gradient_rows(&self, kinds: &[&Kind], response: &Tokenised) -> Result<GradientRows, RespondError> {
-        let mut needed: Vec<usize> = Vec::new();
+    /// Gradients at the checkpoints that `kinds` sum over, solved where a channel is curved and reads all modules.
+    pub(super) fn gradients(&self, kinds: &[&Kind], response: &Tokenised) -> Result<Gradients, RespondError> {
+        // By checkpoint: whether it is solved.
+        let mut needed: BTreeMap<usize, bool> = BTreeMap::new();
         for kind in kinds {
             if let Kind::Gradient(channel) = kind {
-                needed.extend(&channel.checkpoints);
+                let solves = channel.curved && channel.modules.is_none();
+                channel.checkpoints.iter().for_each(|&c| *needed.entry(c).or_default() |= solves);
             }
         }
-        needed.sort_unstable();
-        needed.dedup();
-        let rows: Vec<_> = needed.par_iter().map(|&c| Ok((c, self.row(c, response)?))).collect();
-        rows.into_iter().collect()
+        let one = |(c, solves): (usize, bool)| -> Result<_, RespondError> {
+            let row = self.row(c, response)?;
+            let solved = solves.then(|| precondition(&self.material.checkpoints[c].factors, row.view())).transpose()?;
+            Ok((c, row, solved))
+        };
+        let needed: Vec<(usize, bool)> = needed.into_iter().collect();
+        let made = needed.into_par_iter().map(one).collect::<Result<Vec<_>, RespondError>>()?;
+        let mut gradients = Gradients::default();
+        for (c, row, solved) in made {
+            gradients.rows.insert(c, row);
+            gradients.solved.extend(solved.map(|solved| (c, solved)));
+        }
+        Ok(gradients)
+    }
+
+    /// Scores of datasets by influence at the last checkpoint, `⟨g, A⁻¹G_k⟩` with sums that were solved once: no solve per response.
+    /// Equal to the walk's block-Fisher scores but for rounding.
+    pub(super) fn folded(&self, row: ArrayView1<'_, f32>) -> Array2<f64> {
+        let product =
+            |sums: ArrayView1<'_, f64>| ascribe_linalg::sum::sum_by(row.len(), |i| f64::from(row[i]) * sums[i]);
+        let scores = self.material.solved_sums.rows().into_iter().map(product).collect();
+        Array1::from_vec(scores).insert_axis(Axis(0))
     }
 
     /// The response's gradient row `[1, D]` at a checkpoint: the sum over its windows.
@@ -104,11 +146,22 @@ impl Responder<'_> {
         Ok(Array2::from_shape_fn((1, means.ncols()), |(_, j)| mean[j] as f32))
     }
 
+    /// Dataset scores of those of `kinds` that are controls, by place.
+    pub(super) fn controls(
+        &self,
+        kinds: &[&Kind],
+        response: &Tokenised,
+    ) -> Result<BTreeMap<usize, Array2<f64>>, RespondError> {
+        let none = Gradients::default();
+        let controls = kinds.iter().enumerate().filter(|(_, kind)| !matches!(kind, Kind::Gradient(_)));
+        controls.map(|(at, kind)| Ok((at, self.score(kind, &none, response)?))).collect()
+    }
+
     /// Dataset scores `[1, K]` of one channel.
     pub(super) fn score(
         &self,
         kind: &Kind,
-        rows: &GradientRows,
+        gradients: &Gradients,
         response: &Tokenised,
     ) -> Result<Array2<f64>, RespondError> {
         let m = self.material;
@@ -117,11 +170,7 @@ impl Responder<'_> {
             Kind::Gradient(channel) => {
                 let mut total = Array2::zeros((1, m.catalog.datasets.len()));
                 for &c in &channel.checkpoints {
-                    let row = of_modules(m, channel, c, &rows[&c]);
-                    let vector = match channel.curved {
-                        true => precondition(&m.checkpoints[c].factors, row.view())?,
-                        false => row.mapv(f64::from),
-                    };
+                    let vector = gradients.vector(m, channel, c)?;
                     let scores = dot::dataset_scores(vector.view(), m.checkpoints[c].sums.view())?;
                     total.scaled_add(channel.weight(&m.context, c), &scores);
                 }
@@ -141,13 +190,13 @@ impl Responder<'_> {
     pub(super) fn variances(
         &self,
         tables: &Tables,
-        rows: &GradientRows,
+        gradients: &Gradients,
     ) -> Result<BTreeMap<String, Array2<f64>>, RespondError> {
         let m = self.material;
         let mut by_channel: BTreeMap<&str, [Vec<Array2<f64>>; 3]> = BTreeMap::new();
         for (name, kind) in &m.channels {
             if let Kind::Gradient(channel) = kind {
-                by_channel.insert(name, self.replicates(channel, rows)?);
+                by_channel.insert(name, self.replicates(channel, gradients)?);
             }
         }
         let mut out = BTreeMap::new();
@@ -179,18 +228,18 @@ impl Responder<'_> {
     fn replicates(
         &self,
         channel: &GradientChannel,
-        rows: &GradientRows,
+        gradients: &Gradients,
     ) -> Result<[Vec<Array2<f64>>; 3], RespondError> {
         let m = self.material;
         let mut columns: Option<ColumnReplicates> = None;
         let mut parts: BTreeMap<usize, Array2<f64>> = BTreeMap::new();
         for &c in &channel.checkpoints {
-            let (row, part) = (of_modules(m, channel, c, &rows[&c]), &m.checkpoints[c]);
-            let weight = channel.weight(&m.context, c);
-            let (by, prepared) = part.curvature(channel.curved);
-            let scores = dot::dataset_scores(precondition(by, row.view())?.view(), part.sums.view())? * weight;
+            let part = &m.checkpoints[c];
+            let (vector, weight) = (gradients.vector(m, channel, c)?, channel.weight(&m.context, c));
+            let (_, prepared) = part.curvature(channel.curved);
+            let scores = dot::dataset_scores(vector.view(), part.sums.view())? * weight;
             if let Some(prepared) = prepared {
-                let found = prepared.replicates(by, row.view())?;
+                let found = prepared.replicates_of(vector.view())?;
                 match &mut columns {
                     None => columns = Some(found.scaled(weight)),
                     Some(total) => total.add(&found, weight)?,

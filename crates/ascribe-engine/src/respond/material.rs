@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use ascribe_core::{Column, Digest, ExampleId, FeatureReader as _, Progress, RowType};
 use ascribe_index::{HnswIndex, HnswParams, Metric};
-use ascribe_methods::block_fisher::{Factors, Preconditioner, precondition};
+use ascribe_methods::block_fisher::{Factors, Preconditioner};
 use ascribe_methods::combine::{CalibratedMethod, Calibration, FitOptions, fit};
 use ascribe_methods::controls::{bm25::Bm25, embedding::Examples, text::terms};
 use ascribe_methods::group::intervals::PreparedColumns;
@@ -14,7 +14,7 @@ use ascribe_store::FeatureStore;
 use ascribe_store::features::make_companion;
 use ascribe_store::scores::read_scores;
 use ascribe_verbatim::VerbatimIndex;
-use ndarray::Array2;
+use ndarray::{Array2, s};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -169,7 +169,7 @@ impl Material {
         progress.start("load", context.checkpoints.len() as u64, "checkpoints");
         let checkpoints = parts(&context, &channels, progress)?;
         let last = checkpoints.last().expect("a recipe has a last checkpoint");
-        let solved_sums = solved_sums(last)?;
+        let solved_sums = solved_sums(last);
         let (method, method_spec, seeds, embedding_alone) = calibrations(&context, &names)?;
         let rows = cached_rows(&context, cache)?;
         let narrow = companion_of(rows.spec().dim);
@@ -291,11 +291,12 @@ fn checkpoint_name(checkpoint: &crate::walk::context::Checkpoint) -> String {
     checkpoint.name.clone()
 }
 
-/// Sums are larger than rows: to one scale first, so that f32 has room.
-fn solved_sums(last: &Part) -> Result<Array2<f64>, EngineError> {
-    let largest = last.sums.iter().fold(0.0f64, |m, v| m.max(v.abs())).max(f64::MIN_POSITIVE);
-    let solved = precondition(&last.factors, last.sums.mapv(|v| (v / largest) as f32).view())?;
-    Ok(solved * largest)
+/// `A⁻¹ G_k` at the last checkpoint, in f64 throughout.
+fn solved_sums(last: &Part) -> Array2<f64> {
+    let mut solved = last.sums.clone();
+    let modules = last.columns.iter().enumerate();
+    modules.for_each(|(m, c)| last.factors.solve(m, solved.slice_mut(s![.., c.start..c.start + c.len])));
+    solved
 }
 
 type Calibrations = (CalibratedMethod, Digest, Vec<Calibration>, Option<Single>);

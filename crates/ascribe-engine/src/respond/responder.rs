@@ -7,19 +7,19 @@ use ascribe_index::{CertifiedIndex, Effort, Filter as Rows, Hit, HnswIndex, Vect
 use ascribe_methods::aggregate::{Aggregate, to_datasets};
 use ascribe_methods::block_fisher::precondition;
 use ascribe_methods::combine::CalibratedMethod;
-use ascribe_methods::dot;
 use ascribe_methods::group::intervals::{ShareErrors, Verdict, Z95};
 use ascribe_models::GradientStage;
 use ascribe_store::FeatureStore;
-use ndarray::{Array2, ArrayView1};
+use ndarray::{Array2, ArrayView1, ArrayView2};
 
 use super::answer::{Answer, Approx, Ask, Input, RespondError};
 use super::channels::Kind;
 use super::material::Material;
 use super::rows::Tokenised;
-use super::{CALIBRATED, EMBEDDING};
+use super::{BLOCK_FISHER, CALIBRATED, EMBEDDING};
 use crate::error::EngineError;
 use crate::walk::calibrate::{Tables, channels_of};
+use crate::walk::channels::GradientChannel;
 use crate::walk::intervals::ShareInterval;
 
 /// Most records that an answer shows.
@@ -75,7 +75,7 @@ impl<'m> Responder<'m> {
         }
         let allowed = self.material.catalog.allowed(&ask.filter)?;
         match (&ask.input, ask.method.as_deref()) {
-            (Input::Features(row), None | Some("block_fisher")) => self.by_row(ask, row, allowed),
+            (Input::Features(row), None | Some(BLOCK_FISHER)) => self.by_row(ask, row, allowed),
             (Input::Embedding(vector), None | Some(EMBEDDING)) => self.by_embedding(ask, vector, None, allowed),
             (Input::Features(_), Some(other)) => {
                 Err(RespondError::refuse("method", "block_fisher for features", other))
@@ -97,35 +97,62 @@ impl<'m> Responder<'m> {
             let vector = self.hidden(&response)?;
             return self.by_embedding(ask, &vector.row(0).to_vec(), Some(&response), allowed);
         }
-        let last = m.checkpoints.len() - 1;
-        let whole = Kind::Gradient(crate::walk::channels::GradientChannel {
-            curved: true,
-            checkpoints: vec![last],
-            modules: None,
-        });
-        let named;
-        let (kinds, rows) = if method == CALIBRATED {
-            let kinds: Vec<&Kind> = m.channels.iter().map(|(_, kind)| kind).chain([&whole]).collect();
-            let rows = self.gradient_rows(&kinds, &response)?;
-            (kinds, rows)
+        let decided;
+        let solved: Array2<f64>;
+        if method == BLOCK_FISHER {
+            let row = self.row(m.checkpoints.len() - 1, &response)?;
+            decided = self.raw(method, self.folded(row.row(0)))?;
+            solved = self.solved(row.view(), ask)?;
         } else {
-            let gradient = crate::walk::channels::gradient(&m.context, method)?;
-            named = Kind::of(method, gradient)?;
-            (vec![&named], self.gradient_rows(&[&named, &whole], &response)?)
-        };
-        let decided = if method == CALIBRATED {
-            let mut tables: Tables = Vec::with_capacity(m.channels.len());
-            for (name, kind) in &m.channels {
-                tables.push((name.clone(), self.score(kind, &rows, &response)?));
-            }
-            self.calibrated(&tables, &self.variances(&tables, &rows)?)?
-        } else {
-            self.raw(method, self.score(kinds[0], &rows, &response)?)?
-        };
-        let (found, approx) = self.nearest(&precondition(&m.last().factors, rows[&last].view())?, ask, &allowed)?;
+            let last = m.checkpoints.len() - 1;
+            let whole = GradientChannel { curved: true, checkpoints: vec![last], modules: None };
+            let (named, whole) = (self.named(method)?, Kind::Gradient(whole));
+            let kinds: Vec<&Kind> = match &named {
+                Some(named) => vec![named],
+                None => m.channels.iter().map(|(_, kind)| kind).collect(),
+            };
+            let with_whole: Vec<&Kind> = kinds.iter().copied().chain([&whole]).collect();
+            // Controls need no gradient: they are scored beside the passes.
+            let (gradients, controls) =
+                rayon::join(|| self.gradients(&with_whole, &response), || self.controls(&kinds, &response));
+            let (gradients, mut controls) = (gradients?, controls?);
+            decided = match &named {
+                Some(named) => self.raw(method, self.score(named, &gradients, &response)?)?,
+                None => {
+                    let mut tables: Tables = Vec::with_capacity(m.channels.len());
+                    for (at, (name, kind)) in m.channels.iter().enumerate() {
+                        let table = match controls.remove(&at) {
+                            Some(table) => table,
+                            None => self.score(kind, &gradients, &response)?,
+                        };
+                        tables.push((name.clone(), table));
+                    }
+                    self.calibrated(&tables, &self.variances(&tables, &gradients)?)?
+                }
+            };
+            solved = gradients.solved(last).clone();
+        }
+        let (found, approx) = self.nearest(&solved, ask, &allowed)?;
         let mut answer = self.answer(method, decided, approx, found, ask, allowed)?;
         self.attach(&mut answer, ask, Some(&response))?;
         Ok(answer)
+    }
+
+    /// The channel of a method that is one; none for the calibrated combination.
+    fn named(&self, method: &str) -> Result<Option<Kind>, RespondError> {
+        if method == CALIBRATED {
+            return Ok(None);
+        }
+        let gradient = crate::walk::channels::gradient(&self.material.context, method)?;
+        Ok(Some(Kind::of(method, gradient)?))
+    }
+
+    /// `A⁻¹g` at the last checkpoint for the search of records; nothing where none is asked for.
+    fn solved(&self, row: ArrayView2<'_, f32>, ask: &Ask) -> Result<Array2<f64>, RespondError> {
+        match ask.k {
+            0 => Ok(Array2::zeros((1, 0))),
+            _ => Ok(precondition(&self.material.last().factors, row)?),
+        }
     }
 
     fn by_row(&self, ask: &Ask, row: &[f32], allowed: Vec<bool>) -> Result<Answer, RespondError> {
@@ -135,10 +162,9 @@ impl<'m> Responder<'m> {
             return Err(RespondError::refuse("tokens", "a text, for tokens or verbatim runs", "features"));
         }
         let row = Array2::from_shape_vec((1, row.len()), row.to_vec()).expect("one row of as many numbers");
-        let solved = precondition(&m.last().factors, row.view())?;
-        let decided = self.raw("block_fisher", dot::dataset_scores(solved.view(), m.last().sums.view())?)?;
-        let (found, approx) = self.nearest(&solved, ask, &allowed)?;
-        self.answer("block_fisher", decided, approx, found, ask, allowed)
+        let decided = self.raw(BLOCK_FISHER, self.folded(row.row(0)))?;
+        let (found, approx) = self.nearest(&self.solved(row.view(), ask)?, ask, &allowed)?;
+        self.answer(BLOCK_FISHER, decided, approx, found, ask, allowed)
     }
 
     fn by_embedding(

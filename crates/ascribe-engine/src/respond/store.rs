@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use ascribe_core::{Digest, FeatureReader as _, Progress, RowType};
-use ascribe_index::{CertifiedIndex, Effort, Hit, HnswIndex, HnswParams, VectorIndex as _};
+use ascribe_index::{CertifiedIndex, Effort, GraphBuilder, Hit, HnswIndex, HnswParams, VectorIndex as _};
 use ascribe_linalg::Bf16Rows;
 use ascribe_registry::Registry;
 use ascribe_store::FeatureStore;
@@ -89,7 +89,8 @@ fn index_dir(store: &FeatureStore, dir: &Path, cache: &Path, progress: &dyn Prog
     if !kept.exists() {
         progress.start("index", 0, "");
         let point_dim = store.spec().dim.next_multiple_of(8).min(HnswParams::default().point_dim);
-        HnswIndex::build(store, HnswParams { point_dim, n_graphs: 1, ..HnswParams::default() })?.save(&kept)?;
+        let params = HnswParams { point_dim, n_graphs: 1, builder: GraphBuilder::Batches, ..HnswParams::default() };
+        HnswIndex::build(store, params)?.save(&kept)?;
         progress.finish(&format!("HNSW over {} rows", store.n_rows()));
     }
     Ok(kept)

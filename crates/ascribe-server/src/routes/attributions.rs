@@ -86,6 +86,10 @@ pub async fn answer(
                 app.metrics.receipt("busy");
                 return Err(Problem::overloaded("expected room for a receipt, found none"));
             }
+            Err(NotLogged::Malformed(why)) => {
+                tracing::error!(why, "a receipt was made that is none");
+                return Err(Problem::fault());
+            }
             Err(NotLogged::Disk(why)) => {
                 app.metrics.receipt("not_logged");
                 let detail = format!("expected a durable receipt, found: {why}");

@@ -12,7 +12,7 @@ use ascribe_linalg::Cholesky;
 use ndarray::{Array2, ArrayView2, Axis, s};
 use rayon::prelude::*;
 
-use crate::block_fisher::Preconditioner;
+use crate::block_fisher::{Preconditioner, precondition};
 use crate::blocks;
 use crate::dot::check_finite;
 use crate::error::MethodError;
@@ -111,19 +111,26 @@ impl PreparedColumns {
         by: &dyn Preconditioner,
         queries: ArrayView2<'_, f32>,
     ) -> Result<ColumnReplicates, MethodError> {
-        let plain = blocks::query_rows(queries, &self.columns)?;
+        self.replicates_of(precondition(by, queries)?.view())
+    }
+
+    /// The same of queries `[Q, D]` that are solved already ([`precondition`] with what this was made with): same bytes.
+    ///
+    /// # Errors
+    /// Shapes, NaN.
+    pub fn replicates_of(&self, solved: ArrayView2<'_, f64>) -> Result<ColumnReplicates, MethodError> {
+        blocks::check_columns(&self.columns, solved.ncols())?;
+        check_finite("solved queries", solved)?;
         // Per module: solved queries `[Q, d]` and their part of the score `[Q, K]`.
-        let part = |(module, (column, prepared)): (usize, (&Column, &Module))| {
-            let mut solved = plain.slice(s![.., column.start..column.start + column.len]).to_owned();
-            by.solve(module, solved.view_mut());
+        let part = |(column, prepared): (&Column, &Module)| {
+            let solved = solved.slice(s![.., column.start..column.start + column.len]).to_owned();
             let whole = blocks::rows_times(solved.view(), prepared.sums.t());
             (solved, whole)
         };
-        let parts: Vec<(Array2<f64>, Array2<f64>)> =
-            self.columns.par_iter().zip(&self.modules).enumerate().map(part).collect();
+        let parts: Vec<(Array2<f64>, Array2<f64>)> = self.columns.par_iter().zip(&self.modules).map(part).collect();
         let n_datasets = self.modules.first().map_or(0, |m| m.sums.nrows());
         let without = |gone: fn(&Module, usize) -> Option<&Gone>, at: usize| -> Array2<f64> {
-            let zeros = Array2::zeros((plain.nrows(), n_datasets));
+            let zeros = Array2::zeros((solved.nrows(), n_datasets));
             self.modules.iter().zip(&parts).fold(zeros, |sum: Array2<f64>, (module, (solved, whole))| {
                 sum + match gone(module, at) {
                     Some(gone) => gone.without(solved, whole),
