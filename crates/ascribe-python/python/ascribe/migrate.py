@@ -20,6 +20,7 @@ import hashlib
 import json
 import math
 import pickle
+import tokenize
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,10 +53,17 @@ _CHUNK_NUMBERS = 4 << 20
 @contextmanager
 def _reading(path: PathLike, tool: str) -> Iterator[None]:
     """Whatever a file that is not what it should be makes Python say becomes one clear error."""
-    wrong = (KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError, EOFError, RuntimeError)
+    wrong = (KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError, EOFError, RuntimeError, SyntaxError)
     try:
         yield
-    except (*wrong, pickle.UnpicklingError, zipfile.BadZipFile, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (
+        *wrong,
+        tokenize.TokenError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        UnicodeDecodeError,
+        json.JSONDecodeError,
+    ) as error:
         raise ValueError(
             f"{path}: expected what {tool} writes, found something else ({type(error).__name__}: {error})"
         ) from error
