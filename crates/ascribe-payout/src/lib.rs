@@ -396,6 +396,7 @@ pub fn run_with(job: &PayJob, usage: &UsageJob, out: &Path, progress: &dyn Progr
     let existing = if out.join(RUN_JSON).exists() { Some(PayRunRecord::read(out)?) } else { None };
     let computed = compute(job, out, progress)?;
     if let Some(mut record) = existing {
+        approve(job, &computed, out)?;
         if record.run_id != computed.run_id {
             return Err(PayError::Content {
                 path: out.join(RUN_JSON),
@@ -403,7 +404,6 @@ pub fn run_with(job: &PayJob, usage: &UsageJob, out: &Path, progress: &dyn Progr
                 found: format!("run {}; hint: another run stands in this folder, choose a new one", record.run_id),
             });
         }
-        approve(job, &computed, out)?;
         verify::check_digests(out, &record)?;
         let mut usage_log = None;
         if !usage::stand(out) && record.usage.is_some() {
