@@ -67,7 +67,7 @@ pub enum Rows<'a> {
     /// As stored.
     Stored(&'a FeatureStore),
     /// Multiplied out.
-    Expanded(Expanded<'a, FeatureStore>),
+    Expanded(Box<Expanded<'a, FeatureStore>>),
 }
 
 impl<'a> Rows<'a> {
@@ -77,7 +77,7 @@ impl<'a> Rows<'a> {
     /// A layout of other columns.
     pub fn new(store: &'a FeatureStore, layout: Option<&'a Layout>) -> Result<Self, MethodError> {
         Ok(match layout {
-            Some(layout) => Self::Expanded(Expanded::new(store, layout)?),
+            Some(layout) => Self::Expanded(Box::new(Expanded::new(store, layout)?)),
             None => Self::Stored(store),
         })
     }

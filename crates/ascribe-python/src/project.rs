@@ -50,9 +50,16 @@ pub fn stream_words<'py>(
     Ok((0..n as u64).map(|i| stream.at(first.wrapping_add(i))).collect::<Vec<_>>().into_pyarray(py))
 }
 
-/// A feature spec out of its JSON.
+/// A feature spec out of its JSON. Columns that no row has are refused here: a writer would take them, a reader would not.
 pub fn parse_spec(json: &str) -> PyResult<FeatureSpec> {
-    serde_json::from_str(json).map_err(|error| value_error("feature spec", "the JSON of a feature spec", error))
+    let wrong = |error| value_error("feature spec", "the JSON of a feature spec", error);
+    let spec: FeatureSpec = serde_json::from_str(json).map_err(wrong)?;
+    let beyond = |end: Option<usize>| end.is_none_or(|end| end > spec.dim);
+    if let Some(column) = spec.columns.iter().find(|column| beyond(column.start.checked_add(column.len))) {
+        let found = format!("`{}` from {} on, {} of them", column.name, column.start, column.len);
+        return Err(value_error("feature spec", format!("columns below {}", spec.dim), found));
+    }
+    Ok(spec)
 }
 
 /// The spec as canonical JSON, and its SHA-256 in hex.
