@@ -72,12 +72,8 @@ pub fn run(home: &Home, command: &BenchCommand, format: Format, bars: &dyn Progr
             print(format, &json!({ "trained": trained }), |_| format!("{trained} trainings done"))
         }
         BenchCommand::Attacks(args) => {
-            let options = AttackOptions {
-                only: args.only.clone(),
-                quick: args.quick,
-                seed: args.seed,
-                retrain: args.retrain,
-            };
+            let options =
+                AttackOptions { only: args.only.clone(), quick: args.quick, seed: args.seed, retrain: args.retrain };
             let report = attacks::run(home, &args.model, &args.run, &args.out, &options, bars)?;
             print(format, &report, attacks::markdown)
         }

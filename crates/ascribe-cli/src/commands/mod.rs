@@ -66,24 +66,20 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     if let Some(code) = lab::run(&cli.command, format, &bars)? {
         return Ok(code);
     }
-    match &cli.command {
-        Command::Store(command) => return store::run(command, format, &bars).map(|()| ExitCode::SUCCESS),
-        Command::Search(args) => return search::run(args, format, &bars).map(|()| ExitCode::SUCCESS),
-        Command::Bench(BenchCommand::Search(args)) => {
-            return search::measure(args, format, &bars).map(|()| ExitCode::SUCCESS);
-        }
-        Command::Serve(args) => return serve::run(cli.home.as_deref(), args, format).map(|()| ExitCode::SUCCESS),
-        Command::Verbatim(command) => {
-            return verbatim::run(cli.home.as_deref(), command, format, &bars).map(|()| ExitCode::SUCCESS);
-        }
-        Command::Ledger(command) => return ledger::run(command, format, &bars).map(|()| ExitCode::SUCCESS),
-        Command::Pay(PayArgs { command: Some(command), .. }) => {
-            return pay::run(command, format, &bars).map(|()| ExitCode::SUCCESS);
-        }
-        Command::Audit(args) => {
-            return audit::run(cli.home.as_deref(), args, format, &bars).map(|()| ExitCode::SUCCESS);
-        }
-        _ => {}
+    let home = cli.home.as_deref();
+    let done = match &cli.command {
+        Command::Store(command) => Some(store::run(command, format, &bars)),
+        Command::Search(args) => Some(search::run(args, format, &bars)),
+        Command::Bench(BenchCommand::Search(args)) => Some(search::measure(args, format, &bars)),
+        Command::Serve(args) => Some(serve::run(home, args, format)),
+        Command::Verbatim(command) => Some(verbatim::run(home, command, format, &bars)),
+        Command::Ledger(command) => Some(ledger::run(command, format, &bars)),
+        Command::Pay(PayArgs { command: Some(command), .. }) => Some(pay::run(command, format, &bars)),
+        Command::Audit(args) => Some(audit::run(home, args, format, &bars)),
+        _ => None,
+    };
+    if let Some(done) = done {
+        return done.map(|()| ExitCode::SUCCESS);
     }
     let command = match cli.command {
         Command::Log(command) => return log::run(command, format, &bars).map(|()| ExitCode::SUCCESS),
