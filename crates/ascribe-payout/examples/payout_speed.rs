@@ -1,5 +1,7 @@
 //! A payout run without the command around it, stage by stage: `payout_speed SCORES REGISTRY POOL OUT`. Prints one JSON line.
 
+#![allow(clippy::print_stdout, reason = "a program of its own")]
+
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;

@@ -147,7 +147,13 @@ async fn attribute(app: &Arc<App>, headers: &HeaderMap, bytes: &[u8]) -> Result<
     if Kind::of(headers)? != Kind::Json {
         return Err(Problem::malformed("expected application/json, found another kind"));
     }
-    let request: AttributionRequest = body::json(bytes)?;
+    let mut request: AttributionRequest = body::json(bytes)?;
+    if request.revenue.is_some() {
+        let found = "revenue: expected none in a request that is paid for, the book says what was settled; found some";
+        return Err(Problem::invalid(found));
+    }
+    // What is paid leaves a receipt, whether the customer asks for one or not.
+    request.receipt = true;
     let deadline = Instant::now() + app.config.request_timeout;
     let answer = attributions::answer(app, &app.generation(), &request, deadline).await?;
     let body = serde_json::to_vec(&answer).map_err(|_| Problem::fault())?;

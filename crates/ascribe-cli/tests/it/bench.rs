@@ -34,7 +34,7 @@ fn shipped_settings_are_listed_with_banks_and_methods() {
     }
     assert!(!names.contains(&"magic"), "{names:?}");
     let gpt = settings.iter().find(|s| s["name"] == "gpt-small").unwrap();
-    assert_eq!(gpt["protocols"], json!(["tail_patch"]));
+    assert_eq!(gpt["protocols"], json!(["removal", "tail_patch"]));
     let lr = settings.iter().find(|s| s["name"] == "mnist-lr").unwrap();
     assert!(lr["banks"].as_array().unwrap().iter().all(|bank| bank["complete"] == bank["seeds"]), "{lr}");
 }

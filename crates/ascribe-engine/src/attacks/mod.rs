@@ -3,7 +3,7 @@
 //! Here live attackers' texts, the attacked registries, policies, and the table. Attribution is run again for every record that an
 //! attack adds: its gradients at every kept checkpoint, through the run's own curvature and its own calibration. The claim "the model
 //! was trained on it" is taken from the attacked registry; with [`AttackOptions::retrain`] attacks that add text are also tried on a
-//! model that did learn from it ([`retrain`]). Attacks that move existing records to other names add nothing and need no new gradient.
+//! model that did learn from it (`retrain.rs`). Attacks that move existing records to other names add nothing and need no new gradient.
 
 mod attack;
 mod craft;

@@ -116,6 +116,8 @@ fn a_response_is_sold_and_its_revenue_goes_where_its_shares_say() {
     assert_eq!(buy(&server, &question, SECRET, None).status, 400);
     assert_eq!(buy(&server, &json!({ "example": 10_000 }), SECRET, Some("0")).status, 404);
     assert_eq!(buy(&server, &json!({ "example": 2, "colour": "red" }), SECRET, Some("0")).status, 422);
+    let boast = json!({ "example": 2, "revenue": { "currency": "USD", "minor_units": "1000000" } });
+    assert_eq!(buy(&server, &boast, SECRET, Some("0")).status, 422);
 
     // The answer is the one that everybody gets; the same key is charged once; what is not there is not spent.
     let free = server.post("/v1/attributions", &question).body;
@@ -123,6 +125,10 @@ fn a_response_is_sold_and_its_revenue_goes_where_its_shares_say() {
     for reply in &bought {
         assert_eq!(reply.status, 200, "{}", reply.text);
         assert_eq!((&reply.body["shares"], &reply.body["hits"]), (&free["shares"], &free["hits"]));
+        // Nobody asked for a receipt; what is paid leaves one all the same.
+        let receipt = reply.body["id"].as_str().unwrap();
+        assert!(reply.body["receipt"].is_object() && free["receipt"].is_null());
+        assert_eq!(server.get(&format!("/v1/receipts/{receipt}")).status, 200);
     }
     let left = |reply: &Reply| reply.header("prepaid-balance").unwrap().to_owned();
     assert_eq!(left(&bought[0]), left(&bought[1]));
