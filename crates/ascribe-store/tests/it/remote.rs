@@ -64,7 +64,8 @@ fn what_is_pushed_is_pulled_and_read_the_same() {
     for i in 0..store.n_shards() {
         let (fetched, view) = (snapshot.fetch_shard(&objects, i).unwrap(), store.shard_view(i).unwrap());
         let mapped = local.map_shard(dir.path(), i).unwrap();
-        for theirs in [fetched.view().unwrap(), mapped.view().unwrap(), mapped.view_of([0..1]).unwrap()] {
+        for theirs in [fetched.view().unwrap(), mapped.view().unwrap(), mapped.view_of(std::iter::once(0..1)).unwrap()]
+        {
             assert_eq!((theirs.rows, theirs.ids, theirs.dead), (view.rows, view.ids, view.dead));
         }
         assert!(objects.get(&snapshot.side_key(i)).unwrap().is_some());
