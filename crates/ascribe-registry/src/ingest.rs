@@ -24,6 +24,8 @@ use crate::error::{RegistryError, clip};
 use crate::ids::{IdHash, IdSet, id_hash};
 use crate::source::{self, Batch, Fields, RecordSource, SourceSet};
 
+mod plain;
+
 /// One record in its canonical form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CanonicalRecord<'a> {
@@ -229,9 +231,9 @@ impl Ingest<'_> {
             Batch::Lines { bytes, .. } => bytes.as_slice(),
             Batch::Pairs { .. } => &[],
         };
-        self.records_of(path, batch, &mut |record| {
+        self.lines_of(path, batch, &mut |id, line| {
             if keep_lines {
-                let line = record.line.as_bytes();
+                let line = line.as_bytes();
                 // As long as each canonical line is the next one of the source, the source is its own copy.
                 let next =
                     source.get(out.len_bytes as usize..).is_some_and(|rest| std::ptr::eq(rest.as_ptr(), line.as_ptr()));
@@ -243,9 +245,9 @@ impl Ingest<'_> {
                     lines.push(b'\n');
                 }
             }
-            out.leaves.push(leaf_hash(&record_hash(record.line.as_bytes()).0));
-            out.ids.push(id_hash(&record.id));
-            out.len_bytes += record.line.len() as u64 + 1;
+            out.leaves.push(leaf_hash(&record_hash(line.as_bytes()).0));
+            out.ids.push(id_hash(id));
+            out.len_bytes += line.len() as u64 + 1;
         })?;
         // Lines that were left out at the end are not part of the copy.
         if keep_lines && out.lines.is_none() && (out.len_bytes as usize) < source.len() {
@@ -263,22 +265,12 @@ impl Ingest<'_> {
     ) -> Result<(), RegistryError> {
         match batch {
             Batch::Lines { first_line, bytes } => {
-                if bytes.is_empty() {
-                    return Ok(());
-                }
-                // The last line of a source may lack its newline.
-                let body = bytes.strip_suffix(b"\n").unwrap_or(bytes);
-                let cut = self.strict && body.len() == bytes.len();
-                for (number, line) in (*first_line..).zip(lines(body)) {
+                self.each_line(path, *first_line, bytes, |number, line| {
                     if let Some(record) = self.of_line(path, number, line)? {
                         each(&record);
                     }
-                }
-                if cut {
-                    let line = *first_line + memchr::memchr_iter(b'\n', body).count() as u64;
-                    let reason = "expected a newline at the end of the file, found none".to_owned();
-                    return Err(RegistryError::BadRecord { path: path.to_owned(), line, reason });
-                }
+                    Ok(())
+                })?;
             }
             Batch::Pairs { first_row, pairs } => {
                 for (number, (id, text)) in (*first_row..).zip(pairs) {
@@ -287,6 +279,46 @@ impl Ingest<'_> {
                     }
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Ids and canonical lines of a batch: [`Self::records_of`] without the texts, for which most lines need no parser.
+    fn lines_of(&self, path: &Path, batch: &Batch, each: &mut dyn FnMut(&str, &str)) -> Result<(), RegistryError> {
+        match batch {
+            Batch::Lines { first_line, bytes } if self.strict || self.fields.are_plain() => {
+                self.each_line(path, *first_line, bytes, |number, line| {
+                    if let Some((id, line)) = plain::canonical_line(line) {
+                        each(id, line);
+                    } else if let Some(record) = self.of_line(path, number, line)? {
+                        each(&record.id, &record.line);
+                    }
+                    Ok(())
+                })
+            }
+            _ => self.records_of(path, batch, &mut |record| each(&record.id, &record.line)),
+        }
+    }
+
+    fn each_line(
+        &self,
+        path: &Path,
+        first_line: u64,
+        bytes: &[u8],
+        mut each: impl FnMut(u64, &[u8]) -> Result<(), RegistryError>,
+    ) -> Result<(), RegistryError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        // The last line of a source may lack its newline.
+        let body = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+        for (number, line) in (first_line..).zip(lines(body)) {
+            each(number, line)?;
+        }
+        if self.strict && body.len() == bytes.len() {
+            let line = first_line + memchr::memchr_iter(b'\n', body).count() as u64;
+            let reason = "expected a newline at the end of the file, found none".to_owned();
+            return Err(RegistryError::BadRecord { path: path.to_owned(), line, reason });
         }
         Ok(())
     }
@@ -448,8 +480,7 @@ impl<'de> Visitor<'de> for LineSeed<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Parsed<'de>, A::Error> {
-        let plain = self.0.id == "id" && self.0.text == "text";
-        let mut parsed = Parsed { id: None, text: None, strict: plain };
+        let mut parsed = Parsed { id: None, text: None, strict: self.0.are_plain() };
         let mut has_text = false;
         while let Some(Key(name)) = map.next_key()? {
             if name == self.0.text {

@@ -8,7 +8,7 @@ use arrow::array::{Array, AsArray as _, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Schema};
 use arrow::ipc::reader::{FileReader, StreamReader};
-use arrow::ipc::root_as_message;
+use arrow::ipc::{root_as_footer, root_as_message};
 
 use super::{Batch, Fields, Pair, RecordSource, bad, catching};
 use crate::error::RegistryError;
@@ -19,6 +19,12 @@ const FILE_MAGIC: &[u8] = b"ARROW1";
 
 /// Largest metadata of a message that is believed.
 const METADATA_CAP_BYTES: u64 = 16 << 20;
+
+/// Largest footer of the file form that is believed: 24 bytes a batch.
+const FOOTER_CAP_BYTES: u64 = 256 << 20;
+
+/// What ends the file form: the footer's length and the magic.
+const FILE_END_LEN: u64 = 4 + FILE_MAGIC.len() as u64;
 
 /// Rows that are handed on at once.
 const SLICE_ROWS: usize = 4096;
@@ -47,6 +53,9 @@ impl Arrow {
                     .map(|()| magic == FILE_MAGIC)?;
             // The messages of the file form begin after the magic and its padding.
             check_messages(path, &mut file, if is_file { 8 } else { 0 }, len_bytes)?;
+            if is_file {
+                check_footer(path, &mut file, len_bytes)?;
+            }
             file.seek(SeekFrom::Start(0)).map_err(RegistryError::io(path, "reading"))?;
             let refuse = |error| bad(path, error);
             let (schema, batches): (_, Batches) = if is_file {
@@ -114,6 +123,34 @@ fn check_messages(path: &Path, file: &mut File, start: u64, len_bytes: u64) -> R
             return Err(too_long("body length", at, body_len));
         }
         at = body_at + body_len;
+    }
+    Ok(())
+}
+
+/// The file form lists its messages once more at its end, and the library allocates what that list claims.
+fn check_footer(path: &Path, file: &mut File, len_bytes: u64) -> Result<(), RegistryError> {
+    let io = |error| RegistryError::io(path, "reading")(error);
+    let before_end = len_bytes.saturating_sub(FILE_END_LEN);
+    file.seek(SeekFrom::Start(before_end)).map_err(io)?;
+    let mut len = [0; 4];
+    file.read_exact(&mut len).map_err(io)?;
+    let footer_len = u64::from(u32::from_le_bytes(len));
+    let cap = before_end.min(FOOTER_CAP_BYTES);
+    if footer_len > cap {
+        return Err(RegistryError::field(path, "length of the footer", format!("at most {cap} bytes"), footer_len));
+    }
+    let mut footer = vec![0; footer_len as usize];
+    file.seek(SeekFrom::Start(before_end - footer_len)).map_err(io)?;
+    file.read_exact(&mut footer).map_err(io)?;
+    let footer = root_as_footer(&footer).map_err(|error| bad(path, error))?;
+    let part = |n: i64| u64::try_from(n).unwrap_or(u64::MAX);
+    for block in footer.recordBatches().into_iter().flatten().chain(footer.dictionaries().into_iter().flatten()) {
+        let parts = [block.offset(), block.metaDataLength().into(), block.bodyLength()];
+        let end = parts.into_iter().fold(0, |sum: u64, n| sum.saturating_add(part(n)));
+        if end > len_bytes {
+            let expected = format!("one that ends within the {len_bytes} bytes of the file");
+            return Err(RegistryError::field(path, "a block of the footer", expected, end));
+        }
     }
     Ok(())
 }

@@ -39,6 +39,13 @@ pub struct Fields {
     pub skip_empty: bool,
 }
 
+impl Fields {
+    /// True for `id` and `text`, the names of canonical lines.
+    pub(crate) fn are_plain(&self) -> bool {
+        self.id == "id" && self.text == "text"
+    }
+}
+
 impl Default for Fields {
     fn default() -> Self {
         Self { id: "id".to_owned(), text: "text".to_owned(), skip_empty: false }

@@ -249,6 +249,16 @@ fn claims_beyond_the_file_are_refused() {
         fs::write(&path, changed).unwrap();
         let _ = ingest(&path, &Fields::default());
     }
+    // The file form claims them once more in its footer.
+    let file = arrow_file(&batch(true));
+    for i in 0..file.len() {
+        for value in [0x7f, 0xff] {
+            let mut changed = file.clone();
+            changed[i] = value;
+            fs::write(&path, changed).unwrap();
+            let _ = ingest(&path, &Fields::default());
+        }
+    }
     let mut long = stream;
     long[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
     fs::write(&path, long).unwrap();
