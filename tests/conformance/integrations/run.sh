@@ -11,7 +11,13 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../../.." && pwd)
 work=$(mktemp -d)
 server=
-trap '[ -z "$server" ] || kill "$server" 2> /dev/null || true; rm -rf "$work"' EXIT
+# The server drains before it ends, and writes while it drains: its folder is removed when it is gone.
+finish() {
+  [ -z "$server" ] || kill "$server" 2> /dev/null || true
+  wait 2> /dev/null || true
+  rm -rf "$work" || true
+}
+trap finish EXIT
 
 broken() {
   echo "FAILED $1"

@@ -16,7 +16,7 @@ for file in "$@"; do
 done
 
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+trap 'rm -rf "$work" || true' EXIT
 
 broken() {
   echo "FAILED $1"

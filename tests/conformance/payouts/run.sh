@@ -15,7 +15,7 @@ for folder in "$@"; do
 done
 
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+trap 'rm -rf "$work" || true' EXIT
 
 broken() {
   echo "FAILED $1"

@@ -12,7 +12,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../../.." && pwd)
 cd "$root"
 work=$(mktemp -d)
-trap 'tests/servers/postgres.sh stop "$work/server" || true; rm -rf "$work"' EXIT
+trap 'tests/servers/postgres.sh stop "$work/server" || true; rm -rf "$work" || true' EXIT
 
 n_passed=0
 n_failed=0

@@ -20,7 +20,7 @@ export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$root/target} HF_HUB_OFFLINE=1 OMP_N
 export __CARGO_TEST_CHANNEL_OVERRIDE_DO_NOT_USE_THIS=nightly CARGO_UNSTABLE_FEATURE_UNIFICATION=true
 export CARGO_RESOLVER_FEATURE_UNIFICATION=workspace
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+trap 'rm -rf "$work" || true' EXIT
 passed=0
 failed=0
 

@@ -41,7 +41,7 @@ if [ -z "${ASCRIBE:-}" ]; then
   ASCRIBE=$CARGO_TARGET_DIR/release/ascribe
 fi
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+trap 'rm -rf "$work" || true' EXIT
 wheel=${ASCRIBE_WHEEL:-}
 if [ -z "$wheel" ]; then
   # The wheel's crates are those that the workspace builds: one set of features, nothing compiled twice.

@@ -18,7 +18,7 @@ server=
 finish() {
   [ -z "$server" ] || kill "$server" 2> /dev/null
   wait 2> /dev/null
-  rm -rf "$work"
+  rm -rf "$work" || true
 }
 trap finish EXIT
 

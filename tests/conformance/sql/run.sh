@@ -18,7 +18,7 @@ n_suites=2
 [ $# -eq 0 ] || n_suites=$#
 
 work=$(mktemp -d)
-trap 'tests/servers/postgres.sh stop "$work/server" || true; rm -rf "$work"' EXIT
+trap 'tests/servers/postgres.sh stop "$work/server" || true; rm -rf "$work" || true' EXIT
 
 if ! ASCRIBE_TEST_POSTGRES=$(tests/servers/postgres.sh start "$work/server"); then
   echo "FAILED the server did not start"
