@@ -1,6 +1,6 @@
 """Drives the LiteLLM callback and the OpenAI proxy with the real packages against a real Ascribe server.
 
-    python check.py http://127.0.0.1:PORT REPOSITORY WORK_FOLDER
+    python check.py http://127.0.0.1:PORT REPOSITORY WORK_FOLDER [PYTHON_WITH_VLLM]
 """
 
 import asyncio
@@ -139,6 +139,57 @@ async def sdk():
     await litellm.acompletion(**call(english["prompt"]))
     await asyncio.to_thread(wait, "the refusal's line", lambda: lines(refused))
     check("what the server refuses is written down in its words", "no-such-method" in lines(refused)[0].get("error", ""), lines(refused))
+    await asyncio.to_thread(liars)
+
+
+def liars():
+    """Servers that say something else than the contract: a line with an error, in time, never a receipt."""
+    good = {"id": "r1", "verdict": "payable", "coverage": 0.5, "receipt": {}}
+    lies = {
+        "a list": json.dumps([good]).encode(),
+        "no JSON": b"<html>",
+        "a number as id": json.dumps({**good, "id": 7}).encode(),
+        "no coverage": b'{"id": "r1", "verdict": "payable"}',
+        "nesting without end": b"[" * 200_000,
+        "bytes without end": None,
+        "a byte now and then": b" " * 200,
+    }
+    for name, body in lies.items():
+        kept = work / "lies.jsonl"
+        kept.unlink(missing_ok=True)
+        callback = AscribeCallback(liar(body, slow="now and then" in name), receipts=kept, timeout_s=1.0)
+        begin = time.monotonic()
+        callback.settle([{"role": "user", "content": "a"}], litellm.ModelResponse(choices=[{"message": {"content": "b"}}]))
+        spent, found = time.monotonic() - begin, lines(kept)
+        check(f"{name} is written down as an error", len(found) == 1 and found[0].get("error") and not found[0].get("receipt"), found)
+        check(f"{name} holds nobody", spent < 5, spent)
+
+
+def liar(body, slow):
+    """Answers every request with these bytes: at once, or one in 0.2 s; none are bytes without end."""
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+    from threading import Thread
+
+    class Lies(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.end_headers()
+            try:
+                while body is None:
+                    self.wfile.write(bytes(1 << 20))
+                for piece in [body[i : i + 1] for i in range(len(body))] if slow else [body]:
+                    self.wfile.write(piece)
+                    time.sleep(0.2 if slow else 0)
+            except OSError:
+                pass
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Lies)
+    Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_port}"
 
 
 asyncio.run(sdk())
@@ -211,8 +262,8 @@ if url:
 
 
 # --- the OpenAI proxy
-def example_proxy(*more):
-    command = [sys.executable, str(root / "integrations/openai-proxy/proxy.py"), "--upstream", up, "--listen", "127.0.0.1:0", *more]
+def example_proxy(*more, before=up):
+    command = [sys.executable, str(root / "integrations/openai-proxy/proxy.py"), "--upstream", before, "--listen", "127.0.0.1:0", *more]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=(work / "openai-proxy.log").open("a"), text=True)
     processes.append(process)
     return "http://" + json.loads(process.stdout.readline())["listen"]
@@ -247,6 +298,62 @@ try:
     check("strict refuses words without a receipt", False)
 except openai.APIStatusError as error:
     check("strict refuses words without a receipt", error.status_code == 502 and "no receipt" in str(error), error)
+
+
+
+# --- the OpenAI proxy and the callback in front of vLLM's own HTTP layer
+def vllm_upstream(python):
+    log = (work / "vllm.log").open("w")
+    command = [python, str(Path(__file__).with_name("vllm_upstream.py"))]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+    processes.append(process)
+    process.stdin.write(json.dumps(known))
+    process.stdin.close()
+    return json.loads(process.stdout.readline() or "{}")  # importing vLLM takes its time
+
+
+def before_vllm(url):
+    ask = client(example_proxy("--ascribe", base, before=url))
+    for example in (english, chinese):
+        done = ask.completions.create(model="echo", prompt=example["prompt"], max_tokens=64)
+        wrong = holds(done.ascribe["receipt"], example["prompt"], done.choices[0].text)
+        check("vLLM's completion is untouched and has its receipt", done.choices[0].text == example["completion"] and wrong is None, (done, wrong))
+        asked = {"model": "echo", "messages": [{"role": "user", "content": example["prompt"]}]}
+        raw = ask.chat.completions.with_raw_response.create(**asked)
+        done = raw.parse()
+        wrong = holds(raw.headers.get("x-ascribe-receipt"), example["prompt"], done.choices[0].message.content)
+        check("vLLM's chat is untouched and has its receipt", done.choices[0].message.content == example["completion"] and wrong is None, (done, wrong))
+        chunks = list(ask.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+        words = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+        wrong = holds(chunks[-1].ascribe["receipt"], example["prompt"], words)
+        check("vLLM's stream is untouched and ends with its receipt", words == example["completion"] and wrong is None, (words, wrong))
+        check("and keeps vLLM's usage", any(c.usage and c.usage.total_tokens == 3 for c in chunks), chunks[-2:])
+    words = "".join(c.choices[0].text for c in ask.completions.create(model="echo", prompt=english["prompt"], stream=True) if c.choices)
+    check("vLLM's stream of a completion is untouched", words == english["completion"], words)
+    for name, wanted, asked in (
+        ("engine", openai.RateLimitError, {"prompt": "fail"}),
+        ("check of requests", openai.APIStatusError, {"prompt": "a", "temperature": "hot"}),
+    ):
+        try:
+            ask.completions.create(model="echo", **asked)
+            check(f"a refusal by vLLM's {name} passes through", False)
+        except wanted as error:
+            check(f"a refusal by vLLM's {name} passes through", error.status_code in (400, 422, 429), error)
+    kept = work / "vllm.jsonl"
+    use(AscribeCallback(base, receipts=kept))
+    litellm.completion(**call(chinese["prompt"], model="hosted_vllm/echo", api_base=f"{url}/v1"))
+    wait("a receipt of LiteLLM's call to vLLM", lambda: lines(kept))
+    wrong = holds(lines(kept)[0].get("receipt"), chinese["prompt"], chinese["completion"])
+    check("LiteLLM's own way to vLLM leaves a receipt", wrong is None, (wrong, lines(kept)))
+    use()
+
+
+if len(sys.argv) > 4:
+    found = vllm_upstream(sys.argv[4])
+    check("vLLM's HTTP layer starts", "url" in found, (work / "vllm.log").read_text()[-400:])
+    if "url" in found:
+        print(f"vLLM {found['vllm']}: its routes, its checks and its models of answers, without an engine")
+        before_vllm(found["url"])
 
 for process in processes:
     process.terminate()

@@ -4,7 +4,9 @@
 #   tests/conformance/integrations/run.sh [DEMO_FOLDER]
 #
 # Needs cargo and python3 with venv and pip. DEMO_FOLDER is a finished `ascribe demo` (made here when it is not given). ASCRIBE
-# names a built command, else it is built; CARGO another cargo. The last line is `N passed, M failed`.
+# names a built command, else it is built; CARGO another cargo. VLLM=1 also puts the proxy in front of vLLM's own HTTP layer (a wheel of
+# 340 MB from PyPI, kept with what it imports in an environment of 1 GB under ~/.cache; ASCRIBE_VLLM_VENV names another place).
+# The last line is `N passed, M failed`.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -38,6 +40,24 @@ fi
 python3 -m venv "$work/venv" && "$work/venv/bin/pip" install --quiet -r "$here/requirements.txt" >&2 ||
   broken "pip could not install the packages"
 
+# --- vLLM without an engine: its wheel, and PyTorch from the environment of another suite
+vllm=
+if [ -n "${VLLM:-}" ]; then
+  venv=${ASCRIBE_VLLM_VENV:-$HOME/.cache/ascribe-vllm}
+  torch=${ASCRIBE_VENV:-$HOME/.cache/ascribe-transformers}
+  mark=$(sha256sum "$here/vllm_requirements.txt" | cut -c1-16)
+  if [ ! -e "$venv/$mark" ]; then
+    ASCRIBE_PREPARE_ONLY=1 "$here/../transformers/run.sh" >&2 || broken "PyTorch's environment"
+    rm -rf "$venv"
+    python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --no-deps -r "$here/vllm_requirements.txt" >&2 ||
+      broken "pip could not install vLLM"
+    site() { "$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+    site "$torch" > "$(site "$venv")/torch-of-another-environment.pth"
+    touch "$venv/$mark"
+  fi
+  vllm=$venv/bin/python
+fi
+
 cd "$root"
 "$ASCRIBE" serve --run "$work/demo" --listen 127.0.0.1:0 > "$work/serve.out" 2> "$work/serve.err" &
 server=$!
@@ -51,6 +71,6 @@ base=$(python3 -c 'import json; print(json.loads(input())["url"])' < "$work/serv
 
 status=0
 mkdir "$work/checks"
-(cd "$here" && PYTHONDONTWRITEBYTECODE=1 "$work/venv/bin/python" check.py "$base" "$root" "$work/checks") || status=$?
+(cd "$here" && PYTHONDONTWRITEBYTECODE=1 "$work/venv/bin/python" check.py "$base" "$root" "$work/checks" ${vllm:+"$vllm"}) || status=$?
 [ "$status" -le 1 ] || broken "the checks ended with $status"
 exit "$status"
