@@ -6,8 +6,9 @@
 //! a row whose upper end lies below it is not among the k best, whatever its precise score. All others are scored again from
 //! the precise rows, in f64 and in one order ([`ascribe_linalg::sum::dot`]), and ranked by score, then example.
 //!
-//! So the hits are those of scoring every precise row, at the price of reading a quarter (int8) or an eighth (int4) of its
-//! bytes. How many rows were scored again is reported: it depends on how far apart scores are, against the bound. For rows in
+//! After every wave of the scan the rows with the k highest lower ends are scored: as points they lift the threshold by about
+//! half an interval. So the hits are those of scoring every precise row, at the price of reading a quarter (int8) or an eighth
+//! (int4) of its bytes. How many rows were scored again is reported: it depends on how far apart scores are, against the bound. For rows in
 //! general position the bound of int8 is about 1.4 % of `‖x‖·‖q‖`, while cosines spread by `1/√dim`: at 1,024 numbers some
 //! hundred rows of a million survive, at 16,384 most do, and a bf16 or f16 companion (bound 0.3 %, 0.03 %) is the better one.
 //!
@@ -15,7 +16,7 @@
 //! scanned first ([`CertifiedIndex::with_coarse`]): int4 rows are half of int8's bytes. Their bound is about 11 %, which rules
 //! out nearly all rows where the best are far above the rest, as near copies and rows of the query's own topic are, and none
 //! where they are not. So the pass is given up as soon as one row in 32 stays a candidate, and the finer companion is scanned
-//! as ever.
+//! as ever. What it leaves is narrowed by the finer rows at the same places before precise ones are looked at.
 //!
 //! Without a companion the store itself is scanned; then the bound is that of the arithmetic, and of nothing for codes.
 //!
@@ -24,6 +25,7 @@
 //! [`MAPPED_MAX_BYTES`] of mapped pages (dropped as the scan goes on, asked for ahead of it), and candidates, which are
 //! scored and thinned out when they get many.
 
+mod refine;
 mod rescore;
 mod scan;
 mod thresholds;

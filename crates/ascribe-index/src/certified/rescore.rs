@@ -19,6 +19,13 @@ struct Scored {
     hit: Hit,
 }
 
+impl Scored {
+    /// What is left of the interval.
+    fn point(&self) -> Candidate {
+        Candidate { lower: self.hit.score, upper: self.hit.score, is_exact: true, ..self.candidate }
+    }
+}
+
 impl Pass<'_, '_, '_> {
     /// Scores all candidates of a query precisely and keeps the best: what is left are points, not intervals.
     pub(super) fn settle(&self, query: usize, all: &mut Candidates) -> Result<(), IndexError> {
@@ -26,8 +33,28 @@ impl Pass<'_, '_, '_> {
         all.rescored += n_new(all.all());
         scored.sort_unstable_by(|a, b| a.hit.rank(&b.hit));
         scored.truncate(self.k);
-        let point = |s: Scored| Candidate { lower: s.hit.score, upper: s.hit.score, is_exact: true, ..s.candidate };
-        all.replace(scored.into_iter().map(point).collect());
+        all.replace(scored.iter().map(Scored::point).collect());
+        Ok(())
+    }
+
+    /// Scores the rows with the k highest lower ends precisely. They are the likeliest hits, and as points they lift the
+    /// threshold by the width of an interval, so that others need not be looked at.
+    pub(super) fn sharpen(&self, found: &mut [Candidates]) -> Result<(), IndexError> {
+        let of_query = |(query, all): (usize, &Candidates)| all.vague().into_iter().map(move |c| (query, c));
+        let mut scored = self.score(found.iter().enumerate().flat_map(of_query).collect())?;
+        scored.sort_unstable_by_key(|s| (s.query, s.candidate.place()));
+        for of_query in scored.chunk_by(|a, b| a.query == b.query) {
+            let all = &mut found[of_query[0].query];
+            all.rescored += of_query.len() as u64;
+            let narrowed = all.all().iter().map(|&candidate| {
+                match of_query.binary_search_by_key(&candidate.place(), |s| s.candidate.place()) {
+                    Ok(i) => of_query[i].point(),
+                    Err(_) => candidate,
+                }
+            });
+            all.replace(narrowed.collect());
+            all.thin();
+        }
         Ok(())
     }
 
@@ -49,7 +76,7 @@ impl Pass<'_, '_, '_> {
 
     /// Scores in the order of the rows, so that a page is visited once; shards in parallel.
     fn score(&self, mut wanted: Vec<(usize, Candidate)>) -> Result<Vec<Scored>, IndexError> {
-        wanted.sort_unstable_by_key(|(query, c)| (c.shard, c.row, *query));
+        wanted.sort_unstable_by_key(|(query, c)| (c.place(), *query));
         let store = self.index.precise;
         let is_large = store.len_bytes() > MAPPED_MAX_BYTES;
         let by_shard: Vec<&[(usize, Candidate)]> = wanted.chunk_by(|a, b| a.1.shard == b.1.shard).collect();

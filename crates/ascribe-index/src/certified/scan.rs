@@ -43,7 +43,7 @@ pub(super) struct Pass<'p, 's, 'q> {
     pub queries: ArrayView2<'q, f32>,
     pub k: usize,
     filter: &'p Filter,
-    scanned: &'s FeatureStore,
+    pub scanned: &'s FeatureStore,
     /// What is scanned is not the precise store: rows have errors.
     is_companion: bool,
     prepared: Queries,
@@ -89,10 +89,13 @@ impl<'p, 's, 'q> Pass<'p, 's, 'q> {
         // The first part alone: it gives the others a threshold to start from.
         let (first, rest) = parts.split_at(1.min(parts.len()));
         let mut n_scanned = 0;
-        for wave in std::iter::once(first).chain(rest.chunks(WAVE_TASKS * TASK_PARTS)) {
-            self.read_ahead(wave);
-            self.wave(wave, &mut found)?;
-            self.drop_behind(wave);
+        let mut waves = std::iter::once(first).chain(rest.chunks(WAVE_TASKS * TASK_PARTS)).peekable();
+        while let Some(wave) = waves.next() {
+            let next = waves.peek().copied().unwrap_or_default();
+            // Asking for pages takes a while even where they are there.
+            rayon::join(|| self.wave(wave, &mut found), || self.advise(next, Advice::WillNeed)).0?;
+            self.advise(wave, Advice::DontNeed);
+            self.sharpen(&mut found)?;
             n_scanned += wave.iter().map(|(_, rows)| rows.len() as u64).sum::<u64>();
             if found.iter().any(|all| !is_worth(n_scanned, all.all().len())) {
                 return Ok(None);
@@ -103,6 +106,7 @@ impl<'p, 's, 'q> Pass<'p, 's, 'q> {
                 }
             }
         }
+        self.refine(&mut found)?;
         self.finish(found).map(Some)
     }
 
@@ -176,27 +180,18 @@ impl<'p, 's, 'q> Pass<'p, 's, 'q> {
         Ok(found)
     }
 
-    /// Asks the system for what the next wave reads, where a store is not kept mapped.
-    fn read_ahead(&self, wave: &[Part]) {
+    /// Tells the system what becomes of a wave's pages, where a store is not kept mapped: asked for before it, let go after it.
+    fn advise(&self, wave: &[Part], advice: Advice) {
         if self.is_large {
             let mut shards: Vec<usize> = wave.iter().map(|(shard, _)| *shard).collect();
             shards.dedup();
-            shards.into_iter().for_each(|shard| self.scanned.advise(shard, Advice::WillNeed));
-        }
-    }
-
-    /// Lets go of what a wave has read.
-    fn drop_behind(&self, wave: &[Part]) {
-        if self.is_large {
-            let mut shards: Vec<usize> = wave.iter().map(|(shard, _)| *shard).collect();
-            shards.dedup();
-            shards.into_iter().for_each(|shard| self.scanned.advise(shard, Advice::DontNeed));
+            shards.into_par_iter().for_each(|shard| self.scanned.advise(shard, advice));
         }
     }
 }
 
 /// Rows of a shard, aligned for their numbers.
-struct Aligned<'a> {
+pub(super) struct Aligned<'a> {
     view: ShardView<'a>,
     rows: Range<usize>,
     floats: Cow<'a, [f32]>,
@@ -204,7 +199,7 @@ struct Aligned<'a> {
 }
 
 impl<'a> Aligned<'a> {
-    fn new(view: &ShardView<'a>, rows: Range<usize>) -> Self {
+    pub fn new(view: &ShardView<'a>, rows: Range<usize>) -> Self {
         let bytes = &view.rows[rows.start * view.stride_bytes..rows.end * view.stride_bytes];
         let (mut floats, mut halves): (Cow<'a, [f32]>, Cow<'a, [u16]>) = (Cow::Borrowed(&[]), Cow::Borrowed(&[]));
         match view.row_type {
@@ -216,7 +211,7 @@ impl<'a> Aligned<'a> {
     }
 
     /// As a kernel reads them.
-    fn block(&self) -> Block<'_> {
+    pub fn block(&self) -> Block<'_> {
         let view = &self.view;
         let bytes = &view.rows[self.rows.start * view.stride_bytes..self.rows.end * view.stride_bytes];
         let (lines, width) = match view.row_type {

@@ -16,6 +16,21 @@ pub struct Candidate {
     pub is_exact: bool,
 }
 
+impl Candidate {
+    /// Where its row is.
+    pub const fn place(&self) -> (u32, u32) {
+        (self.shard, self.row)
+    }
+
+    /// The same, known to lie between `lower` and `upper` too; ends that are not finite say nothing.
+    pub fn within(self, lower: f64, upper: f64) -> Self {
+        if self.is_exact || !(lower.is_finite() && upper.is_finite()) {
+            return self;
+        }
+        Self { lower: self.lower.max(lower), upper: self.upper.min(upper), ..self }
+    }
+}
+
 /// f64 in its total order.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Ordered(f64);
@@ -85,6 +100,17 @@ impl Candidates {
 
     pub fn all(&self) -> &[Candidate] {
         &self.all
+    }
+
+    /// Those of the `k` highest lower ends that are no points yet.
+    pub fn vague(&self) -> Vec<Candidate> {
+        let mut best = self.all.clone();
+        if best.len() > self.k {
+            best.select_nth_unstable_by(self.k, |a, b| b.lower.total_cmp(&a.lower).then(a.place().cmp(&b.place())));
+            best.truncate(self.k);
+        }
+        best.retain(|candidate| !candidate.is_exact);
+        best
     }
 
     /// Puts `kept` in the place of all candidates, with their own thresholds.

@@ -167,10 +167,10 @@ contract!(through_int4_then_int8, |reader| Ok(Box::new(Coarse::new(reader)?)));
 #[test]
 fn coarse_rows_answer_where_they_rule_most_rows_out_and_are_given_up_elsewhere() {
     // Gathered around centres the best stand far above the rest; in general position int4's bound is wider than what is between.
-    let (n, dim) = (24_000, 128);
+    let (n, dim) = (24_000, 512);
     let mut stream = Stream::new(2, "certified-test");
     let far = Array2::from_shape_fn((n, dim), |_| stream.normal() as f32);
-    let near = Array2::from_shape_fn((n, dim), |(i, j)| far[(i % 300, j)] + 0.7 * stream.normal() as f32);
+    let near = Array2::from_shape_fn((n, dim), |(i, j)| far[(i % 60, j)] + 0.7 * stream.normal() as f32);
     let (near, far) = (reader_of(near, 3), reader_of(far, 3));
     for (reader, scanned) in [(&near, RowType::Int4), (&far, RowType::Int8)] {
         let index = Coarse::new(reader).unwrap();

@@ -350,7 +350,13 @@ unsafe fn fused<W: Wide, const R: usize>(
 ) {
     use std::arch::x86_64::*;
     let mut sums = [_mm512_setzero_ps(); R];
+    let (line_bytes, ahead) =
+        (LANES * size_of::<W::Stored>(), rows.cast::<u8>().wrapping_add(super::ints::PREFETCH_BYTES));
     for at in (0..query.len()).step_by(LANES) {
+        // Half precision asks for a line twice, which costs nothing beside waiting for it.
+        for r in 0..R {
+            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add((at / LANES * R + r) * line_bytes).cast());
+        }
         // SAFETY: 16 numbers of the query and of each row from `at` on, as the caller promised.
         unsafe {
             let q = _mm512_loadu_ps(query.as_ptr().add(at));

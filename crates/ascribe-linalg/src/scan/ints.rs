@@ -196,8 +196,10 @@ unsafe fn vnni_block<const R: usize, const Q: usize, const FOUR: bool>(
     let flip = _mm512_set1_epi8(if FOUR { 8 } else { -128 });
     let low = _mm512_set1_epi8(15);
     let mut sums = [[_mm512_setzero_si512(); Q]; R];
+    let ahead = bytes.as_ptr().wrapping_add(PREFETCH_BYTES);
     for line in 0..rows.line_bytes / LINE {
         for r in 0..R {
+            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add((line * R + r) * LINE).cast());
             // SAFETY: the line lies within the row, and the query's line within the query, as the caller promised.
             unsafe {
                 let raw = _mm512_loadu_si512(bytes.as_ptr().add(r * rows.stride + line * LINE).cast());
@@ -276,6 +278,11 @@ pub fn dots_at(codes: Codes<'_>, query: &[i8], sum: i32, rows: &[u32], out: &mut
         *out = dot(&codes.bytes[row as usize * codes.len..][..codes.len], query);
     }
 }
+
+/// How far ahead of a tile of rows the lines are asked for, one by one in the order of memory: the processor's own prefetcher
+/// follows one stream in a page, and four short rows side by side are four. A prefetch never faults.
+#[cfg(target_arch = "x86_64")]
+pub(super) const PREFETCH_BYTES: usize = 4096;
 
 /// Rows that are asked for ahead of the one that is read.
 #[cfg(target_arch = "x86_64")]
