@@ -1,7 +1,7 @@
 //! How fast rows are searched: exact scan speed, graph build time, and recall beside the time it was bought with.
 //!
-//! `cargo run --release -p ascribe-index --example throughput -- [rows] [dim]` makes rows;
-//! `cargo run --release -p ascribe-index --example throughput -- store FOLDER` takes those of a store.
+//! `cargo run --release -p ascribe-index --example search_speed -- [rows] [dim]` makes rows;
+//! `cargo run --release -p ascribe-index --example search_speed -- store FOLDER` takes those of a store.
 #![allow(clippy::print_stdout)] // an example talks
 
 use std::error::Error;
