@@ -47,7 +47,8 @@ pub fn stream_words<'py>(
         return Err(value_error("n", "at most 2^30", n));
     }
     let stream = Stream::new(seed, name);
-    Ok((0..n as u64).map(|i| stream.at(first.wrapping_add(i))).collect::<Vec<_>>().into_pyarray(py))
+    let words = py.detach(|| (0..n as u64).map(|i| stream.at(first.wrapping_add(i))).collect::<Vec<_>>());
+    Ok(words.into_pyarray(py))
 }
 
 /// A feature spec out of its JSON. Columns that no row has are refused here: a writer would take them, a reader would not.

@@ -58,6 +58,63 @@ def test_push(ids, rows, how):
         assert isinstance(rows, np.ndarray) and rows.dtype == np.float32 and rows.shape == (taken, 4)
 
 
+any_json = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 99) | st.integers(2**24, 2**70) | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=4,
+)
+counts = st.one_of(st.integers(0, 9), st.integers(-(2**70), 2**70), st.sampled_from([2**24, 2**31, 2**32 - 1, 2**63]), anything)
+row_types = st.one_of(st.sampled_from(["f32", "f32", "bf16", "f16", "int8", "int4"]), st.text(max_size=6), anything)
+names = st.one_of(
+    st.just("s"), st.text(max_size=12).map(lambda text: text.replace("/", "_")), st.just("file"), st.just("n" * 300)
+)
+
+
+@st.composite
+def specs(draw):
+    """A spec's JSON with none, one or two of its fields changed or gone, or something else."""
+    spec = json.loads(ascribe.FeatureSpec.plain(4).to_json())
+    for _ in range(draw(st.integers(0, 2))):
+        field = draw(st.sampled_from(sorted(spec)))
+        spec[field] = draw(st.sampled_from([2**20, 2**24, 2**24 + 1, 2**63, -1, 0.5]) | any_json)
+        if draw(st.integers(0, 9)) == 0:
+            del spec[field]
+    return draw(st.sampled_from([json.dumps(spec)] * 6) | st.text(max_size=40) | anything)
+
+
+@given(names, specs(), counts, row_types, counts, st.integers(0, 5))
+@settings(max_examples=600, deadline=None, derandomize=True, database=None)
+def test_the_writer_is_made_of_anything(name, spec, n_rows, row_type, per_shard, n_defaults):
+    """A writer that takes rows and resumes, or an exception with a message and no store."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "file").write_bytes(b"no folder")
+        path = f"{folder}/d/{name}" if name != "file" else f"{folder}/file"
+        arguments = [path, spec, n_rows, row_type, per_shard][: max(3, 5 - n_defaults)]
+        try:
+            writer = _ascribe.StoreWriter(*arguments)
+        except REFUSALS as error:
+            assert str(error) and not isinstance(error, MemoryError)
+            with pytest.raises((*REFUSALS, UnicodeEncodeError)):
+                _ascribe.Store(path)
+            return
+        dim, n_rows = json.loads(spec)["dim"], int(n_rows)
+        try:
+            assert (writer.n_committed, writer.n_taken) == (0, 0)
+            if dim <= 2**16 and n_rows > 0:
+                writer.push(np.zeros(1, np.uint64), np.ones((1, dim), np.float32))
+                assert writer.n_taken == 1
+            if n_rows > 1:
+                with pytest.raises(ascribe.UnfinishedError):
+                    writer.finish()
+        finally:
+            writer.close()
+        again = _ascribe.StoreWriter(*arguments)
+        assert again.n_committed in (0, 1)
+        again.close()
+        with pytest.raises(ascribe.SpecMismatchError):  # of another size
+            _ascribe.StoreWriter(path, spec, n_rows + 1 if n_rows < 2**63 else n_rows - 1, *arguments[3:])
+
+
 @given(anything, st.integers(-5, 60), st.integers(0, 4))
 @settings(max_examples=300, deadline=None)
 def test_search_and_score(store, queries, k, how):

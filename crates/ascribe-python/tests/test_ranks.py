@@ -93,6 +93,18 @@ def test_sharded_parameters(tmp_path):
     close(store.rows(), whole.rows(), 1e-5)
 
 
+def test_flattened_parameters_are_refused():
+    """FSDP1 keeps parameters end to end, without names and shapes that a row could stand for."""
+
+    class FullyShardedDataParallel(torch.nn.Module):  # the real one asks for ranks
+        def __init__(self):
+            super().__init__()
+            self.module = Net()
+
+    with pytest.raises(ValueError, match="FSDP2"):
+        Collector(FullyShardedDataParallel(), loss=net_loss)
+
+
 TRAINER_RANKS = """
 import sys, torch
 sys.path.insert(0, sys.argv[2])

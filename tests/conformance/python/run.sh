@@ -133,7 +133,10 @@ for word in failed error; do n=$(count $word) && failed=$((failed + ${n:-0})); d
 site=$("$venv/bin/python" -c 'import ascribe, pathlib; print(pathlib.Path(ascribe.__file__).parent)')
 check "doctests" env -C "$work" "$venv/bin/python" -m pytest -q -p no:cacheprovider --doctest-modules "$site/store.py" \
   "$site/spec.py" "$site/index.py" "$site/attribution.py" "$site/metrics.py" "$site/pure.py" "$site/__init__.py"
-check "the guide's examples" env -C "$work" "$venv/bin/python" -m doctest -o ELLIPSIS "$root/docs/python.md"
+for guide in python migrating; do
+  check "the examples of docs/$guide.md" env -C "$root" "$venv/bin/python" -m doctest -o ELLIPSIS "docs/$guide.md"
+done
+check "stubs say what the compiled module has" env -C "$work" "$venv/bin/python" -m mypy.stubtest ascribe._ascribe
 check "mypy --strict" env -C "$package" "$venv/bin/python" -m mypy --cache-dir "$work/mypy"
 check "ruff check" env -C "$package" "$venv/bin/ruff" check --no-cache -q python tests examples
 check "ruff format" env -C "$package" "$venv/bin/ruff" format --no-cache --check -q python tests examples

@@ -26,6 +26,7 @@ import asyncio
 import json
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ from litellm.integrations.custom_logger import CustomLogger
 __all__ = ["AscribeCallback", "completion_of", "text_of"]
 
 HEADER = "x-ascribe-receipt"
+LEN_MAX = 16 << 20
+"""Longest answer of the server that is read, in bytes."""
 
 
 def text_of(messages: Any) -> str:
@@ -85,6 +88,7 @@ class AscribeCallback(CustomLogger):
         self.path = Path(place) if place else None
         self.writing = threading.Lock()
         key = key or os.environ.get("ASCRIBE_KEY")
+        self.timeout_s = timeout_s
         self.http = httpx.Client(
             base_url=url or os.environ.get("ASCRIBE_URL", "http://127.0.0.1:8080"),
             headers={"authorization": f"Bearer {key}"} if key else {},
@@ -92,15 +96,26 @@ class AscribeCallback(CustomLogger):
         )
 
     def attribute(self, prompt: str, completion: str) -> dict[str, Any]:
-        """One question to the server; raises what httpx raises."""
+        """One question to the server; raises what httpx raises, and ``ValueError`` where the answer is no attribution."""
         body = {"prompt": prompt, "completion": completion, "k": 0, "receipt": True, **self.fields}
-        answer = self.http.post("/v1/attributions", json=body)
+        data, end = bytearray(), time.monotonic() + self.timeout_s
+        with self.http.stream("POST", "/v1/attributions", json=body) as answer:
+            for piece in answer.iter_bytes():
+                data += piece
+                if len(data) > LEN_MAX or time.monotonic() > end:
+                    raise ValueError(f"expected an answer within {LEN_MAX} bytes and {self.timeout_s} s, found a longer one")
+        try:
+            found: Any = json.loads(bytes(data))
+        except (ValueError, RecursionError):
+            found = None
         if answer.is_error:
-            problem = answer.json() if "json" in answer.headers.get("content-type", "") else {}
-            reason = f"{answer.status_code}: {problem.get('detail', answer.reason_phrase)}"
+            detail = found.get("detail") if isinstance(found, dict) else None
+            reason = f"{answer.status_code}: {detail or answer.reason_phrase}"
             raise httpx.HTTPStatusError(reason, request=answer.request, response=answer)
-        found: dict[str, Any] = answer.json()
-        return found
+        if not isinstance(found, dict) or not all(isinstance(found.get(name), str) for name in ("id", "verdict")):
+            raise ValueError(f"expected an attribution, found {bytes(data[:80])!r}")
+        attribution: dict[str, Any] = found
+        return attribution
 
     def settle(self, messages: Any, response: Any) -> str | None:
         """Attributes one response and writes its line. Returns the receipt's id; None where there is none (unless strict)."""

@@ -74,6 +74,11 @@ class Collector:
     ) -> None:
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
+        if any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()):
+            hint = "torch.distributed.fsdp.fully_shard (FSDP2) keeps them"
+            raise ValueError(
+                f"model: expected parameters with their shapes, found FullyShardedDataParallel (FSDP1); hint: {hint}"
+            )
         self.model, self.loss = model, loss or causal_lm_loss
         default = "next_token_nll_sum" if loss is None else getattr(loss, "__name__", "loss")
         self.loss_name = loss_name or default
@@ -371,7 +376,6 @@ def _apart(ids: U64, rank: int, world: int) -> U64:
 def _passes_to_keep_step(model: nn.Module, n_passes: int) -> int:
     """Passes that this rank makes beside its own: ranks that share parameters make equally many, or they wait for each other."""
     shares = any(hasattr(p, "full_tensor") for p in model.parameters())
-    shares = shares or any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules())
     if not shares or _place()[1] == 1:
         return 0
     most = torch.tensor(n_passes, device=next(model.parameters()).device)

@@ -41,6 +41,7 @@ class AscribeCallback(TrainerCallback):
     ``collect(..., moments=load_file(...))`` divides by their roots.
 
     Rows wait in ``<out>.spool`` until training ends. A training that resumes from a checkpoint keeps the rows up to its step.
+    Under fp16 the trainer scales losses up; rows are divided by that, and a step that overflowed and was left out leaves none.
     Ranks write stores of their own (``<out>.rank-…``), which ``Store.merge`` joins.
     """
 
@@ -69,13 +70,18 @@ class AscribeCallback(TrainerCallback):
         self._n = sum(len(entry["step"]) for entry in self._meta)
         self._start, self._flushing = perf_counter(), 0.0
 
-    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_substep_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
         """A micro-batch that does not end its step."""
-        self._flush(state.global_step + 1)
+        self._flush(state.global_step + 1, optimizer)
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
         """The last micro-batch of a step."""
-        self._flush(state.global_step + 1)
+        self._flush(state.global_step + 1, optimizer)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        """The step was made, or, under fp16, left out because a gradient overflowed."""
+        if getattr(optimizer, "step_was_skipped", False):
+            self._forget(state.global_step + 1)
 
     def on_train_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
         """Takes the hooks off and makes the store."""
@@ -105,17 +111,29 @@ class AscribeCallback(TrainerCallback):
         self._pending = {key: unknown if v is None else torch.as_tensor(v).cpu().tolist() for key, v in names.items()}
         return positional, batch
 
-    def _flush(self, step: int) -> None:
+    def _flush(self, step: int, optimizer: Any) -> None:
         rows = self._recorder.end()
         if rows is None:
             return
         clock = perf_counter()
+        scaler = getattr(optimizer, "scaler", None)
+        if scaler is not None:
+            rows = rows / scaler.get_scale()
         self._spool.write(self._collector.stored(rows).cpu().numpy().tobytes())
         entry = {"step": [step] * len(rows), **self._pending}
         self._meta.append(entry)
         self._log.write(json.dumps(entry) + "\n")
         self._n += len(rows)
         self._flushing += perf_counter() - clock
+
+    def _forget(self, step: int) -> None:
+        """Takes the rows of a step back."""
+        kept = [entry for entry in self._meta if entry["step"][0] != step]
+        self._meta, self._n = kept, sum(len(entry["step"]) for entry in kept)
+        os.truncate(self._spool.name, 4 * self._collector.dim * self._n)
+        self._log.seek(0)
+        self._log.truncate()
+        self._log.write("".join(json.dumps(entry) + "\n" for entry in kept))
 
     def _open(self, step: int) -> None:
         """The files that rows wait in; rows of steps that will be trained again are cut off."""
