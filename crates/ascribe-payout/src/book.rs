@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use ascribe_ledger::{Accruals, Line};
-use ascribe_shares::{SHARES_MAX_BYTES, ShareBook, Summed, Verdict};
+use ascribe_shares::{Duplicates, SHARES_MAX_BYTES, ShareBook, Summed, Verdict};
 use ascribe_store::score_rows::Label;
 
 use crate::error::PayError;
-use crate::evidence::{Shares, Tops};
+use crate::evidence::{Interval, Shares, Tops};
 use crate::files;
 use crate::gather::{Gathered, unregistered};
 use crate::revenue::Revenue;
@@ -37,6 +37,29 @@ pub fn read(path: &Path) -> Result<Option<ShareBook>, PayError> {
         return Err(PayError::Content { path: path.to_path_buf(), expected, found });
     }
     Ok(Some(ShareBook::from_json(&files::read(path)?)?))
+}
+
+/// The ends of a sum lie within the sums of the ends.
+fn widen(intervals: &mut BTreeMap<u32, Interval>, dataset: u32, (low, high): Interval) {
+    let ends = intervals.entry(dataset).or_insert((0, 0));
+    *ends = ((ends.0 + low).min(1_000_000), (ends.1 + high).min(1_000_000));
+}
+
+/// Intervals of shares whose copied parts have gone to the earlier datasets: their ends go the same way, rounded outwards.
+fn moved(duplicates: &Duplicates, intervals: &BTreeMap<u32, Interval>) -> BTreeMap<u32, Interval> {
+    let mut moved = BTreeMap::new();
+    for (&dataset, &(low, high)) in intervals {
+        // Ends are at most a million, so the products fit.
+        let part = |ppm: u32| {
+            let (low, high) = (u64::from(low) * u64::from(ppm), u64::from(high) * u64::from(ppm));
+            ((low / 1_000_000) as u32, high.div_ceil(1_000_000) as u32)
+        };
+        for &(to, ppm) in duplicates.of(dataset) {
+            widen(&mut moved, to, part(ppm));
+        }
+        widen(&mut moved, dataset, part(duplicates.own_ppm(dataset)));
+    }
+    moved
 }
 
 /// Accrues all responses of a book; each gets `⌊funded/n⌋` sub-units, and what is left is dust.
@@ -66,11 +89,11 @@ pub fn gather(
             // Weights have 62 bits; duplicates of one dataset join.
             let sum = sums.entry(ordinal).or_default();
             *sum = sum.saturating_add_unsigned(share.weight);
-            let ends = intervals.entry(ordinal).or_insert((0u32, 0u32));
-            *ends = ((ends.0 + share.low_ppm).min(1_000_000), (ends.1 + share.high_ppm).min(1_000_000));
+            widen(&mut intervals, ordinal, (share.low_ppm, share.high_ppm));
         }
         let sums: Vec<Summed> = sums.into_iter().map(|(dataset, score)| Summed { dataset, score }).collect();
         let (sums, _) = terms.holdings.duplicates.apply(&sums, 0);
+        let intervals = moved(&terms.holdings.duplicates, &intervals);
         let (known, strangers): (Vec<Summed>, Vec<Summed>) =
             sums.into_iter().filter(|sum| sum.score > 0).partition(|sum| (sum.dataset as usize) < owner_of.len());
         let unknown: u128 = strangers.iter().map(|sum| u128::from(sum.score.unsigned_abs())).sum();
@@ -110,4 +133,24 @@ pub fn gather(
         notes,
     };
     Ok((accruals, gathered))
+}
+
+#[cfg(test)]
+mod tests {
+    use ascribe_shares::Derived;
+
+    use super::*;
+
+    /// A third of dataset 2 is a copy of dataset 0: so much of its share, and of both ends, is dataset 0's.
+    #[test]
+    fn intervals_go_where_shares_go() {
+        let duplicates = Duplicates::new(&[Derived { from: 2, to: 0, ppm: 333_333 }]).unwrap();
+        let intervals = BTreeMap::from([(0, (100_000, 200_000)), (1, (0, 5)), (2, (300_000, 600_001))]);
+        let expected = BTreeMap::from([(0, (199_999, 400_001)), (1, (0, 5)), (2, (200_000, 400_001))]);
+        assert_eq!(moved(&duplicates, &intervals), expected);
+        assert_eq!(moved(&Duplicates::default(), &intervals), intervals);
+        // What had no share of its own gets the part's interval.
+        let moved = moved(&duplicates, &BTreeMap::from([(2, (900_000, 1_000_000))]));
+        assert_eq!(moved, BTreeMap::from([(0, (299_999, 333_333)), (2, (600_000, 666_667))]));
+    }
 }

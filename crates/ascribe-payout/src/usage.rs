@@ -19,7 +19,7 @@ use ascribe_core::{Digest, Progress};
 use ascribe_ledger::Money;
 use ascribe_registry::{
     DEMO_USAGE_ORIGIN, PaidResponse, PaidShares, RegistryError, RunRecord, SharesDigest, UsageLog, UsageRun,
-    UsageShare, check_usage_run, even_minor, parse_moment, read_usage_key, request_id, salted_hash, usage_salt,
+    UsageSalts, UsageShare, check_usage_run, even_minor, parse_moment, read_usage_key, request_id, salted_hash,
     usage_signer,
 };
 use ascribe_tlog::{Ed25519Key, NoteSigner, NoteVerifier, open_checkpoint, read_key};
@@ -215,7 +215,7 @@ impl Uses {
 
 /// Where salted hashes of outputs come from.
 struct Salting<'a> {
-    key: &'a Ed25519Key,
+    salts: UsageSalts,
     /// By request id, where outputs were given.
     outputs: Option<&'a HashMap<String, Digest>>,
 }
@@ -231,7 +231,7 @@ fn with_run<T>(
     let id = |i: u64| request_id(&uses.name(i));
     let salted = |i: u64, salting: &Salting<'_>| match salting.outputs {
         Some(outputs) => outputs.get(&id(i)).copied().unwrap_or_default(),
-        None => salted_hash(&usage_salt(salting.key, &id(i)), uses.name(i).as_bytes()),
+        None => salted_hash(&salting.salts.salt(&id(i)), uses.name(i).as_bytes()),
     };
     let response = |i: u64| uses.paid(i, pool, salting.map(|salting| salted(i, salting)));
     let method = uses.method.as_ref().or(computed.gathered.method.as_ref());
@@ -291,7 +291,7 @@ impl Receipts {
     }
 
     fn with<T>(&self, computed: &Computed, work: impl FnOnce(&UsageRun<'_>) -> T) -> T {
-        let salting = Salting { key: self.signer.key(), outputs: self.outputs.as_ref() };
+        let salting = Salting { salts: UsageSalts::of(self.signer.key()), outputs: self.outputs.as_ref() };
         with_run(computed, &self.facts, Some(&salting), work)
     }
 
@@ -356,7 +356,7 @@ fn read_outputs(path: &Path, key: &Ed25519Key, uses: &Uses) -> Result<HashMap<St
         expected: expected.to_owned(),
         found,
     };
-    let form = "a line {\"query_id\": …, \"output\": \"…\"} for every response, once";
+    let (salts, form) = (UsageSalts::of(key), "a line {\"query_id\": …, \"output\": \"…\"} for every response, once");
     let file = std::fs::File::open(path).map_err(|e| PayError::io(path, e))?;
     let mut reader = BufReader::with_capacity(1 << 18, file);
     let (mut salted, mut line, mut number) = (HashMap::new(), Vec::new(), 0u64);
@@ -377,7 +377,7 @@ fn read_outputs(path: &Path, key: &Ed25519Key, uses: &Uses) -> Result<HashMap<St
             other => other.to_string(),
         };
         let id = request_id(&name);
-        let hash = salted_hash(&usage_salt(key, &id), read.output.as_bytes());
+        let hash = salted_hash(&salts.salt(&id), read.output.as_bytes());
         if salted.insert(id, hash).is_some() {
             return Err(content(form, format!("line {number}: response {name:?} again")));
         }

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use ascribe_core::Digest;
-use ascribe_registry::prepare::{Grant, NewDataset, license_dataset, write_dataset};
+use ascribe_registry::prepare::{Grant, NewDataset, register, write_dataset, write_licence};
 use ascribe_registry::{Address, LicenceDigest, LicenceKey, Payee, Source};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let dir = PathBuf::from(args.next().ok_or("expected DIR [DATASETS [PAYEES_EACH]]")?);
     let n_datasets: u32 = args.next().map_or(Ok(4000), |n| n.parse())?;
     let n_payees: u32 = args.next().map_or(Ok(250), |n| n.parse())?;
+    let mut licences = Vec::new();
     for dataset in 0..n_datasets {
         let (name, owner) = (format!("d{dataset:05}"), format!("Owner {dataset:05}"));
         let payees = (0..n_payees).map(|payee| {
@@ -36,7 +37,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         };
         write_dataset(&dir, &new, std::iter::once(("1", name.as_str())))?;
         let grant = Grant { valid_from: 1, valid_until: 0, nonce: 1, supersedes: LicenceDigest::default() };
-        license_dataset(&dir, &name, &LicenceKey::demo(&owner), grant)?;
+        licences.push(write_licence(&dir, &name, &LicenceKey::demo(&owner), grant)?);
     }
+    // Once: a log that is read and written again for each would be quadratic.
+    register(&dir, &licences)?;
     Ok(())
 }

@@ -101,7 +101,7 @@ pub use usage::{
 };
 pub use usage_log::{UsageAudit, UsageLog, usage_checkpoint, verify_usage_log, verify_usage_proof};
 pub use usage_run::{
-    DEMO_USAGE_ORIGIN, PaidResponse, PaidShares, Settled, SharesDigest, UsageRun, check_usage_run, demo_usage_signer,
-    even_minor, read_usage_key, request_id, usage_salt, usage_signer,
+    DEMO_USAGE_ORIGIN, PaidResponse, PaidShares, Settled, SharesDigest, UsageRun, UsageSalts, check_usage_run,
+    demo_usage_signer, even_minor, read_usage_key, request_id, usage_signer,
 };
 pub use verify::{DatasetReport, VerifyReport};

@@ -138,24 +138,27 @@ impl LicenceLog {
     }
 }
 
-/// Appends a licence to the log of `registry_dir`, which is created if there is none; one that stands there already
-/// stays where it is. Returns its index.
+/// Appends licences to the log of `registry_dir`, which is created if there is none; one that stands there already
+/// stays where it is. Returns their indices.
 ///
 /// # Errors
 /// As [`LicenceLog::read`], and [`RegistryError::Io`] when writing fails: the old log then stands.
-pub(crate) fn append(registry_dir: &Path, digest: LicenceDigest) -> Result<u64, RegistryError> {
+pub(crate) fn append(registry_dir: &Path, digests: &[LicenceDigest]) -> Result<Vec<u64>, RegistryError> {
     let path = registry_dir.join(LOG_FILE);
     let mut bytes = match files::read_capped(&path, "licence log", LOG_CAP_BYTES) {
         Err(RegistryError::Missing { .. }) => Vec::new(),
         read => read?,
     };
-    let log = LicenceLog::parse(path.clone(), &bytes)?;
-    if let Some(index) = log.index_of(digest) {
-        return Ok(index);
-    }
-    bytes.extend_from_slice(format!("{digest}\n").as_bytes());
+    let mut log = LicenceLog::parse(path.clone(), &bytes)?;
+    let mut place = |digest: LicenceDigest| {
+        log.index_of(digest).unwrap_or_else(|| {
+            bytes.extend_from_slice(format!("{digest}\n").as_bytes());
+            log.note(digest)
+        })
+    };
+    let indices = digests.iter().map(|digest| place(*digest)).collect();
     files::write_atomic(&path, &bytes)?;
-    Ok(log.head().size)
+    Ok(indices)
 }
 
 #[cfg(test)]

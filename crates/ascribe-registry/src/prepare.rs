@@ -145,6 +145,31 @@ pub fn license_dataset(
     key: &LicenceKey,
     grant: Grant,
 ) -> Result<(LicenceDigest, u64), RegistryError> {
+    let digest = write_licence(datasets_dir, name, key, grant)?;
+    let indices = register(datasets_dir, &[digest])?;
+    Ok((digest, indices[0]))
+}
+
+/// Appends licences that [`write_licence`] wrote to the log, all in one go: the log is read and written once. Returns their indices.
+///
+/// # Errors
+/// What is wrong with the log; [`RegistryError::Io`].
+pub fn register(datasets_dir: &Path, digests: &[LicenceDigest]) -> Result<Vec<u64>, RegistryError> {
+    let indices = log::append(datasets_dir, digests)?;
+    tiles::follow_demo(datasets_dir)?;
+    Ok(indices)
+}
+
+/// Signs the licence of a dataset and writes `licence.json`. It counts from when [`register`] has put its digest into the log.
+///
+/// # Errors
+/// As [`license_dataset`], but for the log.
+pub fn write_licence(
+    datasets_dir: &Path,
+    name: &str,
+    key: &LicenceKey,
+    grant: Grant,
+) -> Result<LicenceDigest, RegistryError> {
     check_name(datasets_dir, name)?;
     let dir = datasets_dir.join(name);
     let manifest_path = dir.join(MANIFEST_FILE);
@@ -155,9 +180,7 @@ pub fn license_dataset(
     let path = dir.join(LICENCE_FILE);
     let licence = sign_licence(&path, RegistryDomain::demo(), message, &manifest.owner, key)?;
     files::write_atomic(&path, &files::to_json(&licence))?;
-    let index = log::append(datasets_dir, licence.digest)?;
-    tiles::follow_demo(datasets_dir)?;
-    Ok((licence.digest, index))
+    Ok(licence.digest)
 }
 
 /// Builds the demo registry: selects records from `source_dir/corpora/NAME.jsonl` by the table, writes every dataset,

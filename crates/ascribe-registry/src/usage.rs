@@ -59,38 +59,38 @@ pub struct SettledRevenue {
     pub minor_units: u128,
 }
 
-/// One use of a model that may be paid.
+/// One use of a model that may be paid. Members stand in the order of RFC 8785, see [`canonical_bytes`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct UsageReceipt {
-    kind: String,
-    /// Unique name of the request: the key against replays. Random, never derived from a person.
-    pub request_id: String,
-    /// Digest of the model.
-    pub model_sha256: Digest,
-    /// Id of the training run that the model came from.
-    pub run_id: String,
-    /// [`salted_hash`] of the output.
-    pub output_salted_sha256: Digest,
-    /// Name of the attribution method.
-    pub method: String,
-    /// Digest of everything that the method was set to (its feature spec and factors).
-    pub spec_sha256: Digest,
     /// Digest of the attribution's own file, if it is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attribution_sha256: Option<Digest>,
+    kind: String,
+    /// Name of the attribution method.
+    pub method: String,
+    /// Digest of the model.
+    pub model_sha256: Digest,
+    /// [`salted_hash`] of the output.
+    pub output_salted_sha256: Digest,
+    /// Unique name of the request: the key against replays. Random, never derived from a person.
+    pub request_id: String,
+    /// What was settled.
+    pub revenue: SettledRevenue,
+    /// Id of the training run that the model came from.
+    pub run_id: String,
+    /// When it was settled, RFC 3339 in UTC, whole seconds.
+    pub settled_on: String,
     /// Shares of the datasets; what is left of `weight_total` is unattributed.
     pub shares: Vec<UsageShare>,
     /// Digest of the shares where they are too many to stand here ([`crate::SharesDigest`]); `shares` is empty then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shares_sha256: Option<Digest>,
+    /// Digest of everything that the method was set to (its feature spec and factors).
+    pub spec_sha256: Digest,
     /// Whole against which the weights stand.
     #[serde(with = "decimal128")]
     pub weight_total: u128,
-    /// What was settled.
-    pub revenue: SettledRevenue,
-    /// When it was settled, RFC 3339 in UTC, whole seconds.
-    pub settled_on: String,
 }
 
 /// What a use is made of; [`UsageReceipt::new`] checks it.
@@ -231,7 +231,7 @@ impl UsageReceipt {
 
     /// The canonical bytes (RFC 8785): what is hashed and signed.
     pub fn canonical(&self) -> Vec<u8> {
-        serde_json_canonicalizer::to_vec(self).expect("strings, digests and lists have a canonical form")
+        canonical_bytes(self)
     }
 
     /// SHA-256 of the canonical bytes: the entry of the log.
@@ -295,10 +295,10 @@ impl SealedUsage {
 pub struct SignedUsage {
     /// The receipt.
     pub receipt: UsageReceipt,
-    /// `did:key` of the operator.
-    pub signer: String,
     /// Base64.
     signature: String,
+    /// `did:key` of the operator.
+    pub signer: String,
 }
 
 impl SignedUsage {
@@ -321,7 +321,7 @@ impl SignedUsage {
 
     /// Canonical JSON, one line.
     pub fn to_bytes(&self) -> Vec<u8> {
-        serde_json_canonicalizer::to_vec(self).expect("strings, digests and lists have a canonical form")
+        canonical_bytes(self)
     }
 
     /// Checks the signature: it must be the operator's, whose key the checker has from elsewhere.
@@ -337,6 +337,12 @@ impl SignedUsage {
         let holds = operator.verify(&self.receipt.canonical(), &signature);
         holds.map_err(|_| refuse("signature", "one by the operator over this receipt", "another"))
     }
+}
+
+/// Canonical JSON of a receipt. Its structs declare their members in the order that RFC 8785 sorts them in, and hold no floats, so
+/// plain JSON is canonical; a general canonicaliser costs as much as a signature. Tests hold both against each other.
+fn canonical_bytes<T: Serialize>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).expect("strings, digests and lists have a JSON form")
 }
 
 fn refuse(field: &'static str, expected: impl ToString, found: impl ToString) -> UsageError {

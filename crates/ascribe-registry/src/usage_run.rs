@@ -39,7 +39,7 @@ pub enum PaidShares {
 /// One response of a payout run.
 #[derive(Clone, Debug)]
 pub struct PaidResponse {
-    /// [`crate::salted_hash`] of its output under [`usage_salt`]; `None` for whoever checks a run without the operator's key.
+    /// [`crate::salted_hash`] of its output under its salt of [`UsageSalts`]; `None` for whoever checks a run without the operator's key.
     pub salted_output: Option<Digest>,
     /// What it had to give, in millionths of the currency's smallest unit.
     pub weight_total: u128,
@@ -149,13 +149,35 @@ pub fn request_id(name: &str) -> String {
     if plain { name.to_owned() } else { format!("sha256:{}", Digest::of(name.as_bytes())) }
 }
 
-/// The salt of a response's output: SHA-256 of the operator's Ed25519 signature over `"ascribe usage salt v1: " ‖ request id`.
+/// The salts of an operator's receipts. Their secret is SHA-256 of the operator's Ed25519 signature over `"ascribe usage salts v2"`, the
+/// salt of a response SHA-256 over the secret and the SHA-256 of its request id.
 ///
 /// Signatures of RFC 8032 are a function of key and message, so the holder of the key finds the salt of any receipt again, nobody else
-/// finds one, and a salt that is shown to open one hash says nothing about another.
-pub fn usage_salt(key: &Ed25519Key, request_id: &str) -> Zeroizing<[u8; 32]> {
-    let signature = Zeroizing::new(key.sign(format!("ascribe usage salt v1: {request_id}").as_bytes()));
-    Zeroizing::new(Digest::of(&*signature).0)
+/// finds one, and a salt that is shown to open one hash says nothing about another. The secret is derived once: a signature a response
+/// would cost as much as signing the receipt does.
+pub struct UsageSalts(Zeroizing<[u8; 32]>);
+
+impl UsageSalts {
+    /// Those of the holder of `key`.
+    pub fn of(key: &Ed25519Key) -> Self {
+        let signature = Zeroizing::new(key.sign(b"ascribe usage salts v2"));
+        Self(Zeroizing::new(Digest::of(&*signature).0))
+    }
+
+    /// The salt of a response's output.
+    pub fn salt(&self, request_id: &str) -> Zeroizing<[u8; 32]> {
+        let mut both = Zeroizing::new([0; 64]);
+        both[..32].copy_from_slice(&*self.0);
+        // The id's digest has one length, so no salt begins another.
+        both[32..].copy_from_slice(&Digest::of(request_id.as_bytes()).0);
+        Zeroizing::new(Digest::of(&*both).0)
+    }
+}
+
+impl std::fmt::Debug for UsageSalts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("UsageSalts")
+    }
 }
 
 /// Who signs the receipts of payouts over a registry: its usage key, `.secret/usage.key`, which is made when it is first asked for; the

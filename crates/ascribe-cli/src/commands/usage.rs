@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use ascribe_core::Progress;
-use ascribe_registry::{SignedUsage, UsageLog, UsageReceipt, salted_hash, usage_salt, verify_usage_log};
+use ascribe_registry::{SignedUsage, UsageLog, UsageReceipt, UsageSalts, salted_hash, verify_usage_log};
 use ascribe_tlog::open_checkpoint;
 use serde_json::json;
 
@@ -48,7 +48,7 @@ pub fn run(command: UsageCommand, format: Format, bars: &dyn Progress) -> Result
             let signer = read_signer(&key)?;
             let proof = UsageLog::open(&dir, read_signer(&key)?)?.prove(index)?;
             let receipt = SignedUsage::parse(proof.extra.as_deref().unwrap_or_default())?.receipt;
-            let salt = usage_salt(signer.key(), &receipt.request_id);
+            let salt = UsageSalts::of(signer.key()).salt(&receipt.request_id);
             let hash = receipt.output_salted_sha256;
             if let Some(path) = &output
                 && salted_hash(&salt, &read(path)?) != hash

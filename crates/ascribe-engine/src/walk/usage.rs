@@ -10,8 +10,8 @@ use std::path::Path;
 use ascribe_core::{Digest, NoProgress};
 use ascribe_ledger::{Account, Journal, Memo};
 use ascribe_registry::{
-    PaidResponse, PaidShares, UsageLog, UsageRun, UsageShare, check_usage_run, even_minor, parse_moment, request_id,
-    salted_hash, usage_salt, usage_signer, verify_usage_log,
+    PaidResponse, PaidShares, UsageLog, UsageRun, UsageSalts, UsageShare, check_usage_run, even_minor, parse_moment,
+    request_id, salted_hash, usage_signer, verify_usage_log,
 };
 use ascribe_shares::ShareBook;
 use ascribe_tlog::{Ed25519Key, KEY_FILE, read_key};
@@ -44,11 +44,12 @@ fn with_run<T>(
     }
     let query = |i: u64| book.responses[i as usize].query.0;
     let id = |i: u64| request_id(&format!("{}/{}", context.model_name, query(i)));
+    let salts = key.map(UsageSalts::of);
     let output = |i: u64| context.tokenizer.decode(&context.corpus.queries[query(i) as usize].tokens);
     let response = |i: u64| {
         let share = |(dataset, weight): (&&str, &u128)| UsageShare { dataset: (*dataset).to_owned(), weight: *weight };
         PaidResponse {
-            salted_output: key.map(|key| salted_hash(&usage_salt(key, &id(i)), output(i).as_bytes())),
+            salted_output: salts.as_ref().map(|salts| salted_hash(&salts.salt(&id(i)), output(i).as_bytes())),
             weight_total,
             shares: PaidShares::Listed(earned.get(&query(i)).into_iter().flatten().map(share).collect()),
             revenue_minor: even_minor(pool.minor, n, i),

@@ -13,7 +13,7 @@ use ascribe_engine::walk::usage::USAGE_DIR;
 use ascribe_engine::{EngineError, demo};
 use ascribe_ledger::{Journal, Memo};
 use ascribe_models::GradientStage;
-use ascribe_registry::{SignedUsage, demo_usage_signer, salted_hash, usage_salt, verify_usage_log};
+use ascribe_registry::{SignedUsage, UsageSalts, demo_usage_signer, salted_hash, verify_usage_log};
 use ndarray::{Array2, Axis, concatenate};
 
 use crate::common::{DATASETS, MODEL, StopAfter, different, digests, finished, timeless};
@@ -98,7 +98,7 @@ fn every_response_leaves_a_receipt_that_is_the_journals_money() {
     let weights = context.run_record.subjects.iter().find(|s| s.name == context.last().file).unwrap().sha256;
     for (receipt, query) in receipts.iter().zip(&context.corpus.queries) {
         let output = context.tokenizer.decode(&query.tokens);
-        let salt = usage_salt(demo_usage_signer().key(), &receipt.request_id);
+        let salt = UsageSalts::of(demo_usage_signer().key()).salt(&receipt.request_id);
         assert_eq!(receipt.output_salted_sha256, salted_hash(&salt, output.as_bytes()));
         assert_eq!((receipt.model_sha256, receipt.settled_on.as_str()), (weights, "2026-11-30T00:00:00Z"));
         assert_eq!(receipt.weight_total, 1_000_000_000 * 1_000_000 / u128::from(run.summary.queries));

@@ -9,7 +9,7 @@ use ascribe_payout::usage::{USAGE_CHECKPOINT, USAGE_DIR, UsageCheck, UsageJob};
 use ascribe_payout::verify::{verify, verify_with};
 use ascribe_payout::{PayError, PayJob, compute, run, run_with};
 use ascribe_registry::{
-    Registry, SignedUsage, UsageLog, UsageReceipt, demo_usage_signer, salted_hash, usage_salt, verify_usage_log,
+    Registry, SignedUsage, UsageLog, UsageReceipt, UsageSalts, demo_usage_signer, salted_hash, verify_usage_log,
 };
 
 use crate::common::{ROWS, job, registry};
@@ -202,7 +202,7 @@ fn outputs_stand_as_salted_hashes_that_the_operator_opens() {
     let facts = record.usage.unwrap();
     assert!(facts.model_sha256 != Digest::default() && facts.model_run != "not stated");
     let found = by_id(&out.join(USAGE_DIR));
-    let salt = usage_salt(demo_usage_signer().key(), "q3");
+    let salt = UsageSalts::of(demo_usage_signer().key()).salt("q3");
     assert_eq!(found["q3"].output_salted_sha256, salted_hash(&salt, "três".as_bytes()));
     assert_eq!((found["q3"].model_sha256, &found["q3"].run_id), (facts.model_sha256, &facts.model_run));
     verify(&out, None, &NoProgress).unwrap();

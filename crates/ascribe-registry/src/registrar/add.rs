@@ -1,15 +1,13 @@
 //! Datasets in: records of any format become a new dataset, or a new version of one.
 
 use std::fs;
-use std::io::{self, Write};
 use std::path::Path;
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::thread::JoinHandle;
 
 use ascribe_core::{Digest, NoProgress, Progress};
 use ascribe_sql::{Transaction, Value};
 
 use super::accept::keep_current;
+use super::copy::CopyOut;
 use super::{Registrar, int, now_unix_s};
 use crate::content::{ContentSummary, RECORDS_FILE, with_ingest_in};
 use crate::error::RegistryError;
@@ -149,54 +147,6 @@ impl Registrar {
         let summary = with_ingest_in(&dir, |ingest| ingest.run(None, &NoProgress))?;
         crate::content::check_manifest(&dir.join(RECORDS_FILE), &manifest, &summary)?;
         Ok(manifest)
-    }
-}
-
-/// Bytes of a copy after which the disk is asked for what it has so far.
-const FLUSH_BYTES: usize = 32 << 20;
-
-/// A file whose beginning the disk writes while its end is still made: one wait at the end for all of it would cost as much as
-/// hashing it did.
-struct CopyOut {
-    file: fs::File,
-    unflushed: usize,
-    wake: SyncSender<()>,
-    flusher: JoinHandle<io::Result<()>>,
-}
-
-impl CopyOut {
-    fn create(path: &Path) -> io::Result<Self> {
-        let file = fs::File::create(path)?;
-        let (wake, woken) = sync_channel(1);
-        let behind = file.try_clone()?;
-        let flusher = std::thread::Builder::new()
-            .name("copy of records".to_owned())
-            .spawn(move || woken.iter().try_for_each(|()| behind.sync_data()))?;
-        Ok(Self { file, unflushed: 0, wake, flusher })
-    }
-
-    /// Waits until all of it is on the disk. An error that the thread met is told here: the system tells each only once.
-    fn finish(self) -> io::Result<()> {
-        drop(self.wake);
-        self.flusher.join().map_err(|_| io::Error::other("the thread that waits for the disk ended"))??;
-        self.file.sync_all()
-    }
-}
-
-impl Write for CopyOut {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.file.write(bytes)?;
-        self.unflushed += n;
-        if self.unflushed >= FLUSH_BYTES {
-            // A flusher that is still busy takes these bytes along the next time.
-            let _ = self.wake.try_send(());
-            self.unflushed = 0;
-        }
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

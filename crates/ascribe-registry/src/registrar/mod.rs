@@ -9,6 +9,7 @@
 
 mod accept;
 mod add;
+mod copy;
 mod disputes;
 mod list;
 mod recover;

@@ -1,6 +1,6 @@
 //! JSON lines: cut into batches of whole lines here, parsed in `ingest` on every core.
 
-use std::io::{BufRead, BufReader, Read as _};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use super::{BATCH_BYTES, Batch, RecordSource, compressed};
@@ -34,11 +34,12 @@ impl Jsonl {
 impl RecordSource for Jsonl {
     fn next_batch(&mut self) -> Result<Option<Batch>, RegistryError> {
         let mut bytes = std::mem::take(&mut self.carry);
-        bytes.reserve(BATCH_BYTES);
-        let n_read = (&mut self.input)
-            .take(BATCH_BYTES as u64)
-            .read_to_end(&mut bytes)
-            .map_err(RegistryError::io(&self.path, "reading"))?;
+        let start = bytes.len();
+        bytes.resize(start + BATCH_BYTES, 0);
+        // As long as the buffer of the reader or longer: nothing goes through that buffer.
+        let n_read = compressed::read_up_to(&mut self.input, &mut bytes[start..]);
+        let n_read = n_read.map_err(RegistryError::io(&self.path, "reading"))?;
+        bytes.truncate(start + n_read);
         if bytes.is_empty() {
             return Ok(None);
         }

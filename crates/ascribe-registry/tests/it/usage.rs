@@ -203,6 +203,26 @@ fn a_receipt_has_one_spelling() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
+    /// Receipts are written without a canonicaliser: what they are written as is what it would write.
+    #[test]
+    fn receipts_are_canonical_json(
+        texts in prop::array::uniform3(any::<String>()), currency in "[!-~]{1,9}", weights in prop::collection::vec(any::<u64>(), 0..4),
+        (attributed, digested) in any::<(bool, bool)>(),
+    ) {
+        let [request_id, run_id, method] = texts.map(|text| format!("r{}", text.replace(char::is_control, "\u{2028}")));
+        let dataset = |i: usize| format!("urn:uuid:{i}\"\u{1}é");
+        let shares = weights.iter().enumerate().map(|(i, w)| UsageShare { dataset: dataset(i), weight: u128::from(*w) });
+        let revenue = SettledRevenue { currency, minor_units: u128::MAX };
+        let attribution_sha256 = attributed.then(|| Digest::of(b"attribution"));
+        let more = Usage { request_id, run_id, method, shares: shares.collect(), revenue, attribution_sha256, ..usage("") };
+        let Ok(receipt) = UsageReceipt::new(Usage { weight_total: u128::MAX, ..more }) else { return Ok(()) };
+        let receipt = if digested { receipt.with_shares_digest(Digest::of(b"shares")) } else { receipt };
+        prop_assert_eq!(receipt.canonical(), serde_json_canonicalizer::to_vec(&receipt).unwrap());
+        let sealed = receipt.seal(signer().key()).unwrap();
+        prop_assert_eq!(sealed.line(), serde_json_canonicalizer::to_vec(sealed.signed()).unwrap());
+        prop_assert_eq!(&SignedUsage::parse(sealed.line()).unwrap(), sealed.signed());
+    }
+
     #[test]
     fn damaged_receipts_never_panic_and_never_pass(at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<bool>()) {
         let honest = signed("a").to_bytes();

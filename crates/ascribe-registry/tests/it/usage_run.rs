@@ -6,7 +6,7 @@ use std::path::Path;
 use ascribe_core::{Digest, NoProgress};
 use ascribe_registry::{
     DEMO_USAGE_ORIGIN, PaidResponse, PaidShares, RegistryError, Settled, SharesDigest, UsageAudit, UsageLog, UsageRun,
-    UsageShare, check_usage_run, even_minor, request_id, salted_hash, usage_salt, usage_signer,
+    UsageSalts, UsageShare, check_usage_run, even_minor, request_id, salted_hash, usage_signer,
 };
 use ascribe_tlog::{Ed25519Key, NoteSigner, SignatureKind};
 use proptest::prelude::*;
@@ -35,7 +35,7 @@ impl Toy {
         let response = |i: u64| PaidResponse {
             salted_output: self
                 .salted
-                .then(|| salted_hash(&usage_salt(signer().key(), &id(i)), format!("text {i}").as_bytes())),
+                .then(|| salted_hash(&UsageSalts::of(signer().key()).salt(&id(i)), format!("text {i}").as_bytes())),
             weight_total: 333_333_333,
             shares: PaidShares::Listed(vec![UsageShare {
                 dataset: format!("urn:uuid:{i}"),
@@ -157,9 +157,13 @@ fn an_erased_receipt_counts_as_erased() {
 #[test]
 fn a_salt_is_one_receipts_and_one_keys() {
     let (key, other) = (Ed25519Key::demo("operator"), Ed25519Key::demo("other"));
-    assert_eq!(*usage_salt(&key, "a"), *usage_salt(&key, "a"));
-    assert_ne!(*usage_salt(&key, "a"), *usage_salt(&key, "b"));
-    assert_ne!(*usage_salt(&key, "a"), *usage_salt(&other, "a"));
+    let salt = |key: &Ed25519Key, id: &str| *UsageSalts::of(key).salt(id);
+    assert_eq!(salt(&key, "a"), salt(&key, "a"));
+    assert_ne!(salt(&key, "a"), salt(&key, "b"));
+    assert_ne!(salt(&key, "a"), salt(&other, "a"));
+    // By the written rule.
+    let secret = Digest::of(&key.sign(b"ascribe usage salts v2"));
+    assert_eq!(Digest(salt(&key, "a")), Digest::of(&[secret.0, Digest::of(b"a").0].concat()));
 }
 
 #[test]
