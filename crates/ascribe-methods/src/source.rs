@@ -49,6 +49,17 @@ pub enum Labels {
     },
 }
 
+impl Labels {
+    /// Labels of another draw; given ones stay.
+    #[must_use]
+    pub const fn redrawn(self) -> Self {
+        match self {
+            Self::Given => Self::Given,
+            Self::Sampled { seed } => Self::Sampled { seed: seed.wrapping_add(1) },
+        }
+    }
+}
+
 /// What one layer saw: row `t` of `x` and `delta` belong to one position, `∂ℓ/∂W = Σ_t δ_t x_tᵀ`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LayerCapture {

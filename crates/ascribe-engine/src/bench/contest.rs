@@ -3,6 +3,8 @@
 //! Scores are kept in the output folder under the digest of everything that decides them, so a run that was stopped goes on
 //! where it was. Here never lives: a method (the labs' contestants), how a bank is trained (`runners`).
 
+mod shapley;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -72,6 +74,8 @@ pub struct Truths {
     pub banks: Vec<(String, RetrainBank)>,
     /// `[N]`: the dataset of every training example, where datasets are the players of a bank.
     pub datasets: Option<Vec<u32>>,
+    /// `[Q]`: the dataset that every query was held out from, where it is known.
+    pub queries: Option<Vec<u32>>,
 }
 
 /// Scores of a method in the output folder: what decides them, so that nothing stale is used again.
@@ -175,7 +179,7 @@ pub struct Verdict {
 }
 
 /// Holds scores against every bank. The first bank over subsets gives `lds`, others `lds@NAME`; a bank that leaves one out
-/// gives `loo_pearson` with its interval.
+/// gives `loo_pearson` with its interval; one over all subsets also `tv_shapley`, the distance to its exact Shapley shares.
 ///
 /// # Errors
 /// Scores that do not fit the players; fewer than two subsets.
@@ -196,6 +200,11 @@ pub fn judge(method: &str, values: ArrayView2<'_, f32>, truths: &Truths) -> Resu
         let without = estimated(&by_query(lds_removed, scores.view(), &bank.kept, measured.t())?)?;
         let suffix = if first { String::new() } else { format!("@{name}") };
         verdict.extra.insert(format!("lds_removed{suffix}"), without.map(|e| e.mean));
+        if bank.plan.draw == Draw::PowerSet {
+            for (measure, value) in shapley::share_errors(&scores, bank, truths.queries.as_deref())? {
+                verdict.extra.insert(format!("{measure}{suffix}"), value);
+            }
+        }
         if first {
             verdict.main = kept;
             let one = -&bank.outcomes.index_axis(Axis(0), 0).slice(s![.., ..scores.nrows()]);

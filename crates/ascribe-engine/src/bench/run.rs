@@ -239,6 +239,7 @@ fn run_decoder(
         Ok(setting.plan(bank, settings.draw.clone(), players, digest, recipe, lab.data.corpus.queries.len()))
     })?;
     truths.datasets = lab.datasets();
+    truths.queries = Some(lab.data.corpus.queries.iter().map(|q| q.dataset).collect());
     let n_queries = options.queries.unwrap_or(usize::MAX).min(lab.n_queries());
     let lab = lab.limited(n_queries);
     let mut columns = vec![lab.data.corpus.examples.len()];
@@ -275,6 +276,7 @@ fn run_tuned(
         Ok(setting.plan(bank, settings.draw.clone(), players, lab.data.digest, subject.recipe_digest(), n))
     })?;
     truths.datasets = lab.datasets();
+    truths.queries = Some(lab.data.queries.iter().map(|q| q.dataset).collect());
     let n_queries = options.queries.unwrap_or(n).min(n);
     let lab = lab.limited(n_queries);
     let arena = Arena { setting, options, lab: lab.digest(), truths, notes, n_queries, columns: vec![n_examples] };
@@ -323,7 +325,7 @@ fn truths(
     banks.sort_by_key(|(name, _)| setting.main_bank.as_ref() != Some(name));
     match (banks.is_empty(), missing) {
         (true, Some(error)) => Err(error),
-        _ => Ok((Truths { banks, datasets: None }, notes)),
+        _ => Ok((Truths { banks, ..Truths::default() }, notes)),
     }
 }
 

@@ -78,7 +78,8 @@ impl Kron {
             let single: Vec<bool> = moments.iter().map(|m| m.single).collect();
             let turned = Projected::new(source, &bases)?;
             progress.start("fit eigenvalues", n as u64, "examples");
-            let values = mean_squares(&turned, &single, options.labels, progress)?;
+            let labels = if options.redraw { options.labels.redrawn() } else { options.labels };
+            let values = mean_squares(&turned, &single, labels, progress)?;
             progress.finish("eigenvalues fitted");
             layers.iter_mut().zip(values).for_each(|(l, v)| l.corrected = Some(v));
         }

@@ -66,10 +66,13 @@ pub struct Options {
     pub kind: Kind,
     /// Sampled labels (the default, seed 0) give the true Fisher matrix, given ones the empirical.
     pub labels: Labels,
+    /// Measures Λ on labels drawn anew. A model that is sure of nearly all examples has few draws with a gradient at all; their
+    /// own eigenvectors then fit them, and Λ measured on the same draws is too large there and too small elsewhere.
+    pub redraw: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { kind: Kind::default(), labels: Labels::Sampled { seed: 0 } }
+        Self { kind: Kind::default(), labels: Labels::Sampled { seed: 0 }, redraw: false }
     }
 }

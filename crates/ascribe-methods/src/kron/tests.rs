@@ -60,7 +60,7 @@ fn one_layer(n_out: usize, n_in: usize, examples: Vec<(Array2<f32>, Array2<f32>)
 }
 
 fn fit(source: &Fixed, kind: Kind) -> Kron {
-    Kron::fit(source, &Options { kind, labels: Labels::Given }, &NoProgress).unwrap()
+    Kron::fit(source, &Options { kind, labels: Labels::Given, redraw: false }, &NoProgress).unwrap()
 }
 
 fn gaussian(r: usize, p: usize) -> Array2<f32> {
@@ -340,6 +340,44 @@ fn parts_give_back_the_factors() {
     }
 }
 
+/// A layer whose output gradients belong to the draw: one of two sources.
+struct Drawn([Fixed; 2]);
+
+impl CaptureSource for Drawn {
+    fn layers(&self) -> &[Layer] {
+        self.0[0].layers()
+    }
+
+    fn len(&self) -> usize {
+        self.0[0].len()
+    }
+
+    fn capture(&self, examples: &[u32], labels: Labels, out: &mut Captured) -> Result<(), MethodError> {
+        let Labels::Sampled { seed } = labels else { panic!("sampled labels") };
+        self.0[usize::from(seed % 2 == 1)].capture(examples, labels, out)
+    }
+}
+
+#[test]
+fn eigenvalues_of_labels_drawn_anew() {
+    // Few examples with a gradient, in many dimensions: the basis fits them.
+    let draw = |seed: u64| {
+        let mut stream = Stream::new(seed, "kron-redraw");
+        let mut rows = |k: usize| Array2::from_shape_fn((1, k), |_| stream.normal() as f32);
+        one_layer(12, 6, (0..9).map(|_| (rows(6), rows(12))).collect())
+    };
+    let source = Drawn([draw(0), draw(1)]);
+    let fit = |redraw| Kron::fit(&source, &Options { redraw, ..Options::default() }, &NoProgress).unwrap();
+    let (same, anew) = (fit(false), fit(true));
+    assert_eq!(same.layers()[0].basis, anew.layers()[0].basis);
+    let measured = same.measure(&source, Labels::Sampled { seed: 1 }, &NoProgress).unwrap();
+    close(&anew.layers()[0].eigenvalues(), &measured[0], 1e-6);
+    // Nine draws span nine of twelve outputs: nothing is left for the others, though gradients have as much there.
+    let rest = |k: &Kron| k.layers()[0].eigenvalues().slice(ndarray::s![..3, ..]).mean().unwrap();
+    assert!(rest(&same) < 1e-9 && (0.3..3.0).contains(&rest(&anew)), "{} {}", rest(&same), rest(&anew));
+    assert_eq!(Labels::Given.redrawn(), Labels::Given);
+}
+
 #[test]
 fn leading_eigenvectors_project_like_the_dense_product() {
     let source = random(80, &[(5, 7), (4, 3)], 3);
@@ -366,7 +404,7 @@ fn chained_sources_average() {
     let ids: Vec<u32> = vec![3, 49, 50, 126, 0];
     let rows = captured::gradients(&chained, &ids, Labels::Given).unwrap();
     assert_eq!(rows, captured::gradients(&joined, &ids, Labels::Given).unwrap());
-    let options = Options { kind: Kind::Ekfac, labels: Labels::Given };
+    let options = Options { kind: Kind::Ekfac, labels: Labels::Given, redraw: false };
     let one = Kron::fit(&chained, &options, &NoProgress).unwrap();
     assert_eq!(one.to_parts(), fit(&joined, Kind::Ekfac).to_parts());
     let other = random(5, &[(4, 4)], 1);
@@ -405,7 +443,7 @@ fn bad_input_is_refused_or_defined() {
         assert!(kron.inverse(Inverse::Damped, &damping).is_err());
     }
     source.examples[17][0].0[(0, 2)] = f32::NAN;
-    let options = Options { kind: Kind::Ekfac, labels: Labels::Given };
+    let options = Options { kind: Kind::Ekfac, labels: Labels::Given, redraw: false };
     let error = Kron::fit(&source, &options, &NoProgress).unwrap_err().to_string();
     assert!(error.contains("example 17") && error.contains("fc0"), "{error}");
     source.examples.clear();

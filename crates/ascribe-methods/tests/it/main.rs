@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod block_fisher;
+mod by_hand;
 mod coded;
 mod combine;
 mod invariance;

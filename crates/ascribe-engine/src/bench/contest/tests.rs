@@ -43,7 +43,7 @@ fn exact_influence_wins_everything_and_its_opposite_loses() {
             ("halves".into(), bank(Players::Examples(12), HALVES, &worth, 0.0, 3)),
             ("loo".into(), bank(Players::Examples(12), Draw::LeaveOneOut { m: 12, seed: 1 }, &worth, 0.0, 1)),
         ],
-        datasets: None,
+        ..Truths::default()
     };
     let exact = worth.mapv(|w| w as f32);
     for (sign, want) in [(1.0, 1.0), (-2.0, -1.0)] {
@@ -62,8 +62,10 @@ fn exact_influence_wins_everything_and_its_opposite_loses() {
 #[test]
 fn fewer_queries_are_judged_alone_and_constant_scores_have_no_order() {
     let worth = worth(4, 10);
-    let truths =
-        Truths { banks: vec![("halves".into(), bank(Players::Examples(10), HALVES, &worth, 0.0, 2))], datasets: None };
+    let truths = Truths {
+        banks: vec![("halves".into(), bank(Players::Examples(10), HALVES, &worth, 0.0, 2))],
+        ..Truths::default()
+    };
     let mut scores = worth.mapv(|w| w as f32);
     let first = judge("m", scores.slice(s![..1, ..]), &truths).unwrap().main.unwrap();
     assert_eq!((first.n, first.n_undefined), (1, 0));
@@ -81,9 +83,22 @@ fn datasets_are_judged_by_their_sums() {
     let banks = vec![("all".into(), bank(names, Draw::PowerSet, &worth, 0.0, 1))];
     // Two examples each that add up to the dataset's worth.
     let scores = arr2(&[[1.0f32, 2.0, -3.0, 2.0, 0.25, 0.25], [5.0, -5.0, 0.5, 0.5, 1.0, 1.0]]);
-    let truths = Truths { banks, datasets: Some(vec![0, 0, 1, 1, 2, 2]) };
-    let main = judge("m", scores.view(), &truths).unwrap().main.unwrap();
-    assert!((main.mean - 1.0).abs() < 1e-12);
+    let truths = Truths { banks, datasets: Some(vec![0, 0, 1, 1, 2, 2]), queries: None };
+    let verdict = judge("m", scores.view(), &truths).unwrap();
+    assert!((verdict.main.unwrap().mean - 1.0).abs() < 1e-12);
+    // The game is a sum, so every dataset's Shapley value is its worth and the shares are exact.
+    assert!(verdict.extra["tv_shapley"].unwrap() < 1e-12 && !verdict.extra.contains_key("tv_shapley_calibrated"));
+    // The first dataset's sum halved: shares 1.5/2 and 0.5/2 instead of 3/3.5 and 0.5/3.5; the second query is right.
+    let mut halved = scores.clone();
+    halved.row_mut(0).assign(&arr2(&[[0.5f32, 1.0, -3.0, 2.0, 0.25, 0.25]]).row(0));
+    let truths = Truths { queries: Some(vec![0, 1]), ..truths };
+    let verdict = judge("m", halved.view(), &truths).unwrap();
+    let off = verdict.extra["tv_shapley"].unwrap();
+    assert!((off - (3.0 / 3.5 - 1.5 / 2.0) / 2.0).abs() < 1e-12, "{off}");
+    let (low, high) = (verdict.extra["tv_shapley_low"].unwrap(), verdict.extra["tv_shapley_high"].unwrap());
+    assert!(low <= off && off <= high);
+    // Fitted on one query, judged on the other: some share, never nothing.
+    assert!((0.0..=1.0).contains(&verdict.extra["tv_shapley_calibrated"].unwrap()));
     assert!(truth_figure(&truths, 2).unwrap().ceiling.is_none());
     let error = judge("m", scores.slice(s![.., ..5]), &truths).unwrap_err().to_string();
     assert!(error.contains("method `m`") && error.contains("3 players") && error.contains("5 columns"), "{error}");
@@ -93,21 +108,23 @@ fn datasets_are_judged_by_their_sums() {
 fn constant_outcomes_have_no_order_and_one_dataset_has_one() {
     // Nobody matters: outcomes are constant, every rank correlation is undefined, and so is the ceiling.
     let flat = Array2::zeros((3, 10));
-    let truths =
-        Truths { banks: vec![("halves".into(), bank(Players::Examples(10), HALVES, &flat, 0.0, 2))], datasets: None };
+    let truths = Truths {
+        banks: vec![("halves".into(), bank(Players::Examples(10), HALVES, &flat, 0.0, 2))],
+        ..Truths::default()
+    };
     let verdict = judge("m", worth(3, 10).mapv(|w| w as f32).view(), &truths).unwrap();
     assert!(verdict.main.is_none() && verdict.extra.values().all(Option::is_none), "{verdict:?}");
     let figure = truth_figure(&truths, 3).unwrap();
     assert_eq!((figure.ceiling, figure.subsets), (None, 20));
     let loo = bank(Players::Examples(10), Draw::LeaveOneOut { m: 4, seed: 1 }, &flat, 0.0, 1);
-    let truths = Truths { banks: vec![("loo".into(), loo)], datasets: None };
+    let truths = Truths { banks: vec![("loo".into(), loo)], ..Truths::default() };
     let verdict = judge("m", worth(3, 10).mapv(|w| w as f32).view(), &truths).unwrap();
     assert_eq!(verdict.extra["loo_pearson"], None);
     // One dataset: with it or without it, two subsets, in order or not.
     let worth = arr2(&[[3.0], [-1.0]]);
     let names = Players::Datasets(vec!["only".into()]);
     let banks = vec![("all".into(), bank(names, Draw::PowerSet, &worth, 0.0, 1))];
-    let truths = Truths { banks, datasets: Some(vec![0, 0]) };
+    let truths = Truths { banks, datasets: Some(vec![0, 0]), ..Truths::default() };
     let main = judge("m", arr2(&[[1.0f32, 1.0], [0.5, 0.5]]).view(), &truths).unwrap().main.unwrap();
     assert_eq!((main.mean, main.n), (0.0, 2), "right for the first query, wrong for the second");
 }

@@ -117,6 +117,8 @@ fn operators(setting: &Setting, chosen: &Chosen) -> Vec<Method> {
 }
 
 fn krons(setting: &Setting, chosen: &Chosen) -> Vec<Method> {
+    // Classifiers are sure of nearly all images; a text has a hundred draws, each with a gradient.
+    let redraw = matches!(setting.subject, Subject::Images(_));
     let of = |kind, models, normalise| Spec::Kron {
         kind,
         inverse: Inverse::Damped,
@@ -125,6 +127,7 @@ fn krons(setting: &Setting, chosen: &Chosen) -> Vec<Method> {
         checkpoints: false,
         normalise,
         empirical: false,
+        redraw,
     };
     let none = Normalisation::None;
     let mut out = vec![
@@ -147,7 +150,7 @@ fn krons(setting: &Setting, chosen: &Chosen) -> Vec<Method> {
             "arXiv:2003.11630",
             of(Kind::Ekfac, 1, Normalisation::UnitTrain),
         ),
-        method("source", "influence along the training run", "arXiv:2405.12186", Spec::Source { models: 1 }),
+        method("source", "influence along the training run", "arXiv:2405.12186", Spec::Source { models: 1, redraw }),
     ];
     let models = if matches!(setting.subject, Subject::Images(_)) { 10 } else { 3 };
     out.insert(
@@ -167,6 +170,7 @@ fn krons(setting: &Setting, chosen: &Chosen) -> Vec<Method> {
         checkpoints: true,
         normalise: none,
         empirical: false,
+        redraw,
     };
     let about = "EK-FAC averaged over the kept checkpoints of one training run";
     out.insert(3, method("ekfac_run", about, "arXiv:1806.03884; own average", run));

@@ -21,6 +21,7 @@ pub(super) struct KronSettings<'a> {
     pub models: u64,
     pub checkpoints: bool,
     pub empirical: bool,
+    pub redraw: bool,
 }
 
 /// Influence through factors, averaged over models, or over the kept checkpoints of the one that is explained.
@@ -36,7 +37,7 @@ pub(super) fn score(
     for &which in &averaged {
         let view = lab.model(which)?;
         let labels = if settings.empirical { Labels::Given } else { Labels::Sampled { seed: 0 } };
-        let options = Options { kind: settings.kind, labels };
+        let options = Options { kind: settings.kind, labels, redraw: settings.redraw };
         let train = view.train(Quantity::Loss)?;
         let factors = clocked(&mut fit, || Ok(Kron::fit(train.as_ref(), &options, progress)?))?;
         total += &clocked(&mut score, || one(view.as_ref(), &factors, settings, by, progress))?;
@@ -91,7 +92,7 @@ pub(super) fn astra(
 }
 
 /// SOURCE: a segment per kept checkpoint, its curvature that of both ends.
-pub(super) fn source(lab: &dyn Lab, models: u64, progress: &dyn Progress) -> Result<Timed, EngineError> {
+pub(super) fn source(lab: &dyn Lab, models: u64, redraw: bool, progress: &dyn Progress) -> Result<Timed, EngineError> {
     if models != 1 {
         return Err(super::lacks("checkpoints of more than one model"));
     }
@@ -112,7 +113,7 @@ pub(super) fn source(lab: &dyn Lab, models: u64, progress: &dyn Progress) -> Res
     let factors: Vec<Kron> = clocked(&mut fit, || {
         let fit_group = |group: &std::ops::Range<usize>| -> Result<Kron, EngineError> {
             let parts: Vec<&dyn CaptureSource> = trains[group.clone()].iter().map(AsRef::as_ref).collect();
-            Ok(Kron::fit(&Chained::new(parts)?, &Options::default(), progress)?)
+            Ok(Kron::fit(&Chained::new(parts)?, &Options { redraw, ..Options::default() }, progress)?)
         };
         groups.iter().map(fit_group).collect()
     })?;

@@ -116,6 +116,9 @@ pub enum Spec {
         /// The examples' own labels (the empirical Fisher matrix) instead of sampled ones.
         #[serde(default)]
         empirical: bool,
+        /// Eigenvalues measured on labels drawn anew.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        redraw: bool,
     },
     /// EK-FAC refined by products with the curvature.
     Astra {
@@ -130,6 +133,9 @@ pub enum Spec {
     Source {
         /// Models whose scores are averaged.
         models: u64,
+        /// Eigenvalues measured on labels drawn anew.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        redraw: bool,
     },
     /// Two-sided projections and the block Fisher matrix of the rows.
     Projected(rows::RowSettings),
@@ -265,14 +271,14 @@ impl Spec {
                 operators::arnoldi(lab, *damping, (*basis, *top, *block), progress)
             }
             Spec::DataInf { ridge, queries } => operators::data_inf(lab, *ridge, *queries, progress),
-            Spec::Kron { kind, inverse, damping, models, checkpoints, normalise, empirical } => {
-                let (kind, inverse, models, empirical) = (*kind, *inverse, *models, *empirical);
-                let settings =
-                    kron::KronSettings { kind, inverse, damping, models, checkpoints: *checkpoints, empirical };
+            Spec::Kron { kind, inverse, damping, models, checkpoints, normalise, empirical, redraw } => {
+                let (kind, inverse, models, checkpoints) = (*kind, *inverse, *models, *checkpoints);
+                let (empirical, redraw) = (*empirical, *redraw);
+                let settings = kron::KronSettings { kind, inverse, damping, models, checkpoints, empirical, redraw };
                 kron::score(lab, &settings, *normalise, progress)
             }
             Spec::Astra { damping, passes, queries } => kron::astra(lab, *damping, *passes, *queries, progress),
-            Spec::Source { models } => kron::source(lab, *models, progress),
+            Spec::Source { models, redraw } => kron::source(lab, *models, *redraw, progress),
             Spec::Projected(settings) => rows::projected(lab, settings, progress),
             Spec::Sketch(settings) => rows::sketch(lab, settings, progress),
             Spec::Trak { models, dim, ridge } => rows::trak(lab, *models, *dim, *ridge, progress),

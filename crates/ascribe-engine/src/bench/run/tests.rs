@@ -309,7 +309,7 @@ fn a_broken_method_is_noted_and_a_constant_one_has_no_value() {
         setting: &setting,
         options: &options,
         lab: lab.digest(),
-        truths: Truths { banks: vec![("halves".into(), bank.clone())], datasets: None },
+        truths: Truths { banks: vec![("halves".into(), bank.clone())], ..Truths::default() },
         notes: Vec::new(),
         n_queries: 6,
         columns: vec![24],
