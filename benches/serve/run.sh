@@ -3,7 +3,7 @@
 #
 #   benches/serve/run.sh [demo folder] [rows of the look-up] [parts]
 #
-# Needs python3, and hey and wrk from Debian (apt-get install hey wrk). A folder of a finished demo run, else out/demo. The look-up is
+# Needs python3, and wrk from Debian (apt-get install wrk). A folder of a finished demo run, else out/demo. The look-up is
 # over hidden states of the shipped model (`make_states`), queries are held-out ones, 256 in turn; 1,000,000 rows take their time to
 # index, once: WORK names a folder that is kept. Parts: any of `embedding shares gradient bare receipts`, all without. ASCRIBE and EXAMPLES
 # name built binaries, else they are built.
@@ -43,7 +43,7 @@ stop() {
 memory() { awk '/RssAnon|RssFile/ { printf "%s %.0f MiB  ", $1, $2 / 1024 } END { print "" }' "/proc/$server/status"; }
 # Numbers of a normal distribution, as bytes.
 vector() { python3 -c 'import random,struct,sys; random.seed(int(sys.argv[2])); sys.stdout.buffer.write(struct.pack(f"<{sys.argv[1]}f", *(random.gauss(0, 1) for _ in range(int(sys.argv[1])))))' "$1" 7; }
-percentiles() { grep -E 'Requests/sec|50%|99%|\[[0-9]+\]' "$1" | tr -s ' \t' ' ' | tr '\n' ';'; echo; }
+latency() { grep -E 'Requests/sec|50.000%|50%|90%|99%|Non-2xx' "$1" | tr -s ' \t' ' ' | tr '\n' ';'; echo; }
 
 if wanted embedding; then
 echo "== embedding mode, $rows x 384"
@@ -67,7 +67,6 @@ function request()
 end
 if pause > 0 then function delay() return math.random(0, 2 * pause) end end
 LUA
-latency() { grep -E 'Requests/sec|50.000%|50%|90%|99%|Non-2xx' "$1" | tr -s ' \t' ' ' | tr '\n' ';'; echo; }
 start --store "$store" --state "$work/state-$rows"
 memory
 wrk -t 1 -c 4 -d 3s -s "$work/look-up.lua" "$url/v1/attributions?k=10" > /dev/null
@@ -98,9 +97,25 @@ store=$work/store-shares
 [ -d "$store" ] || "$EXAMPLES/make_store" "$store" 2000 8192 1000
 start --store "$store" --state "$work/state-shares"
 vector 8192 > "$work/v8192"
-send=(-m POST -T application/octet-stream -H 'x-shape: 8192' -D "$work/v8192")
-hey -z 10s -c 1 -q 100 "${send[@]}" "$url/v1/attributions?k=0&kind=features" > "$work/shares"
-echo "at 100 requests/s: $(percentiles "$work/shares")"
+cat > "$work/shares.lua" << 'LUA'
+-- One row of 8,192 numbers, about ten milliseconds between an answer and the next question.
+local file = io.open(os.getenv("ROW"), "rb")
+wrk.body = file:read("*a")
+file:close()
+wrk.method = "POST"
+wrk.headers["content-type"] = "application/octet-stream"
+wrk.headers["x-shape"] = "8192"
+if os.getenv("PAUSE") then function delay() return math.random(0, 18) end end
+LUA
+export ROW=$work/v8192
+path="/v1/attributions?k=0&kind=features"
+wrk -t 1 -c 1 -d 2s -s "$work/shares.lua" "$url$path" > /dev/null
+PAUSE=1 wrk -t 1 -c 1 -d 15s --latency -s "$work/shares.lua" "$url$path" > "$work/shares"
+echo "one after another, with pauses: $(latency "$work/shares")"
+wrk -t 1 -c 1 -d 5s --latency -s "$work/shares.lua" "$url$path" > "$work/shares"
+echo "one after another: $(latency "$work/shares")"
+wrk -t 1 -c 4 -d 5s --latency -s "$work/shares.lua" "$url$path" > "$work/shares"
+echo "four at once: $(latency "$work/shares")"
 stop
 fi
 
@@ -109,26 +124,44 @@ if wanted gradient; then
 echo "== gradient mode, a 128-token response of the demo"
 start --run "$run" --state "$work/state-run"
 memory
-python3 - "$url" << 'PYTHON'
-import json, sys, time, urllib.request
+python3 - "$url" "$work/gradient" << 'PYTHON'
+# One connection, kept: what is timed is the question and its answer, not a handshake.
+import http.client, json, sys, time
+from urllib.parse import urlsplit
+connection = http.client.HTTPConnection(urlsplit(sys.argv[1]).netloc)
 def ask(body):
-    request = urllib.request.Request(sys.argv[1] + "/v1/attributions", json.dumps(body).encode(), {"content-type": "application/json"})
+    body = json.dumps(body).encode()
     began = time.perf_counter()
-    json.load(urllib.request.urlopen(request))
-    return 1e3 * (time.perf_counter() - began)
-for method in ["block_fisher", "calibrated", "embedding"]:
-    for k in [0, 10]:
-        times = sorted(ask({"example": i % 100, "k": k, "method": method}) for i in range(120))
-        print(f"{method}, k = {k}: least {times[0]:.1f} ms, median {times[60]:.1f} ms, p99 {times[118]:.1f} ms")
-times = sorted(ask({"example": i % 100, "k": 10, "receipt": True}) for i in range(120))
-print(f"calibrated, k = 10, a receipt: least {times[0]:.1f} ms, median {times[60]:.1f} ms, p99 {times[118]:.1f} ms")
+    connection.request("POST", "/v1/attributions", body, {"content-type": "application/json"})
+    answer = connection.getresponse()
+    text = answer.read()
+    seconds = time.perf_counter() - began
+    assert answer.status == 200, text
+    return 1e3 * seconds
+def measure(name, n, body):
+    times = sorted(ask(body | {"example": i % 100}) for i in range(n))
+    print(f"{name}: least {times[0]:.2f} ms, median {times[n // 2]:.2f} ms, p99 {times[n * 99 // 100]:.2f} ms")
+    return times[n // 2]
+shares = measure("block_fisher, k = 0 (dataset shares alone)", 400, {"k": 0, "method": "block_fisher"})
+open(sys.argv[2], "w").write(str(shares))
+for method, k in [("block_fisher", 10), ("calibrated", 0), ("calibrated", 10), ("embedding", 0), ("embedding", 10)]:
+    measure(f"{method}, k = {k}", 120, {"k": k, "method": method})
+measure("calibrated, k = 10, a receipt", 120, {"k": 10, "receipt": True})
 PYTHON
 stop
 fi
 
 if wanted bare; then
-echo "bare forward and backward of the same model (ms for 128 tokens: 128,000 / tokens a second):"
-"$ASCRIBE" speed --model wren --threads 1 || true
+echo "== bare forward and backward of the same model, one thread"
+"$ASCRIBE" speed --model wren --threads 1 --format json > "$work/speed"
+python3 - "$work/speed" "$work/gradient" << 'PYTHON'
+import json, pathlib, sys
+bare = 128e3 / json.load(open(sys.argv[1]))["forward_backward"]["tokens_per_cpu_second"]
+print(f"128 tokens: {bare:.2f} ms of CPU")
+shares = pathlib.Path(sys.argv[2])
+if shares.exists():
+    print(f"dataset shares of a 128-token response: {float(shares.read_text()) / bare:.2f} x the bare pass (median)")
+PYTHON
 fi
 
 if wanted receipts; then
