@@ -83,8 +83,8 @@ const DEFAULT_THETA: [(&str, Transform, f64); 3] = [
 ];
 /// Held-out share error there, with its 95 % interval.
 const DEFAULT_QUERIES: HeldOut = HeldOut { share_error: 0.0875, low: 0.0667, high: 0.1089 };
-/// Interval rule there. It does not carry over: on finch (`defaults_elsewhere`, six datasets) the same level needs a quantile of 0.726 and
-/// the share error is 0.143.
+/// Interval rule there. It does not carry over: on finch (`defaults_elsewhere`, six datasets) the same level needs a quantile
+/// of 0.726, and the share error is 0.143.
 const DEFAULT_CONFORMAL: Conformal = Conformal { level: 0.9, quantile: 0.2837, n_residuals: 1200 };
 
 impl CalibratedMethod {
