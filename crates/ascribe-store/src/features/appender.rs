@@ -1,6 +1,8 @@
 //! Shards on their way to disk: rows gather, a full shard is written, synced, named, and gets its manifest line.
 
+use std::collections::VecDeque;
 use std::io::{BufWriter, Write};
+use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use ascribe_core::ExampleId;
@@ -18,32 +20,41 @@ use crate::error::StoreError;
 use crate::lock::Lock;
 use crate::tensors;
 
-/// Appends shards behind those that a generation stands on. While one shard is written and synced by a thread of its own, the
-/// next one fills.
+/// Shards that are written at once, each by a thread of its own: a disk that is waited for after every file stands still while
+/// the next one is hashed. Manifest lines are appended in the order of the shards all the same.
+const UNDER_WAY_MAX: usize = 2;
+
+/// Appends shards behind those that a generation stands on. While shards are written and synced, the next one fills.
 #[derive(Debug)]
 pub(crate) struct Appender {
     pub paths: Paths,
     pub header: StoreHeader,
     pub buffer: ShardBuffer,
-    /// `None` while the thread has it.
-    log: Option<ManifestLog>,
+    /// Where the log is, or where it comes from once the shards before have their lines.
+    turn: Turn,
     /// Lines of the generation that is built on.
     base: Vec<ShardEntry>,
     /// Lines behind them.
     pub added: Vec<ShardEntry>,
-    under_way: Option<(u64, JoinHandle<Written>)>,
-    /// A shard whose writing failed: it is tried again before anything else.
-    failed: Option<ShardBuffer>,
-    /// An empty buffer that keeps its memory.
-    spare: Option<ShardBuffer>,
+    /// Oldest first, with their rows.
+    under_way: VecDeque<(u64, JoinHandle<Written>)>,
+    /// Shards whose writing failed, and those behind them: they are tried again before anything else.
+    failed: VecDeque<ShardBuffer>,
+    /// Empty buffers that keep their memory.
+    spare: Vec<ShardBuffer>,
     _lock: Lock,
 }
 
-/// What the writing thread gives back.
+/// The log on its way from shard to shard; `None` from a shard without a line, so that none behind it gets one.
+type Turn = mpsc::Receiver<Option<ManifestLog>>;
+
+/// What a writing thread gives back.
 struct Written {
-    log: ManifestLog,
     buffer: ShardBuffer,
-    result: Result<ShardEntry, StoreError>,
+    /// Nothing if a shard before it failed.
+    result: Option<Result<ShardEntry, StoreError>>,
+    /// The log, if there was no line to append.
+    log: Option<ManifestLog>,
 }
 
 impl Appender {
@@ -71,8 +82,9 @@ impl Appender {
         sync_dir(&paths.root)?;
         files::remove_uncommitted(&paths, entries.len() as u32)?;
         let (added, buffer) = (entries.split_off(n_base), ShardBuffer::default());
-        let (log, base) = (Some(log), entries);
-        Ok(Self { paths, header, buffer, log, base, added, under_way: None, failed: None, spare: None, _lock: lock })
+        let (turn, base) = (turn_with(log), entries);
+        let (under_way, failed, spare) = (VecDeque::new(), VecDeque::new(), Vec::new());
+        Ok(Self { paths, header, buffer, turn, base, added, under_way, failed, spare, _lock: lock })
     }
 
     /// Rows of the lines that were added.
@@ -102,18 +114,24 @@ impl Appender {
 
     /// Rows on their way to disk.
     pub fn n_under_way(&self) -> u64 {
-        self.under_way.as_ref().map_or(0, |(rows, _)| *rows) + self.failed.as_ref().map_or(0, |b| b.n_rows() as u64)
+        let failed = self.failed.iter().map(|buffer| buffer.n_rows() as u64);
+        self.under_way.iter().map(|(rows, _)| rows).copied().chain(failed).sum()
     }
 
     /// Shows what waits to `take` and begins to write it as a shard, however little it is; nothing if nothing waits. What an
     /// earlier shard failed of is told here, and its rows are kept for another try.
     pub fn commit_shard(&mut self, take: impl FnOnce(&ShardView<'_>)) -> Result<(), StoreError> {
-        self.settle()?;
+        if !self.failed.is_empty() {
+            self.settle()?;
+        }
+        while self.under_way.len() >= UNDER_WAY_MAX {
+            self.join()?;
+        }
         if self.buffer.n_rows() == 0 {
             return Ok(());
         }
         take(&self.buffer.view(&self.header));
-        let next = self.spare.take().unwrap_or_default();
+        let next = self.spare.pop().unwrap_or_default();
         let full = std::mem::replace(&mut self.buffer, next);
         self.begin(full);
         Ok(())
@@ -121,8 +139,10 @@ impl Appender {
 
     /// Waits until everything that was begun is on disk with its manifest line.
     pub fn settle(&mut self) -> Result<(), StoreError> {
-        self.join()?;
-        if let Some(again) = self.failed.take() {
+        while !self.under_way.is_empty() {
+            self.join()?;
+        }
+        while let Some(again) = self.failed.pop_front() {
             self.begin(again);
             self.join()?;
         }
@@ -130,35 +150,60 @@ impl Appender {
     }
 
     fn begin(&mut self, buffer: ShardBuffer) {
-        let mut log = self.log.take().expect("the log is here while nothing is under way");
         let (paths, header) = (self.paths.clone(), self.header.clone());
-        let shard = (self.base.len() + self.added.len()) as u32;
-        let (first_row, n_rows) = (self.first_row() + self.n_added(), buffer.n_rows() as u64);
+        let shard = (self.base.len() + self.added.len() + self.under_way.len()) as u32;
+        let n_before: u64 = self.under_way.iter().map(|(rows, _)| rows).sum();
+        let (first_row, n_rows) = (self.first_row() + self.n_added() + n_before, buffer.n_rows() as u64);
+        let (pass_on, next) = mpsc::channel();
+        let turn = std::mem::replace(&mut self.turn, next);
         let work = move || {
-            let result = write_shard(&paths, &header, &buffer, shard, first_row)
-                .and_then(|entry| log.append(&entry).map(|()| entry));
-            Written { log, buffer, result }
+            let written = write_shard(&paths, &header, &buffer, shard, first_row);
+            // A thread that panicked passes nothing on; nobody listens to this one if the writer is gone.
+            let log = turn.recv().ok().flatten();
+            match (log, written) {
+                (Some(mut log), Ok(entry)) => match log.append(&entry) {
+                    Ok(()) => {
+                        let _ = pass_on.send(Some(log));
+                        Written { buffer, result: Some(Ok(entry)), log: None }
+                    }
+                    Err(error) => {
+                        let _ = pass_on.send(None);
+                        Written { buffer, result: Some(Err(error)), log: Some(log) }
+                    }
+                },
+                (log, written) => {
+                    remove_files(&paths, shard);
+                    let _ = pass_on.send(None);
+                    Written { buffer, result: log.is_some().then_some(written), log }
+                }
+            }
         };
-        self.under_way = Some((n_rows, std::thread::spawn(work)));
+        self.under_way.push_back((n_rows, std::thread::spawn(work)));
     }
 
+    /// Waits for the oldest shard under way, and if it failed for all behind it: none of them has a line.
     fn join(&mut self) -> Result<(), StoreError> {
-        let Some((_, thread)) = self.under_way.take() else { return Ok(()) };
-        let Written { log, mut buffer, result } =
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        self.log = Some(log);
-        match result {
-            Ok(entry) => {
-                self.added.push(entry);
-                buffer.clear();
-                self.spare = Some(buffer);
-                Ok(())
+        let (mut outcome, mut again) = (Ok(()), Vec::new());
+        while let Some((_, thread)) = self.under_way.pop_front() {
+            let Written { mut buffer, result, log } =
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            match result {
+                Some(Ok(entry)) => {
+                    self.added.push(entry);
+                    buffer.clear();
+                    self.spare.push(buffer);
+                    return Ok(());
+                }
+                Some(Err(error)) => outcome = Err(error),
+                None => {}
             }
-            Err(error) => {
-                self.failed = Some(buffer);
-                Err(error)
+            again.push(buffer);
+            if let Some(log) = log {
+                self.turn = turn_with(log);
             }
         }
+        again.into_iter().rev().for_each(|buffer| self.failed.push_front(buffer));
+        outcome
     }
 
     /// Length and BLAKE3 of the manifest log, once everything is in it.
@@ -171,14 +216,30 @@ impl Appender {
 
 impl Drop for Appender {
     fn drop(&mut self) {
-        // The thread must not outlive the lock. What it failed of is lost with the writer, as after a kill.
-        if let Some((_, thread)) = self.under_way.take() {
+        // No thread must outlive the lock. What it failed of is lost with the writer, as after a kill.
+        for (_, thread) in self.under_way.drain(..) {
             let _ = thread.join();
         }
     }
 }
 
-/// Writes a shard and its side file, durable under their names; hashing goes on beside the writing.
+/// A turn that has come.
+fn turn_with(log: ManifestLog) -> Turn {
+    let (pass_on, turn) = mpsc::channel();
+    // The other end is at hand.
+    let _ = pass_on.send(Some(log));
+    turn
+}
+
+/// Takes away what there is of a shard that gets no line. Best effort: whoever opens the store next removes it too.
+fn remove_files(paths: &Paths, shard: u32) {
+    let path = paths.shard(shard);
+    for path in [leaves::path_of(&path), path, paths.side(shard)] {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// Writes a shard and its side file, durable under their names; both at once, and hashing beside them.
 fn write_shard(
     paths: &Paths,
     header: &StoreHeader,
@@ -188,26 +249,29 @@ fn write_shard(
 ) -> Result<ShardEntry, StoreError> {
     let (path, side_path) = (paths.shard(shard), paths.side(shard));
     let (metadata, parts) = (buffer.metadata(header, shard), buffer.tensors(header));
-    let (bytes, (blake3, leaves)) = std::thread::scope(|scope| {
+    let (bytes, (blake3, leaves), (side_bytes, side_blake3)) = std::thread::scope(|scope| {
         let hashing = scope.spawn(|| {
             let mut hasher = LeafHasher::default();
             tensors::write(&mut hasher, &path, &parts, &metadata).map(|_| hasher.finish())
         });
+        let beside = scope.spawn(|| {
+            let side = buffer.side(&side_path, header.spec_sha256, shard)?;
+            write_atomic(&side_path, &side)?;
+            Ok::<_, StoreError>((side.len() as u64, blake3::hash(&side).to_hex().to_string()))
+        });
         let mut file = AtomicFile::create(&path)?;
-        let mut out = BufWriter::with_capacity(1 << 16, &mut file);
+        let mut out = BufWriter::with_capacity(1 << 20, &mut file);
         let written = tensors::write(&mut out, &path, &parts, &metadata);
         let flushed = written.and_then(|len| out.flush().map(|()| len).map_err(|e| StoreError::io("write", &path, e)));
         drop(out);
         let len = flushed.and_then(|len| file.commit().map(|()| len));
         let hashed = hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        Ok::<_, StoreError>((len?, hashed?))
+        let beside = beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok::<_, StoreError>((len?, hashed?, beside?))
     })?;
     if bytes >= LEAVES_MIN_BYTES {
         leaves::write(&path, &leaves)?;
     }
-    let side = buffer.side(&side_path, header.spec_sha256, shard)?;
-    let (side_bytes, side_blake3) = (side.len() as u64, blake3::hash(&side).to_hex().to_string());
-    write_atomic(&side_path, &side)?;
     let id = |packed: Option<&u64>| ExampleId::from_u64(*packed.expect("an empty shard is never written"));
     let (first_id, last_id) = (id(buffer.ids.first()), id(buffer.ids.last()));
     let rows = buffer.n_rows() as u32;

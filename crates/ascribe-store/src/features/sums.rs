@@ -268,6 +268,11 @@ mod tests {
         assert_eq!(before.row(1), all.sums().row(1));
         let after = all.by_owner(&[0, 1, 1], 2).sums();
         assert_eq!(after.row(0), all.sums().row(0));
+        // Equal to sums made anew under the new owner.
+        let mut rebuilt = DatasetSums::new(5);
+        let owners: Vec<ExampleId> = ids.iter().map(|i| ExampleId { dataset: i.dataset.min(1), ..*i }).collect();
+        rebuilt.add(&owners, rows.view());
+        assert!(all.by_owner(&[0, 1, 1], 2).distance(&rebuilt) < 1e-28);
         let total = |a: &Array2<f64>| a.sum_axis(ndarray::Axis(0));
         assert!((total(&before) - total(&after)).iter().all(|d| d.abs() < 1e-12));
         assert_eq!(all.distance(&sum_of(&|i| i > 0)), f64::INFINITY);
