@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::common::{run, stdout};
+use crate::common::{repository, run, stdout};
 
 /// A `.npy` file of f32 numbers, as NumPy writes it.
 fn write_npy(path: &Path, rows: &[Vec<f32>]) {
@@ -68,6 +68,21 @@ fn a_store_is_measured_and_then_searched_in_every_mode() {
     assert_eq!(ann["proven"], Value::Bool(ann["mode"] == "exact"));
     let filtered = search(&["--mode", "certified", "--dataset", "3,4"]);
     assert!(ids(&filtered).iter().flatten().all(|id| [3, 4].contains(&(id >> 32))));
+    // Owners and licences stand for the datasets that the shipped registry lists under them, in every mode.
+    let registry = repository().join("datasets");
+    let registry = ["--registry", registry.to_str().unwrap()];
+    for (by, datasets) in
+        [(["--licence", "PSF-2.0"], "6,7"), (["--licence", "MIT"], "0,2,9"), (["--owner", "Julia Silge"], "0")]
+    {
+        let truth = ids(&search(&["--mode", "exact", "--dataset", datasets]));
+        for mode in ["exact", "certified", "ann"] {
+            let found = search(&[&["--mode", mode, "--recall", "0.9"], &registry[..], &by].concat());
+            let found = ids(&found);
+            assert!(found.iter().flatten().all(|id| datasets.contains(&(id >> 32).to_string())), "{by:?} {mode}");
+            let common = found.iter().flatten().filter(|id| truth.iter().flatten().any(|t| t == *id)).count();
+            assert!(common >= if mode == "ann" { 48 } else { 60 }, "{common} of 60 {by:?} {mode}");
+        }
+    }
 }
 
 #[test]
