@@ -59,7 +59,8 @@ function pickExample(id, run) {
 
 async function loadExamples() {
   const answer = await call("/v1/examples").catch(() => ({}));
-  examples = answer.examples ?? [];
+  // Those whose licence forbids display have no words to pick from.
+  examples = (answer.examples ?? []).filter((e) => e.completion);
   if (examples.length === 0) return;
   const titles = new Map([...(await datasets()).values()].map((row) => [row.dataset, row.title]));
   const groups = new Map();

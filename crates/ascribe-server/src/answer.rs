@@ -27,25 +27,28 @@ pub fn new_id(prefix: &str) -> Result<String, Problem> {
 
 /// The answer for the wire, without a receipt.
 pub fn attribution(id: String, answer: &Answer, known: &Known) -> Attribution {
-    let datasets = &known.catalog.datasets;
-    let mut shares: Vec<WireShare> = answer
-        .shares
-        .iter()
-        .enumerate()
-        .filter(|(k, _)| answer.allowed.get(*k).copied().unwrap_or(false))
-        .map(|(k, s)| WireShare {
-            dataset: datasets[k].name.clone(),
-            dataset_id: datasets[k].uuid.clone(),
-            owner: datasets[k].owner.clone(),
-            licence: datasets[k].licence.clone(),
-            share: s.share,
-            low: s.low,
-            high: s.high,
-            std_error: s.std_error,
+    // Sorted by number first: rows are made once, where they stay.
+    let allowed = |k: &usize| answer.allowed.get(*k).copied().unwrap_or(false);
+    let mut order: Vec<usize> = (0..answer.shares.len()).filter(allowed).collect();
+    order.sort_unstable_by(|&a, &b| {
+        let by_share = answer.shares[b].share.total_cmp(&answer.shares[a].share);
+        by_share.then_with(|| known.names[a].dataset.cmp(&known.names[b].dataset))
+    });
+    let share = |k: usize| {
+        let (names, share) = (known.names[k].clone(), &answer.shares[k]);
+        WireShare {
+            dataset: names.dataset,
+            dataset_id: names.dataset_id,
+            owner: names.owner,
+            licence: names.licence,
+            share: share.share,
+            low: share.low,
+            high: share.high,
+            std_error: share.std_error,
             score: answer.scores.get(k).copied().unwrap_or(0.0),
-        })
-        .collect();
-    shares.sort_by(|a, b| b.share.total_cmp(&a.share).then_with(|| a.dataset.cmp(&b.dataset)));
+        }
+    };
+    let shares = order.into_iter().map(share).collect();
     let (verdict, half_width) = verdict(answer);
     let token =
         |t: &ascribe_engine::respond::TokenInfluence| WireToken { text: t.text.clone(), influence: t.influence };
@@ -134,11 +137,12 @@ pub fn receipt(
     unix_s: u64,
 ) -> Result<UsageReceipt, Problem> {
     let salt = random_bytes().map_err(|_| Problem::fault())?;
-    let output = request.completion.clone().unwrap_or_default();
+    let sample = request.example.and_then(|n| known.samples.get(n as usize));
+    let output = request.completion.as_ref().or(sample.map(|s| &s.completion)).cloned().unwrap_or_default();
     let payable = attribution.verdict == "payable";
     let weight =
         |share: &WireShare| (share.share * attribution.coverage * WEIGHT_TOTAL as f64).floor().max(0.0) as u128;
-    let share = |s: &WireShare| UsageShare { dataset: s.dataset_id.clone(), weight: weight(s) };
+    let share = |s: &WireShare| UsageShare { dataset: s.dataset_id.to_string(), weight: weight(s) };
     let revenue = match &request.revenue {
         None => SettledRevenue { currency: NO_CURRENCY.to_owned(), minor_units: 0 },
         Some(revenue) => SettledRevenue {

@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use ascribe_core::NoProgress;
 use ascribe_engine::respond::{
-    Answer, Ask, Catalog, Filter, Input, Material, Opened, RespondError, Responder, Sample, StoreMaterial,
-    StoreResponder,
+    Answer, Ask, Catalog, CatalogDataset, Filter, Input, Material, Opened, RespondError, Responder, Sample,
+    StoreMaterial, StoreResponder,
 };
 use ascribe_engine::{EngineError, Home};
 use tokio::sync::oneshot;
@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 use crate::problem::Problem;
 use crate::queue::{Queue, Refused};
 use crate::routes::catalog::read_reputation;
+use crate::wire::Text;
 
 /// Where material comes from.
 #[derive(Clone, Debug)]
@@ -46,12 +47,47 @@ pub struct Known {
     pub opened: Opened,
     /// Datasets.
     pub catalog: Catalog,
+    /// Their names as answers say them, by ordinal.
+    pub names: Vec<Names>,
     /// Responses to try.
     pub samples: Vec<Sample>,
     /// Reputation of its datasets, if the run folder holds it.
     pub reputation: Option<serde_json::Value>,
     /// Seconds that loading took.
     pub load_s: f64,
+}
+
+/// What a share says of its dataset.
+#[derive(Clone, Debug)]
+pub struct Names {
+    /// Name.
+    pub dataset: Text,
+    /// `urn:uuid:…`.
+    pub dataset_id: Text,
+    /// Owner.
+    pub owner: Text,
+    /// SPDX expression.
+    pub licence: Text,
+}
+
+impl Names {
+    fn of(dataset: &CatalogDataset) -> Self {
+        let text = |t: &String| Text::from(t.as_str());
+        Self {
+            dataset: text(&dataset.name),
+            dataset_id: text(&dataset.uuid),
+            owner: text(&dataset.owner),
+            licence: text(&dataset.licence),
+        }
+    }
+}
+
+impl Known {
+    fn new(opened: Opened, catalog: Catalog, began: Instant) -> Self {
+        let names = catalog.datasets.iter().map(Names::of).collect();
+        let load_s = began.elapsed().as_secs_f64();
+        Self { opened, catalog, names, samples: Vec::new(), reputation: None, load_s }
+    }
 }
 
 /// A question and where its answer goes.
@@ -146,10 +182,9 @@ fn host(source: &Source, workers: &Workers, queue: &Queue<Job>, ready: Ready) {
             if let Err(error) = responder.respond(&first) {
                 return tell(ready, Err(format!("the first answer failed: {error}")));
             }
-            let samples = material.samples();
-            let (opened, catalog) = (material.opened.clone(), material.catalog.clone());
-            let reputation = read_reputation(dir);
-            let known = Known { opened, catalog, samples, reputation, load_s: began.elapsed().as_secs_f64() };
+            let (samples, reputation) = (material.samples(), read_reputation(dir));
+            let known = Known::new(material.opened.clone(), material.catalog.clone(), began);
+            let known = Known { samples, reputation, ..known };
             work(queue, workers.threads, ready, known, |ask| responder.respond(ask));
         }
         Source::Store { dir, registry } => {
@@ -162,13 +197,11 @@ fn host(source: &Source, workers: &Workers, queue: &Queue<Job>, ready: Ready) {
                 Ok(responder) => responder,
                 Err(error) => return tell(ready, Err(error.to_string())),
             };
-            let (opened, catalog) = (material.opened.clone(), material.catalog.clone());
-            let first = Ask { input: Input::Embedding(vec![1.0; opened.dim]), ..warm() };
+            let first = Ask { input: Input::Embedding(vec![1.0; material.opened.dim]), ..warm() };
             if let Err(error) = responder.respond(&first) {
                 return tell(ready, Err(format!("the first answer failed: {error}")));
             }
-            let known =
-                Known { opened, catalog, samples: Vec::new(), reputation: None, load_s: began.elapsed().as_secs_f64() };
+            let known = Known::new(material.opened.clone(), material.catalog.clone(), began);
             work(queue, workers.threads, ready, known, |ask| responder.respond(ask));
         }
     }

@@ -1,8 +1,9 @@
 //! The paywall before this server's own answers: `paywall = FILE` in the settings opens `/v1/paid/attributions` and prepaid balances.
 //!
 //! The file is TOML: `book` (address of the ledger's database), `rpc`, `chain_id`, `token`, `token_name`, `token_version`, `currency`,
-//! `pay_to`, `relayer_key_file`, `price_minor`, `public_url`, `operator_ppm`. What was paid goes to the datasets of that very
-//! response, by its shares; what its coverage leaves, and all of a response that is not payable, stays unattributed.
+//! `pay_to`, `relayer_key_file` (a keystore with `relayer_passphrase_file`), `price_minor`, `public_url`, `operator_ppm`. What was
+//! paid goes to the datasets of that very response, by its shares; what its coverage leaves, and all of a response that is not
+//! payable, stays unattributed.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -13,6 +14,7 @@ use ascribe_book::x402::{Node, Offer, Paywall, Relayer, TokenDomain};
 use ascribe_book::{Book, NamedWeight, RevenueSplit};
 use ascribe_engine::respond::Catalog;
 use ascribe_ledger::{Currency, PayeeShare, Terms};
+use ascribe_registry::{Signer as _, keystore};
 use axum::body::Bytes;
 use axum::http::HeaderMap;
 use axum::response::IntoResponse;
@@ -47,6 +49,7 @@ struct Wall {
     currency: String,
     pay_to: String,
     relayer_key_file: PathBuf,
+    relayer_passphrase_file: Option<PathBuf>,
     price_minor: u128,
     public_url: String,
     #[serde(default)]
@@ -72,7 +75,10 @@ pub fn open(path: &Path, app: &Arc<App>) -> Result<Shop, ServerError> {
     let split = RevenueSplit { operator_ppm: wall.operator_ppm, reserve_ppm: 0 };
     let table =
         book.pay_table(currency, &terms, &vec![None; terms.len()], split).map_err(|e| said("operator_ppm", &e))?;
-    let relayer = relayer(&wall.relayer_key_file)?;
+    let relayer = match &wall.relayer_passphrase_file {
+        Some(passphrase) => relayer_of_keystore(&wall.relayer_key_file, passphrase)?,
+        None => relayer(&wall.relayer_key_file)?,
+    };
     let node = Node::connect(&wall.rpc, wall.chain_id, relayer).map_err(|e| said("rpc", &e))?;
     let domain = TokenDomain {
         name: wall.token_name.clone(),
@@ -109,12 +115,30 @@ fn terms(catalog: &Catalog) -> Result<Vec<Terms>, ascribe_ledger::LedgerError> {
     catalog.datasets.iter().map(of).collect()
 }
 
-/// Whoever sends settlements to the chain, with the key of a file (64 hex digits).
+/// Whoever sends settlements to the chain, with the key of a version 3 keystore; the passphrase is the first line of a file.
+fn relayer_of_keystore(path: &Path, passphrase: &Path) -> Result<Relayer, ServerError> {
+    let bad = |expected: &str, found: String| ServerError::Content {
+        path: path.to_owned(),
+        expected: expected.to_owned(),
+        found,
+    };
+    let text = std::fs::read_to_string(passphrase).map_err(|e| ServerError::io(passphrase, e))?;
+    let phrase = text.lines().next().unwrap_or_default().as_bytes();
+    let signer = keystore::open(path, phrase).map_err(|e| bad("a version 3 keystore", e.to_string()))?;
+    let address = signer.licensor().parse().map_err(|_| bad("a secp256k1 key", signer.licensor()))?;
+    let sign = move |digest: &[u8; 32]| {
+        let signature = signer.sign(digest).map_err(|e| e.to_string())?;
+        signature.try_into().map_err(|s: Vec<u8>| format!("expected 65 bytes of signature, found {}", s.len()))
+    };
+    Ok(Relayer { address, sign: Box::new(sign) })
+}
+
+/// The same with the key of a file (64 hex digits).
 fn relayer(path: &Path) -> Result<Relayer, ServerError> {
     let bad = || ServerError::Content {
         path: path.to_owned(),
         expected: "a secp256k1 secret key, 64 hex digits".into(),
-        found: "something else".into(),
+        found: "something else; hint: a keystore needs relayer_passphrase_file".into(),
     };
     let text = std::fs::read_to_string(path).map_err(|e| ServerError::io(path, e))?;
     let bytes = hex::decode(text.trim().trim_start_matches("0x")).map_err(|_| bad())?;
@@ -166,8 +190,39 @@ fn weights(answer: &Attribution) -> Vec<NamedWeight> {
         return Vec::new();
     }
     let weight = |share: &crate::wire::WireShare| NamedWeight {
-        dataset: share.dataset_id.clone(),
+        dataset: share.dataset_id.to_string(),
         weight: (share.share.clamp(0.0, 1.0) * 1e12).floor() as u64,
     };
     answer.shares.iter().map(weight).filter(|w| w.weight > 0).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ascribe_registry::keystore::KeyKind;
+    use k256::ecdsa::{RecoveryId, Signature, VerifyingKey};
+
+    #[test]
+    fn a_keystore_signs_for_the_address_that_it_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("phrase"), "correct horse\nnot this\n").unwrap();
+        keystore::create(&at("key.json"), b"correct horse", KeyKind::Secp256k1).unwrap();
+        let relayer = relayer_of_keystore(&at("key.json"), &at("phrase")).unwrap();
+        let digest = [7; 32];
+        let bytes = (relayer.sign)(&digest).unwrap();
+        let signature = Signature::from_slice(&bytes[..64]).unwrap();
+        let recovery = RecoveryId::from_byte(bytes[64] - 27).unwrap();
+        let key = VerifyingKey::recover_from_prehash(&digest, &signature, recovery).unwrap();
+        assert_eq!(address_of(&key), relayer.address);
+
+        let refused = |key: &str, phrase: &str| relayer_of_keystore(&at(key), &at(phrase)).err().unwrap().to_string();
+        std::fs::write(at("wrong"), "battery staple").unwrap();
+        assert!(refused("key.json", "wrong").contains("passphrase"));
+        keystore::create(&at("did.json"), b"correct horse", KeyKind::Ed25519).unwrap();
+        assert!(refused("did.json", "phrase").contains("did:key"));
+        assert!(refused("none.json", "phrase").contains("none.json"));
+        // The other way round: a keystore where 64 digits are expected.
+        assert!(super::relayer(&at("key.json")).err().unwrap().to_string().contains("relayer_passphrase_file"));
+    }
 }

@@ -8,7 +8,10 @@ use ascribe_engine::respond::{Ask, Filter, Input, Opened};
 
 use crate::problem::Problem;
 
+mod text;
 mod whole;
+
+pub use text::Text;
 
 /// Most records per answer.
 pub const MAX_K: usize = 1_000;
@@ -169,13 +172,17 @@ pub struct WireHit {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct WireShare {
     /// Name.
-    pub dataset: String,
+    #[schema(value_type = String)]
+    pub dataset: Text,
     /// `urn:uuid:…`.
-    pub dataset_id: String,
+    #[schema(value_type = String)]
+    pub dataset_id: Text,
     /// Owner.
-    pub owner: String,
+    #[schema(value_type = String)]
+    pub owner: Text,
     /// SPDX expression.
-    pub licence: String,
+    #[schema(value_type = String)]
+    pub licence: Text,
     /// Share of the attributed part.
     pub share: f64,
     /// Lower end of its interval.
@@ -203,7 +210,7 @@ pub struct WireApprox {
 /// A token of the completion.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct WireToken {
-    /// Its text.
+    /// Its text; empty where an `example` is a record whose licence forbids display.
     pub text: String,
     /// What the datasets did for its prediction, each by its share.
     pub influence: f64,
@@ -232,7 +239,7 @@ pub struct WireRun {
     pub token_start: usize,
     /// One past the last.
     pub token_end: usize,
-    /// Its text.
+    /// Its text; empty where an `example` is a record whose licence forbids display.
     pub text: String,
     /// Places in all records.
     pub count: u64,

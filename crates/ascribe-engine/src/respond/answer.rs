@@ -105,7 +105,7 @@ pub struct Approx {
 /// A token of the completion.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenInfluence {
-    /// Its text.
+    /// Its text; empty where the response is a record whose licence forbids display.
     pub text: String,
     /// What the shown shares' datasets did for its prediction: share-weighted block-Fisher influence at the last checkpoint.
     pub influence: f64,
@@ -122,7 +122,7 @@ pub struct VerbatimRun {
     pub start: usize,
     /// One past the last.
     pub end: usize,
-    /// Its text.
+    /// Its text; empty where the response is a record whose licence forbids display.
     pub text: String,
     /// Places in all records.
     pub count: u64,

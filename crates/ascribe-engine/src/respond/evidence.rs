@@ -83,7 +83,10 @@ impl Responder<'_> {
                 token_end: span.end,
                 start,
                 end,
-                text: response.text.chars().skip(start).take(end - start).collect(),
+                text: match response.may_show {
+                    true => response.text.chars().skip(start).take(end - start).collect(),
+                    false => String::new(),
+                },
                 count: span.count,
                 sources: sources.into_iter().collect(),
             }

@@ -25,6 +25,8 @@ pub struct Tokenised {
     pub bytes: Vec<(usize, usize)>,
     /// The completion.
     pub text: String,
+    /// Whether its words may be said: those that were sent may, a record's by its licence.
+    pub may_show: bool,
     /// Terms of prompt and completion, for BM25.
     pub terms: Vec<String>,
 }
@@ -65,7 +67,14 @@ impl Tokenised {
             0 => (std::iter::once(END_OF_TEXT_ID).chain(ids).collect(), 1),
             first => (ids.collect(), first),
         };
-        Ok(Self { bytes, tokens, completion: completion_at, terms: terms(&text), text: completion.to_owned() })
+        Ok(Self {
+            bytes,
+            tokens,
+            completion: completion_at,
+            terms: terms(&text),
+            text: completion.to_owned(),
+            may_show: true,
+        })
     }
 
     fn of_example(corpus: &Corpus, material: &Material, number: usize) -> Result<Self, RespondError> {
@@ -79,6 +88,7 @@ impl Tokenised {
             bytes: Vec::new(),
             text: texts(&material.context, &query.tokens, completion).1,
             terms: terms(&corpus.text_of(&query.spans)),
+            may_show: material.catalog.datasets[query.dataset as usize].may_show,
         })
     }
 
@@ -114,7 +124,7 @@ mod tests {
 
     fn tokenised(n: usize, completion: usize) -> Tokenised {
         let tokens = (0..n as u32).collect();
-        Tokenised { tokens, completion, bytes: Vec::new(), text: String::new(), terms: Vec::new() }
+        Tokenised { tokens, completion, bytes: Vec::new(), text: String::new(), may_show: true, terms: Vec::new() }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use ascribe_index::{CertifiedIndex, Effort, GraphBuilder, Hit, HnswIndex, HnswPa
 use ascribe_linalg::Bf16Rows;
 use ascribe_registry::Registry;
 use ascribe_store::FeatureStore;
-use ndarray::ArrayView1;
+use ndarray::{ArrayView1, ArrayView2, Axis};
 
 use super::answer::{Answer, Approx, Ask, Found, Input, RespondError};
 use super::catalog::Catalog;
@@ -23,6 +23,8 @@ pub const DOT: &str = "dot";
 pub const CERTIFIED: &str = "dot_certified";
 /// Recall@10 that look-ups aim at.
 const RECALL: f64 = 0.99;
+/// Bytes of sums from which on another thread takes a part of the product: waking it costs some 50 µs, reading these about as much.
+const BYTES_PER_THREAD: usize = 1 << 20;
 
 /// A store, opened.
 pub struct StoreMaterial {
@@ -33,8 +35,38 @@ pub struct StoreMaterial {
     store: FeatureStore,
     companion: Option<FeatureStore>,
     index_dir: PathBuf,
-    sums: Bf16Rows,
-    n_sums: usize,
+    sums: Sums,
+}
+
+/// The datasets' sums of rows in bfloat16, in parts for as many threads.
+struct Sums {
+    parts: Vec<Bf16Rows>,
+    rows_per_part: usize,
+    n_rows: usize,
+}
+
+impl Sums {
+    fn new(sums: ArrayView2<'_, f64>) -> Self {
+        let n_rows = sums.nrows();
+        let n_parts = (2 * sums.len() / BYTES_PER_THREAD).clamp(1, rayon::current_num_threads());
+        let rows_per_part = n_rows.div_ceil(n_parts).max(1);
+        let parts = sums.axis_chunks_iter(Axis(0), rows_per_part).map(Bf16Rows::new).collect();
+        Self { parts, rows_per_part, n_rows }
+    }
+
+    /// `⟨sum_k, vector⟩` of every dataset, the first part on this thread. The bits do not depend on the number of parts.
+    fn multiply(&self, vector: &[f32]) -> Vec<f32> {
+        let mut scores = vec![0.0f32; self.n_rows];
+        rayon::in_place_scope(|scope| {
+            let mut work = self.parts.iter().zip(scores.chunks_mut(self.rows_per_part));
+            let first = work.next();
+            work.for_each(|(part, out)| scope.spawn(move |_| part.multiply(vector, out)));
+            if let Some((part, out)) = first {
+                part.multiply(vector, out);
+            }
+        });
+        scores
+    }
 }
 
 impl StoreMaterial {
@@ -67,15 +99,7 @@ impl StoreMaterial {
         let index_dir = index_dir(&store, dir, cache, progress)?;
         let companion = [RowType::Int8, RowType::Bf16].into_iter().find_map(|t| store.companion(t).ok());
         let opened = opened(&store, &catalog, registry.as_ref());
-        Ok(Self {
-            sums: Bf16Rows::new(sums.view()),
-            n_sums: sums.nrows(),
-            catalog,
-            opened,
-            store,
-            companion,
-            index_dir,
-        })
+        Ok(Self { sums: Sums::new(sums.view()), catalog, opened, store, companion, index_dir })
     }
 }
 
@@ -165,9 +189,7 @@ impl<'m> StoreResponder<'m> {
         let allowed = m.catalog.allowed(&ask.filter)?;
         let method = ask.method.as_deref().unwrap_or(DOT);
         let (hits, approx) = self.nearest(ask, vector, method, &allowed)?;
-        let mut scores = vec![0.0f32; m.n_sums];
-        m.sums.multiply(vector, &mut scores);
-        let mut scores: Vec<f64> = scores.into_iter().map(f64::from).collect();
+        let mut scores: Vec<f64> = m.sums.multiply(vector).into_iter().map(f64::from).collect();
         scores.resize(m.catalog.datasets.len(), 0.0);
         let positive: f64 = scores.iter().map(|s| s.max(0.0)).sum();
         let share = |s: &f64| {
@@ -199,7 +221,7 @@ impl<'m> StoreResponder<'m> {
         method: &str,
         allowed: &[bool],
     ) -> Result<(Vec<Hit>, Approx), RespondError> {
-        let query = ArrayView1::from(vector).insert_axis(ndarray::Axis(0));
+        let query = ArrayView1::from(vector).insert_axis(Axis(0));
         let (k, filter) = (ask.k.min(self.material.store.n_rows() as usize), rows_of(allowed));
         match method {
             DOT if k == 0 => Ok((Vec::new(), Approx { mode: "ann", recall: self.recall, rescored: None })),
@@ -216,5 +238,24 @@ impl<'m> StoreResponder<'m> {
             }
             other => Err(RespondError::refuse("method", format!("{DOT} or {CERTIFIED}"), other)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::Array2;
+
+    #[test]
+    fn parts_change_no_bit() {
+        let sums = Array2::from_shape_fn((37, 65_536), |(k, i)| ((k * 31 + i * 7) % 101) as f64 - 50.0);
+        let vector: Vec<f32> = (0..65_536).map(|i| (i % 13) as f32 * 0.37 - 2.0).collect();
+        let threads = |n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
+        let one = threads(1).install(|| Sums::new(sums.view()));
+        let three = threads(3).install(|| Sums::new(sums.view()));
+        assert_eq!((one.parts.len(), three.parts.len()), (1, 3));
+        assert_eq!(one.multiply(&vector), three.multiply(&vector));
+        assert_eq!(Sums::new(Array2::zeros((0, 8)).view()).multiply(&[1.0; 8]), [0.0f32; 0]);
+        assert_eq!(Sums::new(Array2::ones((3, 2)).view()).multiply(&[1.0, 2.0]), [3.0f32; 3]);
     }
 }

@@ -46,7 +46,7 @@ impl Responder<'_> {
         let mut start = 0;
         let token = |(influence, end): (f64, usize)| {
             let end = end.clamp(start, chars.len());
-            let text = chars[start..end].iter().collect();
+            let text = if response.may_show { chars[start..end].iter().collect() } else { String::new() };
             start = end;
             TokenInfluence { text, influence }
         };

@@ -28,6 +28,8 @@ pub const SEEDS: [u64; 2] = [1, 2];
 /// The datasets and their owners: English, code and Chinese, so that tokens split characters too.
 pub const DATASETS: [(&str, &str); 3] =
     [("austen-novels", "Ada"), ("python-stdlib-code", "Bo"), ("zh-classics", "Chen")];
+/// The one whose licence permits that its texts are shown.
+pub const SHOWN: &str = DATASETS[0].0;
 /// Bytes of text taken of each shipped dataset: together a little more than one shard of examples, so that a run can be
 /// stopped between two shards.
 const TEXT_BYTES: usize = 58_000;
@@ -257,14 +259,19 @@ fn new_dataset(name: &str, owner: &str) -> NewDataset {
         title: format!("Cut out of {name}"),
         owner: owner.to_owned(),
         language: "en".to_owned(),
-        licence: "MIT".to_owned(),
-        permits: vec!["ai-train".to_owned()],
+        licence: licence_of(owner).to_owned(),
+        permits: ["ai-train", "search"][..if name == SHOWN { 2 } else { 1 }].iter().map(|p| (*p).to_owned()).collect(),
         prohibits: vec![],
         payees,
         source: Source { registry: "deb".to_owned(), package: name.to_owned(), version: "1".to_owned() },
         notes: String::new(),
         terms: format!("Terms of {name}.\n"),
     }
+}
+
+/// SPDX expression of an owner's dataset.
+pub fn licence_of(owner: &str) -> &'static str {
+    if owner == "Chen" { "CC-BY-4.0" } else { "MIT" }
 }
 
 /// Copies a folder with everything below it.

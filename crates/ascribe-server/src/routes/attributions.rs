@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Extension;
-use axum::Json;
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
-use axum::http::HeaderMap;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, HeaderValue};
+use axum::response::Response;
 
 use crate::answer::{attribution, new_id, receipt};
 use crate::app::App;
@@ -20,6 +21,11 @@ use crate::routes::Peer;
 use crate::routes::body::{self, Kind};
 use crate::traces;
 use crate::wire::{Attribution, AttributionRequest};
+
+/// What an answer without shares takes, about.
+const BYTES_PER_ANSWER: usize = 4096;
+/// What a share takes, about.
+const BYTES_PER_SHARE: usize = 320;
 
 /// Attribute one response.
 ///
@@ -36,7 +42,7 @@ pub async fn create(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Attribution>, Problem> {
+) -> Result<Response, Problem> {
     let deadline = Instant::now() + app.config.request_timeout;
     app.admit(&headers, peer.map(|p| p.0.0), Scope::Attribute)?;
     let kind = Kind::of(&headers)?;
@@ -56,7 +62,16 @@ pub async fn create(
         }
         Kind::Lines => return Err(Problem::malformed("expected one JSON value, found lines; hint: :batch takes them")),
     };
-    answer(&app, &app.generation(), &request, deadline).await.map(Json)
+    written(&answer(&app, &app.generation(), &request, deadline).await?)
+}
+
+/// An answer as JSON, in a buffer that is large enough from the beginning.
+fn written(answer: &Attribution) -> Result<Response, Problem> {
+    let mut bytes = Vec::with_capacity(BYTES_PER_ANSWER + BYTES_PER_SHARE * answer.shares.len());
+    serde_json::to_writer(&mut bytes, answer).map_err(|_| Problem::fault())?;
+    let mut response = Response::new(Body::from(bytes));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
 }
 
 /// One question from beginning to end: answer, receipt, durable.

@@ -154,9 +154,9 @@ pub struct IndexInfo {
 pub struct ExampleRow {
     /// Number, for `example` of a request.
     pub id: usize,
-    /// Prompt.
+    /// Prompt; empty where the dataset's licence forbids display.
     pub prompt: String,
-    /// Completion.
+    /// Completion; empty where the dataset's licence forbids display.
     pub completion: String,
     /// Name of the dataset that it was held out from.
     pub dataset: String,
@@ -314,10 +314,11 @@ pub async fn examples(
     let generation = app.generation();
     let row = |s: &ascribe_engine::respond::Sample| {
         let dataset = &generation.known.catalog.datasets[s.dataset];
+        let said = |text: &String| if dataset.may_show { text.clone() } else { String::new() };
         ExampleRow {
             id: s.number,
-            prompt: s.prompt.clone(),
-            completion: s.completion.clone(),
+            prompt: said(&s.prompt),
+            completion: said(&s.completion),
             dataset: dataset.name.clone(),
             language: dataset.language.clone(),
         }

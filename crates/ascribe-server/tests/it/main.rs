@@ -8,6 +8,7 @@ mod common;
 
 mod access;
 mod contract;
+mod display;
 mod faults;
 mod load;
 mod paywall;
