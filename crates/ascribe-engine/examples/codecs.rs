@@ -44,15 +44,17 @@ const EKFAC_DAMPING: f64 = 1e-3;
 
 /// Side of the projection, rank and row type of the factored rows in a store: the same projection as the rows above them in
 /// fewer numbers, then what LoRIF is for, a larger projection in the bytes of a smaller one.
-const FACTORED: [(usize, usize, RowType); 9] = [
+const FACTORED: [(usize, usize, RowType); 11] = [
     (16, 1, RowType::F32),
-    (16, 1, RowType::Int8),
-    (16, 1, RowType::Int4),
+    (22, 2, RowType::F32),
+    (22, 2, RowType::Int4),
+    (14, 3, RowType::Int4),
+    (11, 4, RowType::Int4),
+    (40, 1, RowType::F32),
+    (40, 1, RowType::Int4),
     (16, 2, RowType::Int4),
     (32, 1, RowType::Int8),
     (32, 1, RowType::Int4),
-    (40, 1, RowType::F32),
-    (40, 1, RowType::Int4),
     (48, 1, RowType::Int4),
 ];
 
@@ -111,6 +113,24 @@ impl Rows {
         };
         let (train, queries) = sequences(data);
         Ok(Self { columns: stage.columns().to_vec(), train: rows(&train)?, queries: rows(&queries)? })
+    }
+
+    /// Every module's numbers (of a factored one the left factors and the right ones) divided by their root mean square over the
+    /// training rows. Damping is relative to a module, so scores do not change; codes with one scale for a row do.
+    fn balanced(mut self, shapes: &[Option<[usize; 2]>]) -> Self {
+        for (column, shape) in self.columns.iter().zip(shapes) {
+            let middle = column.start + if shape.is_some() { column.len / 2 } else { column.len };
+            for range in [column.start..middle, middle..column.start + column.len] {
+                let part = self.train.slice(ndarray::s![.., range.clone()]);
+                let square = part.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / part.len().max(1) as f64;
+                if square > 0.0 {
+                    let size = square.sqrt() as f32;
+                    self.train.slice_mut(ndarray::s![.., range.clone()]).mapv_inplace(|v| v / size);
+                    self.queries.slice_mut(ndarray::s![.., range]).mapv_inplace(|v| v / size);
+                }
+            }
+        }
+        self
     }
 
     fn reader(&self) -> Result<InMemory<'_>> {
@@ -185,6 +205,23 @@ fn store_lines(board: &mut Board, decoder: &Decoder, data: &DecoderData, damping
         board.line(&format!("LoGra 16x16, store {}", row_type.name()), shard_bytes(&store), &scores, Some(&own))?;
     }
     drop((dense, solved));
+    // A row has one scale: modules of one size, or whitened rows, whose numbers all have one. One number less on a side pays for
+    // a row's scale, norm, bound and id.
+    for k in [16, 15, 8] {
+        let dense = Rows::make(decoder, data, TapConfig::all(SEED, k))?;
+        let (factors, _, own) = exact(&dense, damping)?;
+        let white = |rows: &Array2<f32>| -> Result<Array2<f32>> {
+            Ok(whiten_queries(&factors, rows.view())?.mapv(|v| v as f32))
+        };
+        let (train, queries) = (white(&dense.train)?, white(&dense.queries)?);
+        let whitened = Rows { columns: dense.columns.clone(), train, queries };
+        for row_type in [RowType::Int8, RowType::Int4] {
+            let (_dir, store) = stored(&whitened, row_type)?;
+            let scores = dot::score(&store, whitened.queries.mapv(f64::from).view(), None, &NoProgress)?.values;
+            let name = format!("LoGra {k}x{k} whitened, store {}", row_type.name());
+            board.line(&name, shard_bytes(&store), &scores, Some(&own))?;
+        }
+    }
     for (k, rank, row_type) in FACTORED {
         let config = TapConfig { projection: Projection::Factored { rank }, ..TapConfig::all(SEED, k) };
         let rows = Rows::make(decoder, data, config)?;
@@ -192,6 +229,7 @@ fn store_lines(board: &mut Board, decoder: &Decoder, data: &DecoderData, damping
         let shape = |(stored, dense): (&Column, &Column)| (stored.len != dense.len).then_some([k, k]);
         let shapes: Vec<_> = rows.columns.iter().zip(dense.columns()).map(shape).collect();
         let layout = Layout::new(&rows.columns, &shapes, rank)?;
+        let rows = rows.balanced(&shapes);
         let (_dir, store) = stored(&rows, row_type)?;
         let expanded = Expanded::new(&store, &layout)?;
         let factors = Covariance::fit(&expanded, &NoProgress)?.cholesky(damping)?;
