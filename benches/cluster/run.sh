@@ -102,11 +102,12 @@ done
 python3 - "$work" "${seconds[@]}" <<'EOF_PY'
 import json, sys
 work, measured = sys.argv[1], [float(x) for x in sys.argv[2:]]
-print("executors  measured  planned  measured / planned  (compute, engine; multiply-adds a second and core)")
+print("executors  measured  planned  measured / planned  (computing, last shard; multiply-adds a second and core)")
 for n, seconds in zip((1, 2, 4), measured):
     plan = json.load(open(f"{work}/plan-{n}.json"))
     score = plan["score"]
-    parts = f"({score['compute_seconds']:.1f} s, {score['engine_seconds']:.1f} s; {plan['rates']['mul_adds_per_cpu_second']:.2e})"
+    last = score["seconds"] - score["compute_seconds"] - score["network_seconds"]
+    parts = f"({score['compute_seconds']:.1f} s, {last:.1f} s; {plan['rates']['mul_adds_per_cpu_second']:.2e})"
     print(f"{n:9}  {seconds:6.1f} s  {score['seconds']:5.1f} s  {seconds / score['seconds']:18.2f}  {parts}")
 print(f"two executors {measured[0] / measured[1]:.2f} times one, the same bytes each time")
 EOF_PY

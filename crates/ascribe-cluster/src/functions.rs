@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use ascribe_core::{ExampleId, FeatureReader as _};
-use ascribe_index::shard_job::{ExactSum, Partial, score_row};
+use ascribe_index::shard_job::{ExactSum, Partial, score_rows};
 use datafusion::arrow::array::{
     Array, ArrayRef, AsArray as _, BinaryArray, Float64Array, Float64Builder, ListArray, ListBuilder,
 };
@@ -23,6 +23,7 @@ use datafusion::logical_expr::{
     Accumulator, AggregateUDF, AggregateUDFImpl, ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl,
     Signature, Volatility,
 };
+use ndarray::ArrayView2;
 
 use crate::stores;
 
@@ -109,7 +110,8 @@ impl ScalarUDFImpl for RowScores {
                 }
                 view.widen(number, &mut row);
                 scores.clear();
-                score_row(&row, queries.view(), number as u64, &mut scores)
+                let one = ArrayView2::from_shape((1, dim), &row).expect("one row is as long as it is");
+                score_rows(one, queries.view(), &[number], &mut scores)
                     .map_err(|error| exec_datafusion_err!("{}, shard {shard}: {error}", opened.store_name()))?;
                 out.values().append_slice(&scores);
                 out.append(true);

@@ -82,14 +82,14 @@ class Bench:
         }
         self.s3 = client("s3", endpoint, key_id, self.secret)
 
-    def start(self, *args, env=None):
-        command = [self.ascribe, "--quiet", "--format", "json", "store", *map(str, args)]
+    def start(self, *args, env=None, group=("store",)):
+        command = [self.ascribe, "--quiet", "--format", "json", *group, *map(str, args)]
         return subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**self.env, **(env or {})}
         )
 
-    def run(self, *args, code=0, env=None):
-        process = self.start(*args, env=env)
+    def run(self, *args, code=0, env=None, **group):
+        process = self.start(*args, env=env, **group)
         out, err = process.communicate(timeout=300)
         check(process.returncode == code, f"{args}: exit {process.returncode}: {out} {err}")
         return json.loads(out) if out.strip() else {}
@@ -128,6 +128,32 @@ def there_and_back(bench):
     refused = bench.run("push", f"{work}/one", "--to", place, code=1)
     check("commits/000001" in refused.get("error", ""), f"the conflict is named: {refused}")
     check("commits/000002.json" not in bench.keys("a b/stores/"), "nothing was committed")
+
+
+def scored(bench):
+    """A store is scored where it lies, whole and as the parts of a job array: the bytes of its folder."""
+    work, place = bench.work, "s3://rows/scored"
+    rows, ids = make(300, 32, 5)
+    write_store(f"{work}/scored", spec_of(32), rows, ids, 40)
+    np.save(f"{work}/q.npy", rows[:5])
+    bench.run("push", f"{work}/scored", "--to", place)
+    bench.s3.upload_file(f"{work}/q.npy", "rows", "q.npy")
+
+    def score(store, out, *more, queries=f"{work}/q.npy", code=0, env=None):
+        command = ["score", "--store", store, "--queries", queries, "--k", 7, "--out", f"{work}/{out}", *more]
+        return bench.run(*command, code=code, env=env, group=())
+
+    score(f"{work}/scored", "here.json")
+    score(place, "there.json", queries="s3://rows/q.npy")
+    for part in range(3):
+        score(place, f"{part}.part", "--shard", f"{part}/3")
+    parts = [f"{work}/{part}.part" for part in (2, 0, 1)]
+    bench.run("score", "--join", *parts, "--out", f"{work}/joined.json", group=())
+    here, *others = (open(f"{work}/{name}.json", "rb").read() for name in ("here", "there", "joined"))
+    check(len(here) > 100 and others == [here, here], "scores of a store on S3, whole and in parts: the bytes of its folder")
+    refused = score("s3://rows/nothing", "none.json", code=1)
+    check("nothing was pushed" in refused.get("error", ""), f"scores of nothing: {refused}")
+    check(not os.path.exists(f"{work}/none.json"), "nothing is written")
 
 
 def races(bench):
@@ -228,6 +254,7 @@ def main():
         with tempfile.TemporaryDirectory() as work:
             bench = Bench(ascribe, work, endpoint)
             there_and_back(bench)
+            scored(bench)
             races(bench)
             first_pushes(bench)
             damage(bench)

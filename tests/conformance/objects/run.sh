@@ -30,6 +30,7 @@ if [ ! -e "$venv/$mark" ]; then
     broken "pip could not install requirements.txt"
   touch "$venv/$mark"
 fi
+[ -z "${ASCRIBE_PREPARE_ONLY:-}" ] || exit 0
 
 cd "$root"
 if [ -z "${ASCRIBE:-}" ]; then

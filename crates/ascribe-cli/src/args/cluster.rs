@@ -13,10 +13,10 @@ pub struct ScoreArgs {
     /// Where the run is; with --store or --join the file of the result.
     #[command(flatten)]
     pub run: RunArgs,
-    /// Score every row of this store: a folder; with --cluster one that every node sees at this path.
+    /// Score every row of this store: a folder, or without --cluster s3://BUCKET/PREFIX; with it a folder that every node sees.
     #[arg(long, value_name = "DIR", requires = "queries")]
     pub store: Option<String>,
-    /// With --store: queries [Q, dim], f32, .npy; with --cluster seen by every node too.
+    /// With --store: queries [Q, dim], f32, .npy, without --cluster also s3://BUCKET/FILE; with it seen by every node.
     #[arg(long, value_name = "FILE", requires = "store")]
     pub queries: Option<String>,
     /// With --store: best rows per query.

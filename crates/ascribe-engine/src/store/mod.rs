@@ -222,7 +222,14 @@ pub struct Pushed {
 /// A place with something that the store was not built on; from reading and writing.
 pub fn push(dir: &Path, to: &str, progress: &dyn Progress) -> Result<Pushed, EngineError> {
     let store = FeatureStore::open(dir, None)?;
-    let commit = features::push(&store, &*ascribe_objects::open(to, &environment)?, progress)?;
+    let objects = ascribe_objects::open(to, &environment)?;
+    let commit = features::push(&store, &*objects, progress)?;
+    // The notes of a build travel with its rows; every generation has the same.
+    for name in [EXAMPLES_FILE, LAB_FILE] {
+        if let Some(bytes) = note(&dir.join(name))? {
+            objects.put_new(name, &bytes)?;
+        }
+    }
     Ok(Pushed { commit, generation: store.generation().generation, n_rows: store.n_rows() })
 }
 
@@ -231,7 +238,14 @@ pub fn push(dir: &Path, to: &str, progress: &dyn Progress) -> Result<Pushed, Eng
 /// # Errors
 /// A folder that holds something else; from reading and writing.
 pub fn pull(from: &str, out: &Path, progress: &dyn Progress) -> Result<Made, EngineError> {
-    Ok(Made::of(out, &features::pull(&*ascribe_objects::open(from, &environment)?, out, progress)?))
+    let objects = ascribe_objects::open(from, &environment)?;
+    let store = features::pull(&*objects, out, progress)?;
+    for name in [EXAMPLES_FILE, LAB_FILE] {
+        if let Some(bytes) = objects.get(name)? {
+            files::write_atomic(&out.join(name), &bytes)?;
+        }
+    }
+    Ok(Made::of(out, &store))
 }
 
 fn environment(name: &str) -> Option<String> {

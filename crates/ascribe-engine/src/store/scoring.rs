@@ -6,21 +6,23 @@
 
 use std::path::{Path, PathBuf};
 
-use ascribe_core::FeatureReader as _;
-use ascribe_index::shard_job::{Partial, Scored, run_some};
+use ascribe_index::shard_job::{Partial, Scored, run_opened};
 use ascribe_models::vision::data::read_matrix;
-use ascribe_store::{FeatureStore, blake3_hex};
+use ascribe_store::blake3_hex;
+use ascribe_store::features::Snapshot;
 use serde::{Deserialize, Serialize};
 
+use super::environment;
 use crate::error::EngineError;
 use crate::files;
+use crate::lab::fetched;
 
 /// What is to be scored.
 #[derive(Clone, Debug)]
 pub struct ScoringRequest {
-    /// The store.
+    /// The store: a folder, or `s3://BUCKET/PREFIX`, where it is read a shard at a time on each thread.
     pub store: PathBuf,
-    /// Queries `[Q, dim]`, `.npy`.
+    /// Queries `[Q, dim]`, `.npy`; `s3://BUCKET/FILE` is copied to `OUT.data`.
     pub queries: PathBuf,
     /// Rows per query.
     pub k: usize,
@@ -62,23 +64,35 @@ struct PartHead {
 /// # Errors
 /// Those of the store and the queries; parts without shards; the file system's.
 pub fn run(request: &ScoringRequest) -> Result<Scoring, EngineError> {
-    let store = FeatureStore::open(&request.store, None)?;
-    let queries = read_matrix(&request.queries)?;
-    let queries_blake3 = blake3_hex(&files::read(&request.queries)?);
-    let (n_shards, (part, parts)) = (store.n_shards() as u64, request.part);
+    let objects = match request.store.to_str().filter(|text| text.starts_with("s3://")) {
+        Some(url) => Some(ascribe_objects::open(url, &environment)?),
+        None => None,
+    };
+    let store = match &objects {
+        Some(objects) => Snapshot::read(&**objects)?,
+        None => Snapshot::open(&request.store)?,
+    };
+    let queries_at = fetched::local(&request.queries, &request.out)?;
+    let queries = read_matrix(&queries_at)?;
+    let queries_blake3 = blake3_hex(&files::read(&queries_at)?);
+    let (n_shards, (part, parts)) = (store.entries().len() as u64, request.part);
     if parts > n_shards.max(1) || part >= parts {
         let expected = format!("i/n with i < n, and n at most the {n_shards} shards");
         return Err(EngineError::Setting { setting: "--shard", expected, found: format!("{part}/{parts}") });
     }
     let end = |part: u64| (u128::from(n_shards) * u128::from(part) / u128::from(parts)) as usize;
-    let answer = run_some(&store, end(part)..end(part + 1), queries.view(), request.k)?;
+    let open = |shard: usize| match &objects {
+        Some(objects) => store.fetch_shard(&**objects, shard),
+        None => store.map_shard(&request.store, shard),
+    };
+    let answer = run_opened(&store, end(part)..end(part + 1), open, queries.view(), request.k)?;
     let head = PartHead {
         store: store.header().uuid.clone(),
         manifest_blake3: store.manifest_blake3().to_owned(),
         queries_blake3,
         queries: queries.nrows(),
         k: request.k,
-        store_rows: store.n_rows(),
+        store_rows: store.generation().n_rows,
         part,
         parts,
     };

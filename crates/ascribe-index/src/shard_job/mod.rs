@@ -14,8 +14,8 @@ use std::ops::Range;
 
 use ascribe_core::FeatureReader as _;
 use ascribe_linalg::sum;
-use ascribe_store::FeatureStore;
-use ascribe_store::features::ShardView;
+use ascribe_store::features::{ShardView, SingleShard, Snapshot};
+use ascribe_store::{FeatureStore, StoreError};
 use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -65,28 +65,18 @@ pub fn score_rows(
                 out[i * n_queries + q] = sum::dot(query, row(i));
             }
         }
-        if let Some(bad) = out.iter().position(|score| !score.is_finite()) {
+        if let Some(bad) = not_finite(out) {
             return Err(IndexError::RowNotFinite { row: numbers[bad / n_queries] as u64 });
         }
     }
     Ok(())
 }
 
-/// The scores of one row: [`score_rows`] for those who have rows one by one.
-///
-/// # Errors
-/// [`IndexError::RowNotFinite`] with `row_idx` if a score is not finite.
-///
-/// # Panics
-/// If the row or the queries are not contiguous, or not of one length.
-pub fn score_row(
-    row: &[f32],
-    queries: ArrayView2<'_, f32>,
-    row_idx: u64,
-    scores: &mut Vec<f64>,
-) -> Result<(), IndexError> {
-    let rows = ArrayView2::from_shape((1, row.len()), row).expect("one row is as long as it is");
-    score_rows(rows, queries, &[row_idx as usize], scores)
+/// The first of these scores that is not finite.
+// Compiled here, where numbers are optimised: the engine that calls it is built without.
+#[inline(never)]
+pub fn not_finite(scores: &[f64]) -> Option<usize> {
+    scores.iter().position(|score| !score.is_finite())
 }
 
 /// Hands the scores of each of the rows `numbers` of a shard to `take`, in their order; `queries` are in standard layout.
@@ -184,24 +174,34 @@ impl<'s> ShardJob<'s> {
 /// # Errors
 /// As [`ShardJob::new`] and [`ShardJob::run`]; the first shard's error in the order of the rows.
 pub fn run_all(store: &FeatureStore, queries: ArrayView2<'_, f32>, k: usize) -> Result<Partial, IndexError> {
-    run_some(store, 0..store.n_shards(), queries, k)
+    let parts: Vec<Result<Partial, IndexError>> =
+        (0..store.n_shards()).into_par_iter().map(|shard| ShardJob::new(store, shard, queries, k)?.run()).collect();
+    let mut all = Partial::new(queries.nrows(), k);
+    for part in parts {
+        all.merge(part?);
+    }
+    Ok(all)
 }
 
-/// The jobs of some shards, joined: a part of what [`run_all`] does.
+/// The same over a generation of which nothing is open: `open` maps or fetches a shard when its turn comes, and it is let go of when
+/// it is done. So a thread has one shard at a time, however many there are.
 ///
 /// # Errors
-/// As [`run_all`].
+/// As [`run_all`]; those of `open`.
 ///
 /// # Panics
 /// If a shard is behind the last one.
-pub fn run_some(
-    store: &FeatureStore,
+pub fn run_opened(
+    snapshot: &Snapshot,
     shards: Range<usize>,
+    open: impl Fn(usize) -> Result<SingleShard, StoreError> + Sync,
     queries: ArrayView2<'_, f32>,
     k: usize,
 ) -> Result<Partial, IndexError> {
-    let parts: Vec<Result<Partial, IndexError>> =
-        shards.into_par_iter().map(|shard| ShardJob::new(store, shard, queries, k)?.run()).collect();
+    check_queries(queries, k, snapshot.generation().n_rows, snapshot.header().spec.dim)?;
+    let queries = queries.as_standard_layout();
+    let job = |shard: usize| run_view(&open(shard)?.view()?, queries.view(), k);
+    let parts: Vec<Result<Partial, IndexError>> = shards.into_par_iter().map(job).collect();
     let mut all = Partial::new(queries.nrows(), k);
     for part in parts {
         all.merge(part?);

@@ -1,9 +1,9 @@
 //! The shard job: joined, it is the exact search and the sums of the store, however it was cut.
 
 use ascribe_core::{FeatureReader, FeatureSink, RowType};
-use ascribe_index::shard_job::{Partial, ShardJob, run_all};
+use ascribe_index::shard_job::{Partial, ShardJob, run_all, run_opened};
 use ascribe_index::{Effort, ExactIndex, IndexError, VectorIndex};
-use ascribe_store::features::{Deletion, delete};
+use ascribe_store::features::{Deletion, Snapshot, delete};
 use ascribe_store::{FeatureStore, FeatureWriter};
 use ascribe_testkit::{MemoryReader, gradient_spec, toy_rows};
 use ndarray::s;
@@ -57,6 +57,15 @@ fn cuts_threads_and_order_leave_no_trace() {
         backwards.merge(ShardJob::new(&many, shard, queries.view(), 5).unwrap().run().unwrap());
     }
     assert_eq!(backwards.to_bytes(), whole);
+    // Nothing is open but the shard that a thread works on.
+    let snapshot = Snapshot::open(other.path()).unwrap();
+    let opened = |shards| {
+        run_opened(&snapshot, shards, |shard| snapshot.map_shard(other.path(), shard), queries.view(), 5).unwrap()
+    };
+    assert_eq!(opened(0..many.n_shards()).to_bytes(), whole);
+    let mut halves = opened(7..many.n_shards());
+    halves.merge(opened(0..7));
+    assert_eq!(halves.to_bytes(), whole);
 }
 
 #[test]
