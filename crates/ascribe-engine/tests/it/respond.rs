@@ -7,7 +7,7 @@ use ascribe_engine::walk::intervals::Intervals;
 use ascribe_methods::combine::CalibratedMethod;
 use ascribe_store::read_scores;
 
-use crate::common::{DATASETS, Tiny, digests, finished, temp_dir};
+use crate::common::{DATASETS, SHOWN, Tiny, digests, finished, temp_dir};
 
 fn ask(input: Input) -> Ask {
     Ask { input, method: None, k: 5, min_score: None, filter: Filter::default(), tokens: false, verbatim: false }
@@ -97,9 +97,13 @@ fn texts_vectors_and_long_responses_are_answered() {
     let run = &found.verbatim.unwrap()[0];
     assert_eq!((run.start, run.sources[0].0), (0, 0));
     assert_eq!(run.text, known.chars().take(run.end).collect::<String>());
-    // Its licence permits training alone: ids are shown, texts are not.
-    let hit = found.hits[0].record.as_ref().unwrap();
-    assert!(hit.text.is_none() && hit.spans.iter().all(|s| s.text.is_none()) && !hit.id.is_empty());
+    // Its licence permits that it is shown; those of the others permit training alone: ids are shown, texts are not.
+    for hit in &found.hits {
+        let (name, record) = (DATASETS[hit.example.dataset as usize].0, hit.record.as_ref().unwrap());
+        let shown = name == SHOWN;
+        assert!(record.text.is_some() == shown && record.spans.iter().all(|s| s.text.is_some() == shown), "{record:?}");
+        assert!(!record.id.is_empty());
+    }
 
     let long = known.repeat(20);
     let found = responder.respond(&ask(text("a prompt", &long))).unwrap();
