@@ -59,7 +59,7 @@ pub struct SettledRevenue {
     pub minor_units: u128,
 }
 
-/// One use of a model that may be paid. Members stand in the order of RFC 8785, see [`canonical_bytes`].
+/// One use of a model that may be paid. Members stand in the order of RFC 8785, the order in which they are signed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct UsageReceipt {

@@ -226,7 +226,7 @@ mod tests {
         // A device that is always full.
         let mut out = CopyOut::create(Path::new("/dev/full")).unwrap();
         let bytes = vec![1; PIECE_BYTES];
-        let error = (0..8).find_map(|_| out.write_all(&bytes).err()).map_or_else(|| out.finish().unwrap_err(), |e| e);
+        let error = (0..8).find_map(|_| out.write_all(&bytes).err()).unwrap_or_else(|| out.finish().unwrap_err());
         assert_eq!(error.kind(), io::ErrorKind::StorageFull, "{error}");
     }
 }
