@@ -88,7 +88,7 @@ class Bench:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def finish(process, seconds=120):
+def finish(process, seconds=300):
     try:
         out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
