@@ -2,7 +2,7 @@
 //!
 //! | function | arguments | result |
 //! |---|---|---|
-//! | `row_scores` | store folder, BLAKE3 of its manifest, query file, BLAKE3 of it, shard, row | list of f64, one per query; null for a deleted row |
+//! | `row_scores` | store (folder or address), BLAKE3 of its manifest, query file, BLAKE3 of it, shard, row | list of f64, one per query; null for a deleted row |
 //! | `join_rows` | `example_id`, list of f64, `k` | a partial answer's bytes (`ascribe_index::shard_job::Partial`) |
 //! | `exact_sum` | f64 | f64: the exact sum, rounded once |
 //!
@@ -10,8 +10,9 @@
 
 use std::sync::Arc;
 
-use ascribe_core::{ExampleId, FeatureReader as _};
-use ascribe_index::shard_job::{ExactSum, Partial, score_rows};
+use anyhow::{Context as _, bail};
+use ascribe_core::ExampleId;
+use ascribe_index::shard_job::{ExactSum, Partial, not_finite, scores_of};
 use datafusion::arrow::array::{
     Array, ArrayRef, AsArray as _, BinaryArray, Float64Array, Float64Builder, ListArray, ListBuilder,
 };
@@ -25,7 +26,8 @@ use datafusion::logical_expr::{
 };
 use ndarray::ArrayView2;
 
-use crate::stores;
+use crate::error::at_shard;
+use crate::stores::{self, Opened};
 
 /// Functions of a row.
 pub fn scalars() -> Vec<Arc<ScalarUDF>> {
@@ -79,7 +81,7 @@ impl ScalarUDFImpl for RowScores {
         };
         let opened = stores::store(&text(0)?, &text(1)?).map_err(failed)?;
         let queries = stores::queries(&text(2)?, &text(3)?).map_err(failed)?;
-        let dim = opened.store.spec().dim;
+        let dim = opened.dim();
         if queries.ncols() != dim {
             let found = queries.ncols();
             return exec_err!("{}: expected {dim} numbers per query, as the store's rows, found {found}", text(2)?);
@@ -87,45 +89,49 @@ impl ScalarUDFImpl for RowScores {
         let columns = ColumnarValue::values_to_arrays(&args.args[4..])?;
         let (shards, rows) = (columns[0].as_primitive::<UInt32Type>(), columns[1].as_primitive::<UInt32Type>());
         let mut out = ListBuilder::new(Float64Builder::with_capacity(rows.len() * queries.nrows()));
-        let (mut row, mut scores) = (vec![0.0; dim], Vec::with_capacity(queries.nrows()));
         let mut at = 0;
-        while at < rows.len() {
-            // Rows come shard by shard: a view is asked for once per run.
-            let shard = shards.value(at);
-            let run = (at..rows.len()).take_while(|&i| shards.value(i) == shard).count();
-            let Some(&place) = opened.place.get(&shard) else {
-                return exec_err!("{}: expected a live shard, found {shard}", text(0)?);
-            };
-            let wanted = (at..at + run).map(|i| rows.value(i) as usize).map(|row| row..row + 1);
-            let n_rows = opened.store.entries()[place].rows;
-            if let Some(beyond) = (at..at + run).map(|i| rows.value(i)).find(|&row| row >= n_rows) {
-                return exec_err!("{}, shard {shard}: expected a row below {n_rows}, found {beyond}", text(0)?);
-            }
-            let view = opened.store.shard_rows(place, wanted).map_err(|error| failed(error.into()))?;
-            for i in at..at + run {
-                let number = rows.value(i) as usize;
-                if !view.is_live(number) {
-                    out.append(false);
-                    continue;
-                }
-                view.widen(number, &mut row);
-                scores.clear();
-                let one = ArrayView2::from_shape((1, dim), &row).expect("one row is as long as it is");
-                score_rows(one, queries.view(), &[number], &mut scores)
-                    .map_err(|error| exec_datafusion_err!("{}, shard {shard}: {error}", opened.store_name()))?;
-                out.values().append_slice(&scores);
-                out.append(true);
-            }
-            at += run;
+        // Rows come shard by shard.
+        for run in shards.values().chunk_by(|a, b| a == b) {
+            let rows = &rows.values()[at..at + run.len()];
+            score_run(&opened, run[0], rows, queries.view(), &mut out)
+                .map_err(|error| at_shard(&opened.location, run[0], error))?;
+            at += run.len();
         }
         Ok(ColumnarValue::Array(Arc::new(out.finish())))
     }
 }
 
-impl stores::Opened {
-    fn store_name(&self) -> String {
-        format!("store {}", self.store.header().uuid)
+/// Appends the scores of some rows of one shard: a list each, null for a deleted one.
+fn score_run(
+    opened: &Opened,
+    shard: u32,
+    rows: &[u32],
+    queries: ArrayView2<'_, f32>,
+    out: &mut ListBuilder<Float64Builder>,
+) -> anyhow::Result<()> {
+    let place = *opened.place.get(&shard).context("expected a live shard, found none of this number")?;
+    let n_rows = opened.snapshot.entries()[place].rows;
+    if let Some(beyond) = rows.iter().find(|&&row| row >= n_rows) {
+        bail!("expected a row below {n_rows}, found {beyond}");
     }
+    let held = stores::shard(opened, place)?;
+    let in_runs = rows.chunk_by(|a, b| a + 1 == *b);
+    let view = held.view_of(in_runs.map(|run| run[0] as usize..run[run.len() - 1] as usize + 1))?;
+    let live: Vec<usize> = rows.iter().map(|&row| row as usize).filter(|&row| view.is_live(row)).collect();
+    let mut at = 0;
+    scores_of(&view, &live, queries, |row, scores| {
+        while rows[at] as usize != row {
+            out.append(false);
+            at += 1;
+        }
+        out.values().append_slice(scores);
+        out.append(true);
+        at += 1;
+    })?;
+    for _ in at..rows.len() {
+        out.append(false);
+    }
+    Ok(())
 }
 
 /// See the head of this file.
@@ -178,11 +184,12 @@ impl Accumulator for Joined {
     fn update_batch(&mut self, values: &[ArrayRef]) -> Result<()> {
         let (ids, k) = (values[0].as_primitive::<UInt64Type>(), values[2].as_primitive::<UInt64Type>());
         let scores: &ListArray = values[1].as_list();
+        let (all, ends) = (scores.values().as_primitive::<Float64Type>().values(), scores.value_offsets());
         for i in (0..ids.len()).filter(|&i| scores.is_valid(i)) {
-            let of_row = scores.value(i);
-            let of_row = of_row.as_primitive::<Float64Type>().values();
-            if let Some(bad) = of_row.iter().find(|score| !score.is_finite()) {
-                return exec_err!("join_rows: expected finite scores, found {bad} for example {}", ids.value(i));
+            let of_row = &all[ends[i] as usize..ends[i + 1] as usize];
+            if let Some(bad) = not_finite(of_row) {
+                let found = of_row[bad];
+                return exec_err!("join_rows: expected finite scores, found {found} for example {}", ids.value(i));
             }
             let partial = self.partial.get_or_insert_with(|| Partial::new(of_row.len(), k.value(i) as usize));
             partial.push(ExampleId::from_u64(ids.value(i)), of_row);

@@ -6,14 +6,15 @@
 //! Without `--cluster`, the same SQL runs on the embedded DataFusion; results are equal to the byte, because rows are scored alone
 //! and joined exactly.
 
+mod error;
 mod functions;
 mod jobs;
 mod npy;
+mod objects;
 mod processes;
 mod session;
 mod stores;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -32,7 +33,8 @@ enum Command {
     ///
     /// Example: ascribe-cluster scheduler --port 50050
     Scheduler(processes::SchedulerArgs),
-    /// An executor that knows our functions. Shards and queries are read by path: every node needs the same folder.
+    /// An executor that knows our functions. Shards and queries are read by path, then every node needs the same folder, or from an
+    /// object store, then every node needs its keys in the environment.
     ///
     /// Example: ascribe-cluster executor --scheduler 10.0.0.1:50050 --vcores 8
     Executor(processes::ExecutorArgs),
@@ -76,10 +78,4 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// A path as every node must see it.
-fn shared(path: &std::path::Path) -> Result<PathBuf> {
-    use anyhow::Context as _;
-    path.canonicalize().with_context(|| format!("{} cannot be opened", path.display()))
 }

@@ -13,7 +13,7 @@ use ballista_scheduler::config::SchedulerConfig;
 use ballista_scheduler::scheduler_process::start_server;
 use clap::Args;
 
-use crate::{functions, session};
+use crate::{functions, objects, session, stores};
 
 /// Largest message between the processes. Queries travel by path, answers are small.
 const MESSAGE_BYTES: u32 = 64 << 20;
@@ -101,7 +101,9 @@ pub async fn executor(args: ExecutorArgs) -> Result<()> {
     let mut registry = BallistaFunctionRegistry::default();
     registry.scalar_functions.extend(functions::scalars().into_iter().map(|f| (f.name().to_owned(), f)));
     registry.aggregate_functions.extend(functions::aggregates().into_iter().map(|f| (f.name().to_owned(), f)));
+    let temporary = args.work_dir.clone();
     let work_dir = args.work_dir.map(|dir| dir.display().to_string());
+    stores::keep_shards(args.vcores);
     let config = ExecutorProcessConfig {
         bind_host: args.host.clone(),
         external_host: Some(args.external_host.unwrap_or(args.host)),
@@ -117,7 +119,7 @@ pub async fn executor(args: ExecutorArgs) -> Result<()> {
         grpc_max_encoding_message_size: MESSAGE_BYTES,
         executor_heartbeat_interval_seconds: args.heartbeat,
         override_function_registry: Some(Arc::new(registry)),
-        override_config_producer: None,
+        override_runtime_producer: Some(Arc::new(move |_| objects::runtime(temporary.as_deref()))),
         ..ExecutorProcessConfig::default()
     };
     eprintln!("executor of {found} listens on {} and {}", args.port, args.grpc_port);

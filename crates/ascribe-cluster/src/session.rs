@@ -1,19 +1,20 @@
 //! Contexts: embedded or on a cluster, both with our functions.
 
-use anyhow::{Context as _, Result};
 use ballista::prelude::{SessionConfigExt as _, SessionContextExt as _};
+use datafusion::error::Result;
 use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::prelude::{SessionConfig, SessionContext};
 
-use crate::functions;
+use crate::{functions, objects};
 
 /// A state with the defaults of DataFusion and our functions.
 ///
 /// # Errors
 /// Those of DataFusion.
-pub fn state(config: SessionConfig) -> datafusion::error::Result<SessionState> {
+pub fn state(config: SessionConfig) -> Result<SessionState> {
     use datafusion::execution::FunctionRegistry as _;
-    let mut state = SessionStateBuilder::new().with_default_features().with_config(config).build();
+    let builder = SessionStateBuilder::new().with_default_features().with_config(config);
+    let mut state = builder.with_runtime_env(objects::runtime(None)?).build();
     for function in functions::scalars() {
         state.register_udf(function)?;
     }
@@ -28,7 +29,7 @@ pub fn state(config: SessionConfig) -> datafusion::error::Result<SessionState> {
 /// `partitions` is the number of tasks that a scan may be cut into.
 ///
 /// # Errors
-/// A cluster that cannot be reached; those of DataFusion.
+/// An address that is none; those of DataFusion. Nobody is asked before there is a statement.
 pub async fn context(url: Option<&str>, partitions: usize) -> Result<SessionContext> {
     let Some(url) = url else {
         let config = SessionConfig::new().with_target_partitions(partitions.max(1));
@@ -37,7 +38,7 @@ pub async fn context(url: Option<&str>, partitions: usize) -> Result<SessionCont
     let config = SessionConfig::new_with_ballista().with_target_partitions(partitions.max(1));
     let context = SessionContext::remote_with_state(url, state(config)?)
         .await
-        .with_context(|| format!("the scheduler at {url} cannot be reached"))?;
+        .map_err(|error| error.context(format!("--cluster: expected df://HOST:PORT, found {url}")))?;
     // The upgrade for the cluster puts Ballista's functions in the place of ours.
     for function in functions::scalars() {
         context.register_udf((*function).clone());

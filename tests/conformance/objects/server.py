@@ -1,4 +1,7 @@
-"""moto's S3 on a port of the system's choice, one request at a time. Prints its address; ends with its parent or after an hour."""
+"""moto's S3 on a port of the system's choice, one request at a time. Prints its address; ends with its parent or after an hour.
+
+With --connections many clients may hold connections open that they do not use; requests still come one at a time.
+"""
 
 import os
 import sys
@@ -9,10 +12,26 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
 
+def one_at_a_time(application):
+    """The application, its answers made whole under a lock."""
+    lock = threading.Lock()
+
+    def answer(environ, start_response):
+        with lock:
+            body = application(environ, start_response)
+            try:
+                return [b"".join(body)]
+            finally:
+                getattr(body, "close", lambda: None)()
+
+    return answer
+
+
 def main():
     application = DomainDispatcherApplication(create_backend_app)
     # One thread: moto looks whether an object is there and then writes it, in two steps that two threads could mix.
-    server = make_server("127.0.0.1", 0, application, threaded=False)
+    threaded = "--connections" in sys.argv[1:]
+    server = make_server("127.0.0.1", 0, one_at_a_time(application) if threaded else application, threaded=threaded)
     print(f"http://127.0.0.1:{server.server_port}", flush=True)
     parent = os.getppid()
 

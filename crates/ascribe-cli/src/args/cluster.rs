@@ -13,10 +13,10 @@ pub struct ScoreArgs {
     /// Where the run is; with --store or --join the file of the result.
     #[command(flatten)]
     pub run: RunArgs,
-    /// Score every row of this store: a folder, or without --cluster s3://BUCKET/PREFIX; with it a folder that every node sees.
+    /// Score every row of this store: a folder (with --cluster one that every node sees at this path), or s3://BUCKET/PREFIX.
     #[arg(long, value_name = "DIR", requires = "queries")]
     pub store: Option<String>,
-    /// With --store: queries [Q, dim], f32, .npy, without --cluster also s3://BUCKET/FILE; with it seen by every node.
+    /// With --store: queries [Q, dim], f32, .npy; with --cluster seen by every node too, or s3://BUCKET/FILE.
     #[arg(long, value_name = "FILE", requires = "store")]
     pub queries: Option<String>,
     /// With --store: best rows per query.
@@ -43,7 +43,7 @@ pub struct SharesArgs {
     /// writes; `ascribe pay run` takes the result.
     #[arg(long, value_name = "URL", requires = "scores")]
     pub cluster: Option<String>,
-    /// With --cluster: score files, Parquet, seen by every node.
+    /// With --cluster: score files, Parquet, seen by every node, or s3://BUCKET/FILE.
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "cluster")]
     pub scores: Vec<String>,
     /// With --cluster: the method, where a file holds several.
