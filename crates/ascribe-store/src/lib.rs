@@ -36,4 +36,6 @@ pub fn blake3_hex(bytes: &[u8]) -> String {
 pub use error::{SpecDifference, StoreError};
 pub use factors::{FactorData, FactorFile};
 pub use features::{FeatureStore, FeatureWriter, ShardView};
-pub use scores::{Level, ScoreFile, ScoreFileMeta, ScoreRow, ScoreWriter, read_scores};
+pub use scores::{
+    DatasetScoresView, Level, ScoreFile, ScoreFileMeta, ScoreRow, ScoreTableView, ScoreWriter, read_scores,
+};

@@ -25,7 +25,7 @@ mod write;
 
 pub use read::read_scores;
 pub use table::{Level, ScoreFile, ScoreFileMeta, ScoreRow};
-pub use write::{ScoreWriter, ScoresWritten};
+pub use write::{DatasetScoresView, ScoreTableView, ScoreWriter, ScoresWritten};
 
 /// Version of the layout above.
 pub const SCORES_FORMAT_VERSION: u32 = 1;

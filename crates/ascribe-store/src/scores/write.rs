@@ -7,6 +7,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, DictionaryArray, Float64Array, Int32Array, RecordBatch, StringArray, UInt32Array};
 use arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef};
 use ascribe_core::{DatasetScores, Digest, ExampleId, QueryId, RecordId, ScoreTable};
+use ndarray::ArrayView2;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
@@ -32,6 +33,33 @@ pub struct ScoresWritten {
     pub n_rows: u64,
     /// BLAKE3 of the content, hex (also in the file).
     pub content_blake3: String,
+}
+
+/// A [`ScoreTable`] whose matrix lies elsewhere, in a caller's array or a mapped file: writing it copies nothing of it.
+pub struct ScoreTableView<'a> {
+    /// Method name.
+    pub method: &'a str,
+    /// Hash of the spec (and factors) the scores came from.
+    pub spec: Digest,
+    /// Row labels.
+    pub queries: &'a [QueryId],
+    /// `[Q, N]`, with any strides.
+    pub values: ArrayView2<'a, f32>,
+    /// Label of a column below N: ids may be kept packed, or computed.
+    pub example_of: &'a dyn Fn(usize) -> ExampleId,
+}
+
+/// [`DatasetScores`] that lie elsewhere.
+#[derive(Clone, Copy, Debug)]
+pub struct DatasetScoresView<'a> {
+    /// Method name.
+    pub method: &'a str,
+    /// Hash of the spec (and factors) the scores came from.
+    pub spec: Digest,
+    /// Row labels.
+    pub queries: &'a [QueryId],
+    /// `[Q, K]`; column k is the dataset with ordinal k.
+    pub values: ArrayView2<'a, f64>,
 }
 
 /// Writes a score file table by table. Dropped before [`ScoreWriter::finish`] it leaves nothing behind.
@@ -86,17 +114,41 @@ impl ScoreWriter {
         top_k: Option<usize>,
         record_of: &dyn Fn(ExampleId) -> Option<RecordId>,
     ) -> Result<(), StoreError> {
-        let method = self.method(&table.method, table.spec)?;
+        self.method(&table.method, table.spec)?;
         expect_shape(table.values.dim(), (table.queries.len(), table.examples.len()))?;
+        let view = ScoreTableView {
+            method: &table.method,
+            spec: table.spec,
+            queries: &table.queries,
+            values: table.values.view(),
+            example_of: &|n| table.examples[n],
+        };
+        self.push_examples_view(&view, top_k, record_of)
+    }
+
+    /// [`ScoreWriter::push_examples`] of a table that is borrowed: the same bytes. Beside the table it takes eight bytes per example,
+    /// and a batch of rows.
+    ///
+    /// # Errors
+    /// As [`ScoreWriter::push_examples`].
+    pub fn push_examples_view(
+        &mut self,
+        table: &ScoreTableView<'_>,
+        top_k: Option<usize>,
+        record_of: &dyn Fn(ExampleId) -> Option<RecordId>,
+    ) -> Result<(), StoreError> {
+        let method = self.method(table.method, table.spec)?;
+        let example_of = table.example_of;
+        expect_shape(table.values.dim(), (table.queries.len(), table.values.ncols()))?;
         for (&query, scores) in table.queries.iter().zip(table.values.rows()) {
-            self.expect_new(&table.method, method, Level::Example, query)?;
+            self.expect_new(table.method, method, Level::Example, query)?;
             let mut order: Vec<usize> = (0..scores.len()).collect();
             if let Some(&bad) = order.iter().find(|&&n| !scores[n].is_finite()) {
-                let place = format!("method `{}`, query {}, example {}", table.method, query.0, table.examples[bad]);
+                let place = format!("method `{}`, query {}, example {}", table.method, query.0, example_of(bad));
                 return Err(StoreError::NotFinite { place, found: scores[bad].to_string() });
             }
             let better = |&a: &usize, &b: &usize| {
-                scores[b].total_cmp(&scores[a]).then_with(|| table.examples[a].cmp(&table.examples[b]))
+                scores[b].total_cmp(&scores[a]).then_with(|| example_of(a).cmp(&example_of(b)))
             };
             let n_kept = top_k.unwrap_or(usize::MAX).min(order.len());
             if n_kept < order.len() && n_kept > 0 {
@@ -105,7 +157,7 @@ impl ScoreWriter {
             order.truncate(n_kept);
             order.sort_unstable_by(better);
             for (i, n) in order.into_iter().enumerate() {
-                let id = table.examples[n];
+                let id = example_of(n);
                 self.push(ScoreRow {
                     method,
                     level: Level::Example,
@@ -126,10 +178,19 @@ impl ScoreWriter {
     /// # Errors
     /// As [`ScoreWriter::push_examples`].
     pub fn push_datasets(&mut self, table: &DatasetScores) -> Result<(), StoreError> {
-        let method = self.method(&table.method, table.spec)?;
+        let DatasetScores { method, spec, queries, values } = table;
+        self.push_datasets_view(DatasetScoresView { method, spec: *spec, queries, values: values.view() })
+    }
+
+    /// [`ScoreWriter::push_datasets`] of a table that is borrowed: the same bytes.
+    ///
+    /// # Errors
+    /// As [`ScoreWriter::push_examples`].
+    pub fn push_datasets_view(&mut self, table: DatasetScoresView<'_>) -> Result<(), StoreError> {
+        let method = self.method(table.method, table.spec)?;
         expect_shape(table.values.dim(), (table.queries.len(), table.values.ncols()))?;
         for (&query, scores) in table.queries.iter().zip(table.values.rows()) {
-            self.expect_new(&table.method, method, Level::Dataset, query)?;
+            self.expect_new(table.method, method, Level::Dataset, query)?;
             let mut order: Vec<usize> = (0..scores.len()).collect();
             if let Some(&bad) = order.iter().find(|&&k| !scores[k].is_finite()) {
                 let place = format!("method `{}`, query {}, dataset {bad}", table.method, query.0);

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use ascribe_core::{DatasetScores, Digest, ExampleId, QueryId, RecordId, ScoreTable};
-use ascribe_store::{Level, ScoreFileMeta, ScoreWriter, StoreError, read_scores};
+use ascribe_store::{DatasetScoresView, Level, ScoreFileMeta, ScoreTableView, ScoreWriter, StoreError, read_scores};
 use ndarray::{Array2, array};
 
 use crate::common::poke;
@@ -92,6 +92,37 @@ fn whole_tables_come_back_exactly_and_the_bytes_are_fixed() {
         assert_eq!(back.examples[at], table.examples[n]);
         assert_eq!(back.values.column(at), table.values.column(n));
     }
+}
+
+#[test]
+fn borrowed_tables_with_any_strides_give_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let table = examples("bm25", Array2::from_shape_fn((3, 50), |(q, n)| ((q * 7919 + n * 31) % 7) as f32));
+    let sums = datasets("bm25", array![[1.0, 2.0], [4.0, 3.0], [5.0, 5.0]]);
+    let (owned, borrowed) = (dir.path().join("owned.parquet"), dir.path().join("borrowed.parquet"));
+    let mut writer = ScoreWriter::create(&owned, &meta()).unwrap();
+    writer.push_examples(&table, Some(20), &record_of).unwrap();
+    writer.push_datasets(&sums).unwrap();
+    writer.finish().unwrap();
+    let mut writer = ScoreWriter::create(&borrowed, &meta()).unwrap();
+    let (turned, packed) = (table.values.t().as_standard_layout().into_owned(), table.examples.clone());
+    let view = ScoreTableView {
+        method: "bm25",
+        spec: table.spec,
+        queries: &table.queries,
+        values: turned.t(),
+        example_of: &|n| ExampleId::from_u64(packed[n].to_u64()),
+    };
+    writer.push_examples_view(&view, Some(20), &record_of).unwrap();
+    let view =
+        DatasetScoresView { method: "bm25", spec: sums.spec, queries: &sums.queries, values: sums.values.view() };
+    writer.push_datasets_view(view).unwrap();
+    let queries = &table.queries[..2];
+    let short =
+        ScoreTableView { method: "bm25", spec: table.spec, queries, values: turned.t(), example_of: &|_| packed[0] };
+    assert!(matches!(writer.push_examples_view(&short, None, &record_of), Err(StoreError::Shape { .. })));
+    writer.finish().unwrap();
+    assert_eq!(fs::read(&owned).unwrap(), fs::read(&borrowed).unwrap());
 }
 
 #[test]
