@@ -12,8 +12,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use ascribe_core::{Column, Digest, ExampleId, FeatureReader, FeatureSink, FeatureSpec, ProjectorSpec, RowType};
+use ascribe_core::{ExampleId, FeatureReader, FeatureSink, RowType};
 use ascribe_store::{FeatureStore, FeatureWriter};
+use ascribe_testkit::gradient_spec;
 use ndarray::Array2;
 
 const PUSH_ROWS: usize = 128;
@@ -57,7 +58,8 @@ fn measure(root: &Path, n_rows: usize, dim: usize, row_type: RowType) -> Result<
     let block = Array2::from_shape_fn((PUSH_ROWS, dim), |(i, j)| ((i * 31 + j * 17) % 1009) as f32 / 500.0 - 1.0);
     let ids: Vec<ExampleId> = (0..n_rows).map(|i| ExampleId { dataset: i as u32 % 10, idx: i as u32 / 10 }).collect();
     let (begun, cpu) = (Instant::now(), cpu_seconds());
-    let mut writer = FeatureWriter::create_or_resume(&dir, &spec(dim), row_type, ROWS_PER_SHARD, n_rows as u64)?;
+    let mut writer =
+        FeatureWriter::create_or_resume(&dir, &gradient_spec(&[dim]), row_type, ROWS_PER_SHARD, n_rows as u64)?;
     for chunk in ids.chunks(PUSH_ROWS) {
         writer.push(chunk, block.slice(ndarray::s![..chunk.len(), ..]))?;
     }
@@ -131,18 +133,4 @@ fn scan(store: &FeatureStore) -> Result<f64, Box<dyn Error>> {
     }
     assert!(sums.iter().all(|sum| sum.is_finite()), "the rows are small finite numbers");
     Ok(begun.elapsed().as_secs_f64())
-}
-
-fn spec(dim: usize) -> FeatureSpec {
-    FeatureSpec {
-        model: Digest::of(b"throughput"),
-        checkpoint: "none".into(),
-        quantity: "synthetic".into(),
-        loss: "none".into(),
-        normalizer: "none".into(),
-        projector: ProjectorSpec::Identity,
-        columns: vec![Column { name: "all".into(), start: 0, len: dim }],
-        dim,
-        corpus: Digest::of(b"none"),
-    }
 }

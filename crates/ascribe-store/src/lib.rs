@@ -27,6 +27,7 @@ pub mod mmap;
 pub mod score_rows;
 pub mod scores;
 pub mod tensors;
+mod wide;
 
 /// BLAKE3 of some bytes, hex: what manifests name files by.
 pub fn blake3_hex(bytes: &[u8]) -> String {

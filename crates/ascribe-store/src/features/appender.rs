@@ -22,7 +22,11 @@ use crate::tensors;
 
 /// Shards that are written at once, each by a thread of its own: a disk that is waited for after every file stands still while
 /// the next one is hashed. Manifest lines are appended in the order of the shards all the same.
-const UNDER_WAY_MAX: usize = 2;
+const UNDER_WAY_MIN: usize = 2;
+/// So many of them if they are small: a sync takes its milliseconds however little it is for.
+const UNDER_WAY_MAX: usize = 8;
+/// Bytes of rows up to which more than [`UNDER_WAY_MIN`] are under way.
+const UNDER_WAY_BYTES: usize = 64 << 20;
 
 /// Appends shards behind those that a generation stands on. While shards are written and synced, the next one fills.
 #[derive(Debug)]
@@ -124,7 +128,8 @@ impl Appender {
         if !self.failed.is_empty() {
             self.settle()?;
         }
-        while self.under_way.len() >= UNDER_WAY_MAX {
+        let shard_bytes = self.buffer.n_rows().max(1) * self.header.stride().max(1);
+        while self.under_way.len() >= (UNDER_WAY_BYTES / shard_bytes).clamp(UNDER_WAY_MIN, UNDER_WAY_MAX) {
             self.join()?;
         }
         if self.buffer.n_rows() == 0 {

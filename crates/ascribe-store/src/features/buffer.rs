@@ -7,20 +7,26 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Float32Array, RecordBatch, UInt32Array, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema};
 use ascribe_core::{Digest, ExampleId, RowType};
+use half::f16;
 use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
+use ndarray::ArrayView2;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
+use rayon::prelude::*;
 use safetensors::tensor::Dtype;
 
 use super::FEATURES_FORMAT_VERSION;
 use super::layout::StoreHeader;
-use super::quant::{self, round_up};
+use super::quant::{self, Encoded, round_up};
 use super::shard::{dtype, has_error};
 use super::view::ShardView;
 use crate::error::StoreError;
 use crate::tensors::Tensor;
+use crate::wide::wide;
+
+/// Fewer numbers are coded where they are pushed: handing them to other threads takes some microseconds.
+const PARALLEL_NUMBERS: usize = 1 << 16;
 
 /// Rows on their way into a shard.
 #[derive(Debug, Default)]
@@ -33,41 +39,35 @@ pub(crate) struct ShardBuffer {
 }
 
 impl ShardBuffer {
-    /// Takes one row, which is known to be finite and to fit the row type; `lost` is what it lost before (0 for a row that
-    /// comes from its maker).
+    /// Takes rows in standard layout, which are known to be finite and to fit the row type; `lost` is what each lost before
+    /// (nothing for rows that come from their maker). Large blocks are coded on all threads.
     ///
-    /// The norm is that of the row as stored, summed in f64 in fixed lanes and narrowed once.
-    pub fn push(&mut self, id: ExampleId, row: &[f32], header: &StoreHeader, lost: f32) {
-        self.ids.push(id.to_u64());
-        let start = self.grad.len();
-        match header.row_type {
-            RowType::F32 => {
-                self.grad.extend_from_slice(bytemuck::cast_slice(row));
-                self.norms.push(sum_of_squares(row.len(), |i| f64::from(row[i])).sqrt() as f32);
-            }
-            RowType::Bf16 => self.push_narrow(row, bf16::ZERO, bf16::to_f64, lost),
-            RowType::F16 => self.push_narrow(row, f16::ZERO, f16::to_f64, lost),
-            RowType::Int8 | RowType::Int4 => {
-                let found = quant::encode(row, header.row_type, &mut self.grad);
-                self.scales.push(found.scale);
-                self.norms.push(found.norm);
-                self.errors.push(round_up(f64::from(found.error) + f64::from(lost)));
-            }
+    /// A norm is that of the row as stored, summed in f64 in fixed lanes and narrowed once.
+    pub fn push(&mut self, ids: &[ExampleId], rows: ArrayView2<'_, f32>, header: &StoreHeader, lost: Option<&[f32]>) {
+        let (row_type, stride, dim) = (header.row_type, header.stride(), rows.ncols());
+        let (start, numbers) = (self.grad.len(), rows.to_slice().expect("rows are in standard layout"));
+        self.ids.extend(ids.iter().map(|id| id.to_u64()));
+        self.grad.resize(start + ids.len() * stride, 0);
+        let store = |i: usize, bytes: &mut [u8]| {
+            let found = stored(&numbers[i * dim..(i + 1) * dim], row_type, &mut bytes[..row_type.row_bytes(dim)]);
+            let before = lost.map_or(0.0, |lost| lost[i]);
+            Encoded { error: round_up(f64::from(found.error) + f64::from(before)), ..found }
+        };
+        let places = &mut self.grad[start..];
+        let found: Vec<Encoded> = if numbers.len() < PARALLEL_NUMBERS {
+            places.chunks_mut(stride).enumerate().map(|(i, bytes)| store(i, bytes)).collect()
+        } else {
+            let least = (PARALLEL_NUMBERS / 4).div_ceil(dim.max(1));
+            let places = places.par_chunks_mut(stride).enumerate().with_min_len(least);
+            places.map(|(i, bytes)| store(i, bytes)).collect()
+        };
+        self.norms.extend(found.iter().map(|f| f.norm));
+        if row_type.has_scale() {
+            self.scales.extend(found.iter().map(|f| f.scale));
         }
-        self.grad.resize(start + header.stride(), 0);
-    }
-
-    /// Appends a row rounded to nearest, ties to even.
-    fn push_narrow<T: bytemuck::Pod>(&mut self, row: &[f32], zero: T, to_f64: fn(T) -> f64, lost: f32)
-    where
-        [T]: HalfFloatSliceExt,
-    {
-        let mut narrow = vec![zero; row.len()];
-        narrow.convert_from_f32_slice(row);
-        self.grad.extend_from_slice(bytemuck::cast_slice(&narrow));
-        let rest = sum_of_squares(row.len(), |i| f64::from(row[i]) - to_f64(narrow[i]));
-        self.norms.push(sum_of_squares(row.len(), |i| to_f64(narrow[i])).sqrt() as f32);
-        self.errors.push(round_up(f64::from(quant::bound(rest, row.len())) + f64::from(lost)));
+        if has_error(header) {
+            self.errors.extend(found.iter().map(|f| f.error));
+        }
     }
 
     /// Takes row `i` of a shard of the same row type and width, byte for byte.
@@ -184,20 +184,86 @@ impl ShardBuffer {
     }
 }
 
-/// `Σ x(i)²` for `i` below `n`, in eight lanes that are added in their order: one result on every machine, and no chain of
-/// additions that each wait for the one before.
-fn sum_of_squares(n: usize, x: impl Fn(usize) -> f64) -> f64 {
-    const LANES: usize = 8;
-    let mut lanes = [0.0f64; LANES];
-    let whole = n / LANES * LANES;
-    for start in (0..whole).step_by(LANES) {
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            let x = x(start + lane);
-            *sum += x * x;
+/// Writes one row as the row type has it.
+fn stored(row: &[f32], row_type: RowType, bytes: &mut [u8]) -> Encoded {
+    match row_type {
+        RowType::F32 => {
+            bytes.copy_from_slice(bytemuck::cast_slice(row));
+            let (_, squares) = rest_and_squares(row, row);
+            Encoded { scale: 1.0, norm: squares.sqrt() as f32, error: 0.0 }
+        }
+        RowType::Bf16 | RowType::F16 => {
+            // Room of an even address, and the numbers as they will be read.
+            let (mut bits, mut wide) = (vec![0u16; row.len()], vec![0.0f32; row.len()]);
+            if row_type == RowType::Bf16 {
+                to_bf16(row, &mut bits, &mut wide);
+            } else {
+                let halves: &mut [f16] = bytemuck::cast_slice_mut(&mut bits);
+                halves.convert_from_f32_slice(row);
+                halves.convert_to_f32_slice(&mut wide);
+            }
+            bytes.copy_from_slice(bytemuck::cast_slice(&bits));
+            let (rest, squares) = rest_and_squares(row, &wide);
+            Encoded { scale: 1.0, norm: squares.sqrt() as f32, error: quant::bound(rest, row.len()) }
+        }
+        RowType::Int8 | RowType::Int4 => quant::encode(row, row_type, bytes),
+    }
+}
+
+wide! {
+    /// Rounds finite numbers that fit to bfloat16, ties to even: its bits, and the numbers that they are.
+    fn to_bf16 / to_bf16_at (row: &[f32], bits: &mut [u16], wide: &mut [f32]) {
+        for ((&x, bits), wide) in row.iter().zip(bits).zip(wide) {
+            let x = x.to_bits();
+            let rounded = x + 0x7FFF + (x >> 16 & 1);
+            *bits = (rounded >> 16) as u16;
+            *wide = f32::from_bits(rounded & 0xFFFF_0000);
         }
     }
-    for (i, sum) in (whole..n).zip(&mut lanes) {
-        *sum += x(i) * x(i);
+}
+
+wide! {
+    /// `Σ (x − y)²` and `Σ y²` in f64, in eight lanes that are added in their order: one result on every machine, and no chain of
+    /// additions that each wait for the one before.
+    fn rest_and_squares / rest_and_squares_at (x: &[f32], y: &[f32]) -> (f64, f64) {
+        const LANES: usize = 8;
+        let (mut rests, mut squares) = ([0.0f64; LANES], [0.0f64; LANES]);
+        let mut take = |x: &[f32], y: &[f32]| {
+            for (((rest, square), &x), &y) in rests.iter_mut().zip(&mut squares).zip(x).zip(y) {
+                let (x, y) = (f64::from(x), f64::from(y));
+                *rest += (x - y) * (x - y);
+                *square += y * y;
+            }
+        };
+        let ((xs, x_last), (ys, y_last)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
+        xs.iter().zip(ys).for_each(|(x, y)| take(x, y));
+        take(x_last, y_last);
+        (rests.iter().sum(), squares.iter().sum())
     }
-    lanes.iter().sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::wide::levels;
+
+    #[test]
+    fn bfloat16_is_rounded_to_nearest_and_every_twin_gives_the_same() {
+        let row: Vec<f32> = (0..4099u32).map(|i| f32::from_bits(i.wrapping_mul(0x0102_7331) % 0x7F00_0000)).collect();
+        let ties = [1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, -1.0 - 1.0 / 256.0, 0.0, -0.0, f32::from_bits(0x0000_8000)];
+        let row = [&row[..], &ties].concat();
+        let mut wanted = vec![bf16::ZERO; row.len()];
+        wanted.convert_from_f32_slice(&row);
+        for level in levels() {
+            let (mut bits, mut wide) = (vec![0; row.len()], vec![0.0; row.len()]);
+            to_bf16_at(level, &row, &mut bits, &mut wide);
+            assert!(bits.iter().zip(&wanted).all(|(bits, wanted)| *bits == wanted.to_bits()), "{level:?}");
+            assert!(wide.iter().zip(&wanted).all(|(wide, wanted)| wide.to_bits() == wanted.to_f32().to_bits()));
+            let small: Vec<f32> = row.iter().map(|x| x % 3.0).collect();
+            let sums = rest_and_squares_at(level, &small, &wide);
+            assert_eq!(sums, rest_and_squares_at(levels()[0], &small, &wide), "{level:?}");
+        }
+    }
 }

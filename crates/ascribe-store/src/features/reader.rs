@@ -309,6 +309,12 @@ impl FeatureReader for FeatureStore {
             None => (range.start + place as usize) as u32,
             Some(live) => live[range.clone()][place as usize],
         };
+        if let [place] = places {
+            // What a search of a graph asks for: its rows are far apart, and one may be borrowed.
+            let row = row(place) as usize;
+            let (rows, view) = (shard.rows(row..row + 1)?, shard.unchecked());
+            return Ok(Features { ids: Cow::Owned(vec![view.id(row)]), rows });
+        }
         let places: Vec<u32> = places.iter().map(row).collect();
         let (rows, view) = (shard.rows_at(&places)?, shard.unchecked());
         let ids = places.iter().map(|&row| view.id(row as usize)).collect();

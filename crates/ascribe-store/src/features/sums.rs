@@ -5,15 +5,22 @@ use std::path::Path;
 
 use ascribe_core::ExampleId;
 use ndarray::{Array2, ArrayView2};
+use rayon::prelude::*;
 use safetensors::tensor::Dtype;
 
 use super::FEATURES_FORMAT_VERSION;
 use super::generation::{Generation, Part};
 use super::layout::{Paths, StoreHeader};
+use super::view::ShardView;
 use crate::atomic::write_atomic;
 use crate::error::StoreError;
 use crate::mmap::Map;
 use crate::tensors::{self, Table, Tensor};
+use crate::wide::wide;
+
+/// Columns of a dataset that one task adds up: a row of them stays in the first cache, and a store of one dataset has work for
+/// several threads. Even, since two int4 codes share a byte.
+const TASK_COLUMNS: usize = 1024;
 
 /// `G_k = Σ_{i in dataset k} g_i` over the rows as stored, each number as an f64 and what that f64 lost (compensated
 /// summation, Ogita, Rump and Oishi, SIAM J. Sci. Comput. 26, 2005, algorithm Sum2): as if summed with 106 bits.
@@ -57,6 +64,41 @@ impl DatasetSums {
     pub fn add(&mut self, ids: &[ExampleId], rows: ArrayView2<'_, f32>) {
         self.change(ids, rows, 1.0);
         ids.iter().for_each(|id| self.counts[id.dataset as usize] += 1);
+    }
+
+    /// Adds the live rows of a shard as stored, in their order, on all threads: every number of a sum is one thread's, so the
+    /// bits are those of [`DatasetSums::add`].
+    pub(crate) fn add_stored(&mut self, view: &ShardView<'_>) {
+        let mut live: Vec<u32> = (0..view.n_rows as u32).filter(|&row| view.is_live(row as usize)).collect();
+        // Stable: the rows of a dataset stay in their order.
+        live.sort_by_key(|&row| view.dataset(row as usize));
+        self.grow(live.last().map_or(0, |&row| view.dataset(row as usize) as usize + 1));
+        let (mut tasks, mut next) = (Vec::new(), 0);
+        let (mut main, mut rest) = (&mut self.main[..], &mut self.rest[..]);
+        for rows in live.chunk_by(|&a, &b| view.dataset(a as usize) == view.dataset(b as usize)) {
+            let dataset = view.dataset(rows[0] as usize) as usize;
+            self.counts[dataset] += rows.len() as u64;
+            let skipped = (dataset - next) * self.dim;
+            let (own_main, own_rest);
+            (own_main, main) = main[skipped..].split_at_mut(self.dim);
+            (own_rest, rest) = rest[skipped..].split_at_mut(self.dim);
+            next = dataset + 1;
+            let columns = own_main.chunks_mut(TASK_COLUMNS).zip(own_rest.chunks_mut(TASK_COLUMNS)).enumerate();
+            tasks.extend(columns.map(|(i, (main, rest))| (i * TASK_COLUMNS, main, rest, rows)));
+        }
+        let run = |(start, main, rest, rows): (usize, &mut [f64], &mut [f64], &[u32])| {
+            let mut wide = [0.0f32; TASK_COLUMNS];
+            let numbers = &mut wide[..main.len()];
+            for &row in rows {
+                view.widen_from(row as usize, start, numbers);
+                add_row(main, rest, numbers, 1.0);
+            }
+        };
+        if live.len() * self.dim < TASK_COLUMNS * TASK_COLUMNS / 8 {
+            tasks.into_iter().for_each(run);
+        } else {
+            tasks.into_par_iter().for_each(run);
+        }
     }
 
     /// Takes rows out again; a dataset without rows has sums of exactly zero.
@@ -134,9 +176,7 @@ impl DatasetSums {
             let at = id.dataset as usize * self.dim..(id.dataset as usize + 1) * self.dim;
             let (main, rest) = (&mut self.main[at.clone()], &mut self.rest[at]);
             match row.as_slice() {
-                Some(row) => {
-                    main.iter_mut().zip(rest).zip(row).for_each(|((s, r), &x)| add_to(s, r, sign * f64::from(x)))
-                }
+                Some(row) => add_row(main, rest, row, sign),
                 None => main.iter_mut().zip(rest).zip(row).for_each(|((s, r), &x)| add_to(s, r, sign * f64::from(x))),
             }
         }
@@ -202,6 +242,13 @@ pub(crate) fn check_part(path: &Path, bytes: &[u8], part: &Part) -> Result<(), S
     }
     let (path, expected, found) = (path.to_path_buf(), part.blake3.clone(), found.to_string());
     Err(StoreError::WrongChecksum { path, expected, found })
+}
+
+wide! {
+    /// Adds one row, or takes it out.
+    fn add_row / add_row_at (main: &mut [f64], rest: &mut [f64], row: &[f32], sign: f64) {
+        main.iter_mut().zip(rest).zip(row).for_each(|((s, r), &x)| add_to(s, r, sign * f64::from(x)));
+    }
 }
 
 /// `s + x` without losing what the rounding loses (Knuth's TwoSum).

@@ -5,7 +5,6 @@ use serde::{Deserialize, Serialize};
 use super::quant;
 use super::reader::FeatureStore;
 use super::sums::DatasetSums;
-use super::writer::add_live_rows;
 use crate::error::StoreError;
 use crate::mmap::Map;
 
@@ -50,7 +49,7 @@ impl FeatureStore {
                 return Err(StoreError::WrongChecksum { path, expected, found });
             }
             if self.generation.sums.is_some() {
-                add_live_rows(&view, &mut again);
+                again.add_stored(&view);
             }
         }
         if let Some(part) = &self.generation.sums {

@@ -4,7 +4,8 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use ascribe_core::{ExampleId, FeatureSink, FeatureSpec, RowType};
-use ndarray::{ArrayView1, ArrayView2};
+use ndarray::ArrayView2;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::appender::Appender;
@@ -21,11 +22,14 @@ use crate::atomic::{create_dirs, read_capped, sync_dir};
 use crate::error::StoreError;
 use crate::limits::{DATASETS_MAX, HEADER_MAX_BYTES};
 use crate::lock::Lock;
+use crate::wide::wide;
 
 /// Smallest magnitude that rounds to infinity in f16: half way from 65504, the largest number, to 65536.
 const F16_LIMIT: f32 = 65520.0;
 /// Smallest magnitude that rounds to infinity in bf16: half way from its largest number to 2¹²⁸.
 const BF16_LIMIT: f32 = f32::from_bits(0x7F7F_8000);
+/// Numbers that are looked at at once: a quarter of a mebibyte.
+const CHECKED_NUMBERS: usize = 1 << 16;
 
 /// Takes rows and commits them shard by shard. One per store at a time.
 #[derive(Debug)]
@@ -261,8 +265,9 @@ impl FeatureWriter {
             let limit = self.target_rows;
             return Err(StoreError::TooLarge { what: "rows of the store", limit, found: n_rows });
         }
+        let bad_row = first_bad_row(rows, limit(self.appender.header.row_type));
         let mut in_block = HashSet::with_capacity(ids.len());
-        for (i, (&id, row)) in ids.iter().zip(rows.rows()).enumerate() {
+        for (i, &id) in ids.iter().enumerate() {
             let row_idx = self.appender.first_row() + self.n_taken() + i as u64;
             if id.dataset >= DATASETS_MAX {
                 let (limit, found) = (u64::from(DATASETS_MAX) - 1, u64::from(id.dataset));
@@ -271,21 +276,13 @@ impl FeatureWriter {
             if self.seen.contains(&id.to_u64()) || !in_block.insert(id.to_u64()) {
                 return Err(StoreError::DuplicateExample { id, row: row_idx });
             }
-            self.check_row(row_idx, id, row)?;
+            if bad_row == Some(i) {
+                let limit = limit(self.appender.header.row_type);
+                let bad = rows.row(i).into_iter().enumerate().find(|(_, x)| !fits(**x, limit));
+                return bad.map_or(Ok(()), |(column, &value)| Err(self.refuse_value(row_idx, id, column, value)));
+            }
         }
         Ok(())
-    }
-
-    /// Refuses a row with a number that is not finite, or not in the row type.
-    fn check_row(&self, row_idx: u64, id: ExampleId, row: ArrayView1<'_, f32>) -> Result<(), StoreError> {
-        let row_type = self.appender.header.row_type;
-        // One pass without branches first: the largest magnitude is finite and fits if all do.
-        let is_fine = row.fold(true, |all, &x| all & fits(x, row_type));
-        if is_fine {
-            return Ok(());
-        }
-        let bad = row.iter().enumerate().find(|(_, x)| !fits(**x, row_type));
-        bad.map_or(Ok(()), |(column, &value)| Err(self.refuse_value(row_idx, id, column, value)))
     }
 
     fn refuse_value(&self, row: u64, id: ExampleId, column: usize, value: f32) -> StoreError {
@@ -311,13 +308,17 @@ impl FeatureWriter {
             // An earlier commit failed and the caller tries again all the same.
             self.commit_shard()?;
         }
-        self.check_block(ids, rows)?;
         let standard = rows.as_standard_layout();
-        for (i, (&id, row)) in ids.iter().zip(standard.rows()).enumerate() {
-            let numbers = row.to_slice().expect("a row in standard layout is contiguous");
-            let lost = lost.map_or(0.0, |l| l[i]);
-            self.appender.buffer.push(id, numbers, &self.appender.header, lost);
-            self.after_push(id)?;
+        self.check_block(ids, standard.view())?;
+        let mut done = 0;
+        while done < ids.len() {
+            let room = (self.appender.header.rows_per_shard as usize).saturating_sub(self.appender.buffer.n_rows());
+            let part = done..(done + room.max(1)).min(ids.len());
+            let rows = standard.slice(ndarray::s![part.clone(), ..]);
+            let lost = lost.map(|lost| &lost[part.clone()]);
+            self.appender.buffer.push(&ids[part.clone()], rows, &self.appender.header, lost);
+            self.after_push(&ids[part.clone()])?;
+            done = part.end;
         }
         Ok(())
     }
@@ -330,11 +331,11 @@ impl FeatureWriter {
             return Err(StoreError::DuplicateExample { id, row });
         }
         self.appender.buffer.push_stored(view, i, &self.appender.header);
-        self.after_push(id)
+        self.after_push(&[id])
     }
 
-    fn after_push(&mut self, id: ExampleId) -> Result<(), StoreError> {
-        self.seen.insert(id.to_u64());
+    fn after_push(&mut self, ids: &[ExampleId]) -> Result<(), StoreError> {
+        self.seen.extend(ids.iter().map(|id| id.to_u64()));
         let is_last = self.n_taken() == self.target_rows;
         if is_last || self.appender.is_full() {
             self.commit_shard()?;
@@ -423,24 +424,46 @@ fn take_committed(
 
 /// Adds the rows of a shard to the sums, as stored, in their order.
 fn add_rows(view: &ShardView<'_>, sums: &mut DatasetSums) {
-    add_live_rows(&ShardView { dead: &[], ..*view }, sums);
+    sums.add_stored(&ShardView { dead: &[], ..*view });
 }
 
-/// The same without the deleted ones.
-pub(crate) fn add_live_rows(view: &ShardView<'_>, sums: &mut DatasetSums) {
-    let mut row = ndarray::Array2::zeros((1, view.dim));
-    for i in (0..view.n_rows).filter(|&i| view.is_live(i)) {
-        view.widen(i, row.as_slice_mut().expect("a fresh row is contiguous"));
-        sums.add(&[view.id(i)], row.view());
+/// The smallest magnitude that the row type does not keep finite.
+fn limit(row_type: RowType) -> f32 {
+    match row_type {
+        RowType::F32 | RowType::Int8 | RowType::Int4 => f32::INFINITY,
+        RowType::Bf16 => BF16_LIMIT,
+        RowType::F16 => F16_LIMIT,
     }
 }
 
-/// True if `x` stays finite in the row type.
-fn fits(x: f32, row_type: RowType) -> bool {
-    match row_type {
-        RowType::F32 | RowType::Int8 | RowType::Int4 => x.is_finite(),
-        RowType::Bf16 => x.abs() < BF16_LIMIT,
-        RowType::F16 => x.abs() < F16_LIMIT,
+/// True if `x` lies below a limit; NaN does not.
+#[inline(always)]
+fn fits(x: f32, limit: f32) -> bool {
+    x.abs() < limit
+}
+
+/// The first row, in standard layout, with a number that does not fit.
+fn first_bad_row(rows: ArrayView2<'_, f32>, limit: f32) -> Option<usize> {
+    let numbers = rows.to_slice().expect("rows are in standard layout");
+    let parts = numbers.par_chunks(CHECKED_NUMBERS).enumerate();
+    let bad = parts.find_map_first(|(i, part)| {
+        // One pass without branches first, which nearly always is the last.
+        let at = (!all_fit(part, limit)).then(|| part.iter().position(|&x| !fits(x, limit)))??;
+        Some(i * CHECKED_NUMBERS + at)
+    })?;
+    Some(bad / rows.ncols())
+}
+
+wide! {
+    /// True if all numbers fit.
+    fn all_fit / all_fit_at (numbers: &[f32], limit: f32) -> bool {
+        let mut bad = [0u32; 32];
+        let (chunks, last) = numbers.as_chunks::<32>();
+        for chunk in chunks {
+            bad.iter_mut().zip(chunk).for_each(|(bad, &x)| *bad |= u32::from(!fits(x, limit)));
+        }
+        bad.iter_mut().zip(last).for_each(|(bad, &x)| *bad |= u32::from(!fits(x, limit)));
+        bad.iter().all(|&bad| bad == 0)
     }
 }
 
@@ -449,18 +472,34 @@ mod tests {
     use half::{bf16, f16};
 
     use super::*;
+    use crate::wide::levels;
 
     #[test]
     fn what_fits_is_what_stays_finite() {
-        for limit in [F16_LIMIT, BF16_LIMIT, f32::MAX, 1.0] {
-            for bits in limit.to_bits() - 3..limit.to_bits() + 3 {
+        for edge in [F16_LIMIT, BF16_LIMIT, f32::MAX, 1.0] {
+            for bits in edge.to_bits() - 3..edge.to_bits() + 3 {
                 for x in [f32::from_bits(bits), -f32::from_bits(bits)] {
-                    assert_eq!(fits(x, RowType::F32), x.is_finite(), "{x}");
-                    assert_eq!(fits(x, RowType::Bf16), bf16::from_f32(x).is_finite(), "{x}");
-                    assert_eq!(fits(x, RowType::F16), f16::from_f32(x).is_finite(), "{x}");
+                    assert_eq!(fits(x, limit(RowType::F32)), x.is_finite(), "{x}");
+                    assert_eq!(fits(x, limit(RowType::Bf16)), bf16::from_f32(x).is_finite(), "{x}");
+                    assert_eq!(fits(x, limit(RowType::F16)), f16::from_f32(x).is_finite(), "{x}");
                 }
             }
         }
-        assert!(!fits(f32::NAN, RowType::F16) && !fits(f32::NAN, RowType::Bf16) && !fits(f32::NAN, RowType::F32));
+        assert!(RowType::ALL.iter().all(|&row_type| !fits(f32::NAN, limit(row_type))));
+    }
+
+    #[test]
+    fn the_first_bad_row_is_found_by_every_twin() {
+        for (n, dim) in [(1, 1), (3, 7), (40, 500), (9, 4096)] {
+            let mut rows = ndarray::Array2::from_shape_fn((n, dim), |(i, j)| (i * dim + j) as f32);
+            assert_eq!(first_bad_row(rows.view(), F16_LIMIT), None, "the largest is {}", n * dim - 1);
+            rows[(n - 1, dim - 1)] = f32::NAN;
+            rows[(n / 2, dim / 3)] = f32::NEG_INFINITY;
+            for level in levels() {
+                assert!(!all_fit_at(level, rows.as_slice().unwrap(), f32::INFINITY));
+                assert!(all_fit_at(level, &rows.as_slice().unwrap()[..n / 2 * dim + dim / 3], f32::INFINITY));
+            }
+            assert_eq!(first_bad_row(rows.view(), f32::INFINITY), Some(n / 2));
+        }
     }
 }
