@@ -41,6 +41,10 @@ pub fn sum(values: &[f64]) -> f64 {
 /// If the lengths differ.
 pub fn dot(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len(), "a dot product needs two slices of one length");
+    if a.len() <= BLOCK {
+        // The tree of one block is that block, and takes no memory.
+        return dot_block(a, b);
+    }
     let blocks = a.chunks(BLOCK).zip(b.chunks(BLOCK)).map(|(a, b)| dot_block(a, b));
     tree(blocks.collect())
 }

@@ -113,10 +113,9 @@ pub(crate) struct Block {
 /// A block function: multiplies whole tiles.
 pub(crate) type Multiply = unsafe fn(&Block);
 
-/// Left tiles stand in tmm4 and tmm5, right tiles in tmm6 and tmm7, sums in tmm0 to tmm3 (row · 2 + column). Which product a
-/// step is (bf16 here, int8 in `scan::tiles`) is the caller's; the geometry in bytes is the same.
+/// Left tiles stand in tmm4 and tmm5, right tiles in tmm6 and tmm7, sums in tmm0 to tmm3 (row · 2 + column).
 macro_rules! block {
-    ($name:ident, zero: [$($zero:literal),*], load: [$($load:literal),*], step: [$($step:literal),*], store: [$($store:literal),*]) => {
+    ($name:ident, zero: [$($zero:literal),*], load: [$($load:literal),*], step: [$($step:expr),*], store: [$($store:literal),*]) => {
         // SAFETY: to be called on a configured thread with a block whose pointers cover its whole tiles.
         unsafe fn $name(block: &$crate::packed::amx::Block) {
             // SAFETY: the caller promised readable and writable tiles; all registers that change are declared.
@@ -160,82 +159,92 @@ macro_rules! block {
 
 pub(crate) use block;
 
-block!(
-    one_by_one,
-    zero: ["tilezero tmm0"],
-    load: ["tileloadd tmm0, [{c0} + {c_row}]"],
-    step: [
-        "tileloadd tmm4, [{a0} + {a_row}]",
-        "tileloadd tmm6, [{b} + {b_step}]",
-        "tdpbf16ps tmm0, tmm4, tmm6"
-    ],
-    store: ["tilestored [{c0} + {c_row}], tmm0"]
-);
+/// The four shapes of block around one instruction (bf16 here, int8 in `scan::tiles`: the geometry in bytes is the same), and
+/// `real`, which picks one by its rows and columns of tiles.
+macro_rules! blocks {
+    ($product:literal) => {
+        $crate::packed::amx::block!(
+            one_by_one,
+            zero: ["tilezero tmm0"],
+            load: ["tileloadd tmm0, [{c0} + {c_row}]"],
+            step: [
+                "tileloadd tmm4, [{a0} + {a_row}]",
+                "tileloadd tmm6, [{b} + {b_step}]",
+                concat!($product, " tmm0, tmm4, tmm6")
+            ],
+            store: ["tilestored [{c0} + {c_row}], tmm0"]
+        );
 
-block!(
-    one_by_two,
-    zero: ["tilezero tmm0", "tilezero tmm1"],
-    load: ["tileloadd tmm0, [{c0} + {c_row}]", "tileloadd tmm1, [{c0} + {c_row} + 64]"],
-    step: [
-        "tileloadd tmm4, [{a0} + {a_row}]",
-        "tileloadd tmm6, [{b} + {b_step}]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tileloadd tmm7, [{b} + {b_step} + 64]",
-        "tdpbf16ps tmm1, tmm4, tmm7"
-    ],
-    store: ["tilestored [{c0} + {c_row}], tmm0", "tilestored [{c0} + {c_row} + 64], tmm1"]
-);
+        $crate::packed::amx::block!(
+            one_by_two,
+            zero: ["tilezero tmm0", "tilezero tmm1"],
+            load: ["tileloadd tmm0, [{c0} + {c_row}]", "tileloadd tmm1, [{c0} + {c_row} + 64]"],
+            step: [
+                "tileloadd tmm4, [{a0} + {a_row}]",
+                "tileloadd tmm6, [{b} + {b_step}]",
+                concat!($product, " tmm0, tmm4, tmm6"),
+                "tileloadd tmm7, [{b} + {b_step} + 64]",
+                concat!($product, " tmm1, tmm4, tmm7")
+            ],
+            store: ["tilestored [{c0} + {c_row}], tmm0", "tilestored [{c0} + {c_row} + 64], tmm1"]
+        );
 
-block!(
-    two_by_one,
-    zero: ["tilezero tmm0", "tilezero tmm2"],
-    load: ["tileloadd tmm0, [{c0} + {c_row}]", "tileloadd tmm2, [{c1} + {c_row}]"],
-    step: [
-        "tileloadd tmm4, [{a0} + {a_row}]",
-        "tileloadd tmm6, [{b} + {b_step}]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tileloadd tmm5, [{a1} + {a_row}]",
-        "tdpbf16ps tmm2, tmm5, tmm6"
-    ],
-    store: ["tilestored [{c0} + {c_row}], tmm0", "tilestored [{c1} + {c_row}], tmm2"]
-);
+        $crate::packed::amx::block!(
+            two_by_one,
+            zero: ["tilezero tmm0", "tilezero tmm2"],
+            load: ["tileloadd tmm0, [{c0} + {c_row}]", "tileloadd tmm2, [{c1} + {c_row}]"],
+            step: [
+                "tileloadd tmm4, [{a0} + {a_row}]",
+                "tileloadd tmm6, [{b} + {b_step}]",
+                concat!($product, " tmm0, tmm4, tmm6"),
+                "tileloadd tmm5, [{a1} + {a_row}]",
+                concat!($product, " tmm2, tmm5, tmm6")
+            ],
+            store: ["tilestored [{c0} + {c_row}], tmm0", "tilestored [{c1} + {c_row}], tmm2"]
+        );
 
-block!(
-    two_by_two,
-    zero: ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
-    load: [
-        "tileloadd tmm0, [{c0} + {c_row}]",
-        "tileloadd tmm1, [{c0} + {c_row} + 64]",
-        "tileloadd tmm2, [{c1} + {c_row}]",
-        "tileloadd tmm3, [{c1} + {c_row} + 64]"
-    ],
-    step: [
-        "tileloadd tmm4, [{a0} + {a_row}]",
-        "tileloadd tmm6, [{b} + {b_step}]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tileloadd tmm7, [{b} + {b_step} + 64]",
-        "tdpbf16ps tmm1, tmm4, tmm7",
-        "tileloadd tmm5, [{a1} + {a_row}]",
-        "tdpbf16ps tmm2, tmm5, tmm6",
-        "tdpbf16ps tmm3, tmm5, tmm7"
-    ],
-    store: [
-        "tilestored [{c0} + {c_row}], tmm0",
-        "tilestored [{c0} + {c_row} + 64], tmm1",
-        "tilestored [{c1} + {c_row}], tmm2",
-        "tilestored [{c1} + {c_row} + 64], tmm3"
-    ]
-);
+        $crate::packed::amx::block!(
+            two_by_two,
+            zero: ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
+            load: [
+                "tileloadd tmm0, [{c0} + {c_row}]",
+                "tileloadd tmm1, [{c0} + {c_row} + 64]",
+                "tileloadd tmm2, [{c1} + {c_row}]",
+                "tileloadd tmm3, [{c1} + {c_row} + 64]"
+            ],
+            step: [
+                "tileloadd tmm4, [{a0} + {a_row}]",
+                "tileloadd tmm6, [{b} + {b_step}]",
+                concat!($product, " tmm0, tmm4, tmm6"),
+                "tileloadd tmm7, [{b} + {b_step} + 64]",
+                concat!($product, " tmm1, tmm4, tmm7"),
+                "tileloadd tmm5, [{a1} + {a_row}]",
+                concat!($product, " tmm2, tmm5, tmm6"),
+                concat!($product, " tmm3, tmm5, tmm7")
+            ],
+            store: [
+                "tilestored [{c0} + {c_row}], tmm0",
+                "tilestored [{c0} + {c_row} + 64], tmm1",
+                "tilestored [{c1} + {c_row}], tmm2",
+                "tilestored [{c1} + {c_row} + 64], tmm3"
+            ]
+        );
 
-/// The block function of `rows` by `columns` tiles on the processor's own tiles.
-fn real(rows: usize, columns: usize) -> Multiply {
-    match (rows, columns) {
-        (1, 1) => one_by_one,
-        (1, _) => one_by_two,
-        (_, 1) => two_by_one,
-        _ => two_by_two,
-    }
+        /// The block function of `rows` by `columns` tiles on the processor's own tiles.
+        fn real(rows: usize, columns: usize) -> $crate::packed::amx::Multiply {
+            match (rows, columns) {
+                (1, 1) => one_by_one,
+                (1, _) => one_by_two,
+                (_, 1) => two_by_one,
+                _ => two_by_two,
+            }
+        }
+    };
 }
+
+pub(crate) use blocks;
+
+blocks!("tdpbf16ps");
 
 /// One tile of `drive`: up to 32 rows and 3 lines.
 ///

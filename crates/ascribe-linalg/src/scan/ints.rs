@@ -284,30 +284,52 @@ pub fn dots_at(codes: Codes<'_>, query: &[i8], sum: i32, rows: &[u32], out: &mut
 #[cfg(target_arch = "x86_64")]
 pub(super) const PREFETCH_BYTES: usize = 4096;
 
-/// Rows that are asked for ahead of the one that is read.
+/// Bytes of rows that are asked for ahead of those that are read: more are in flight than a core can wait for at once.
 #[cfg(target_arch = "x86_64")]
-const AHEAD: usize = 4;
+const AHEAD_BYTES: usize = 2048;
+
+/// Asks for the cache lines of `numbers`, which will be read soon. A prefetch never faults.
+#[inline]
+pub fn ask_for<T>(numbers: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    ask_lines(numbers.as_ptr().cast(), size_of_val(numbers));
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = numbers;
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn ask_lines(start: *const u8, len: usize) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    for at in (0..len).step_by(LINE) {
+        // SAFETY: SSE is part of every x86-64 processor, and a prefetch of any address does no harm.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(at).cast()) };
+    }
+}
 
 impl Codes<'_> {
-    /// Asks for a row's lines. A prefetch never faults.
+    /// Asks for a row's lines.
     #[cfg(target_arch = "x86_64")]
-    #[inline]
+    #[inline(always)]
     fn ask(&self, row: u32) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let start = self.bytes.as_ptr().wrapping_add(row as usize * self.len);
-        for line in 0..self.len / LINE {
-            // SAFETY: SSE is part of every x86-64 processor.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(line * LINE).cast()) };
-        }
+        ask_lines(self.bytes.as_ptr().wrapping_add(row as usize * self.len), self.len);
+    }
+
+    /// Rows to ask for ahead.
+    #[cfg(target_arch = "x86_64")]
+    const fn ahead(&self) -> usize {
+        let rows = AHEAD_BYTES / self.len;
+        if rows < 4 { 4 } else { rows }
     }
 }
 
 /// The same with AVX2, which the caller has asked for; rows and query were checked by [`dots_at`].
 #[cfg(target_arch = "x86_64")]
 fn avx2_at(codes: Codes<'_>, query: &[i8], rows: &[u32], out: &mut [i32]) {
-    rows.iter().take(AHEAD).for_each(|&row| codes.ask(row));
+    let ahead = codes.ahead();
+    rows.iter().take(ahead).for_each(|&row| codes.ask(row));
     for (i, (&row, out)) in rows.iter().zip(out).enumerate() {
-        if let Some(&next) = rows.get(i + AHEAD) {
+        if let Some(&next) = rows.get(i + ahead) {
             codes.ask(next);
         }
         let bytes = &codes.bytes[row as usize * codes.len..][..codes.len];
@@ -321,34 +343,49 @@ fn avx2_at(codes: Codes<'_>, query: &[i8], rows: &[u32], out: &mut [i32]) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn vnni_at(codes: Codes<'_>, query: &[i8], sum: i32, rows: &[u32], out: &mut [i32]) {
     use std::arch::x86_64::*;
-    let flip = _mm512_set1_epi8(-128);
-    rows.iter().take(AHEAD).for_each(|&row| codes.ask(row));
-    for (i, (&row, out)) in rows.iter().zip(out).enumerate() {
-        if let Some(&next) = rows.get(i + AHEAD) {
-            codes.ask(next);
-        }
-        let (mut even, mut odd) = (_mm512_setzero_si512(), _mm512_setzero_si512());
-        let n_lines = codes.len / LINE;
-        let mut line = 0;
-        // SAFETY: lines of an existing row and of a query as long as a row.
-        unsafe {
-            let start = codes.bytes.as_ptr().add(row as usize * codes.len);
-            let load = |line: usize| {
-                let x = _mm512_xor_si512(_mm512_loadu_si512(start.add(line * LINE).cast()), flip);
-                (x, _mm512_loadu_si512(query.as_ptr().add(line * LINE).cast()))
-            };
-            while line + 1 < n_lines {
-                let ((a, x), (b, y)) = (load(line), load(line + 1));
-                even = _mm512_dpbusd_epi32(even, a, x);
-                odd = _mm512_dpbusd_epi32(odd, b, y);
-                line += 2;
-            }
-            if line < n_lines {
-                let (a, x) = load(line);
-                even = _mm512_dpbusd_epi32(even, a, x);
-            }
-        }
-        let total = _mm512_reduce_add_epi32(_mm512_add_epi32(even, odd));
-        *out = total.wrapping_sub(128i32.wrapping_mul(sum));
+    let ahead = codes.ahead();
+    rows.iter().take(ahead).for_each(|&row| codes.ask(row));
+    let bias = 128i32.wrapping_mul(sum);
+    let start = |row: u32| codes.bytes.as_ptr().wrapping_add(row as usize * codes.len);
+    let ((fours, rest), (out, out_rest)) = (rows.as_chunks::<4>(), out.as_chunks_mut::<4>());
+    for (i, (four, out)) in fours.iter().zip(out).enumerate() {
+        rows.iter().skip(4 * i + ahead).take(4).for_each(|&row| codes.ask(row));
+        // SAFETY: lines of existing rows and of a query as long as a row.
+        let [a, b, c, d] = unsafe { vnni_lines(four.map(start), query) };
+        // Four sums across at once: pairs of lanes, then of pairs, then the four quarters of a register.
+        let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+        let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+        let all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+        let half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64::<1>(all));
+        let four = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half));
+        let four = _mm_sub_epi32(four, _mm_set1_epi32(bias));
+        // SAFETY: `out` has room for four sums.
+        unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), four) };
     }
+    for (&row, out) in rest.iter().zip(out_rest) {
+        // SAFETY: as above.
+        let [sums] = unsafe { vnni_lines([start(row)], query) };
+        *out = _mm512_reduce_add_epi32(sums).wrapping_sub(bias);
+    }
+}
+
+// SAFETY: to be called where VNNI exists, with rows that are as long as the query, a whole number of lines.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn vnni_lines<const R: usize>(rows: [*const u8; R], query: &[i8]) -> [std::arch::x86_64::__m512i; R] {
+    use std::arch::x86_64::*;
+    let flip = _mm512_set1_epi8(-128);
+    let mut sums = [_mm512_setzero_si512(); R];
+    for at in (0..query.len()).step_by(LINE) {
+        // SAFETY: the line lies within the query and within every row, as the caller promised.
+        unsafe {
+            let codes = _mm512_loadu_si512(query.as_ptr().add(at).cast());
+            for r in 0..R {
+                let shifted = _mm512_xor_si512(_mm512_loadu_si512(rows[r].add(at).cast()), flip);
+                sums[r] = _mm512_dpbusd_epi32(sums[r], shifted, codes);
+            }
+        }
+    }
+    sums
 }

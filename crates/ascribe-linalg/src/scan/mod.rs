@@ -27,7 +27,7 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 
-pub use ints::{Codes, dots_at};
+pub use ints::{Codes, ask_for, dots_at};
 pub use queries::{FEW, Queries};
 pub use select::{Bounds, Reach, RowFacts, Thresholds, reaching};
 

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use super::ints::{Rows, spread};
 use super::queries::LINE;
-use crate::packed::amx::{self, Block, block};
+use crate::packed::amx::{self, Block, blocks};
 
 /// Rows of a tile.
 const TILE: usize = 16;
@@ -17,72 +17,7 @@ const TILE: usize = 16;
 /// the second cache.
 const DEPTH: usize = 8192;
 
-block!(
-    one_by_one,
-    zero: ["tilezero tmm0"],
-    load: ["tileloadd tmm0, [{c0} + {c_row}]"],
-    step: [
-        "tileloadd tmm4, [{a0} + {a_row}]",
-        "tileloadd tmm6, [{b} + {b_step}]",
-        "tdpbssd tmm0, tmm4, tmm6"
-    ],
-    store: ["tilestored [{c0} + {c_row}], tmm0"]
-);
-
-block!(
-    one_by_two,
-    zero: ["tilezero tmm0", "tilezero tmm1"],
-    load: ["tileloadd tmm0, [{c0} + {c_row}]", "tileloadd tmm1, [{c0} + {c_row} + 64]"],
-    step: [
-        "tileloadd tmm4, [{a0} + {a_row}]",
-        "tileloadd tmm6, [{b} + {b_step}]",
-        "tdpbssd tmm0, tmm4, tmm6",
-        "tileloadd tmm7, [{b} + {b_step} + 64]",
-        "tdpbssd tmm1, tmm4, tmm7"
-    ],
-    store: ["tilestored [{c0} + {c_row}], tmm0", "tilestored [{c0} + {c_row} + 64], tmm1"]
-);
-
-block!(
-    two_by_one,
-    zero: ["tilezero tmm0", "tilezero tmm2"],
-    load: ["tileloadd tmm0, [{c0} + {c_row}]", "tileloadd tmm2, [{c1} + {c_row}]"],
-    step: [
-        "tileloadd tmm4, [{a0} + {a_row}]",
-        "tileloadd tmm6, [{b} + {b_step}]",
-        "tdpbssd tmm0, tmm4, tmm6",
-        "tileloadd tmm5, [{a1} + {a_row}]",
-        "tdpbssd tmm2, tmm5, tmm6"
-    ],
-    store: ["tilestored [{c0} + {c_row}], tmm0", "tilestored [{c1} + {c_row}], tmm2"]
-);
-
-block!(
-    two_by_two,
-    zero: ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
-    load: [
-        "tileloadd tmm0, [{c0} + {c_row}]",
-        "tileloadd tmm1, [{c0} + {c_row} + 64]",
-        "tileloadd tmm2, [{c1} + {c_row}]",
-        "tileloadd tmm3, [{c1} + {c_row} + 64]"
-    ],
-    step: [
-        "tileloadd tmm4, [{a0} + {a_row}]",
-        "tileloadd tmm6, [{b} + {b_step}]",
-        "tdpbssd tmm0, tmm4, tmm6",
-        "tileloadd tmm7, [{b} + {b_step} + 64]",
-        "tdpbssd tmm1, tmm4, tmm7",
-        "tileloadd tmm5, [{a1} + {a_row}]",
-        "tdpbssd tmm2, tmm5, tmm6",
-        "tdpbssd tmm3, tmm5, tmm7"
-    ],
-    store: [
-        "tilestored [{c0} + {c_row}], tmm0",
-        "tilestored [{c0} + {c_row} + 64], tmm1",
-        "tilestored [{c1} + {c_row}], tmm2",
-        "tilestored [{c1} + {c_row} + 64], tmm3"
-    ]
-);
+blocks!("tdpbssd");
 
 /// True if this processor has int8 tiles, the system lets us use them, and a small product agrees with plain loops. Asked
 /// once.
@@ -125,7 +60,7 @@ pub(super) fn multiply(rows: &Rows<'_>, len: usize, tiles: &[i8], out: &mut [i32
         for depth in (0..len).step_by(DEPTH) {
             let groups = (len - depth).min(DEPTH) / LINE;
             for column in (0..width).step_by(2 * TILE) {
-                let product = pick(tall / TILE, (width - column).min(2 * TILE) / TILE);
+                let product = real(tall / TILE, (width - column).min(2 * TILE) / TILE);
                 // SAFETY: rows `first..first + tall`, `groups` lines from `depth` on, columns up to `width` and steps up to
                 // `len` exist by the checks above, and the thread is configured.
                 unsafe {
@@ -146,15 +81,6 @@ pub(super) fn multiply(rows: &Rows<'_>, len: usize, tiles: &[i8], out: &mut [i32
     // SAFETY: `available` said yes.
     unsafe { amx::release() };
     whole
-}
-
-fn pick(tall: usize, wide: usize) -> amx::Multiply {
-    match (tall, wide) {
-        (1, 1) => one_by_one,
-        (1, _) => one_by_two,
-        (_, 1) => two_by_one,
-        _ => two_by_two,
-    }
 }
 
 /// A product of every shape of block, with both kinds of rows, held against plain sums.
