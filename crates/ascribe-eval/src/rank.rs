@@ -49,18 +49,19 @@ pub fn pearson(a: &[f64], b: &[f64]) -> Option<f64> {
     if a.len() < 2 || a.iter().chain(b).any(|v| !v.is_finite()) {
         return None;
     }
-    let deviations = |values: &[f64]| -> Option<Vec<f64>> {
+    // Deviations are computed again in each sum: lists may be as large as memory, and a division costs less than a copy.
+    let centred = |values: &[f64]| -> Option<(f64, f64)> {
         if values.iter().all(|&v| v == values[0]) {
             return None;
         }
         let largest = values.iter().fold(0.0f64, |m, v| m.max(v.abs()));
-        let mean = values.iter().map(|v| v / largest).sum::<f64>() / values.len() as f64;
-        Some(values.iter().map(|v| v / largest - mean).collect())
+        Some((largest, values.iter().map(|v| v / largest).sum::<f64>() / values.len() as f64))
     };
-    let (a, b) = (deviations(a)?, deviations(b)?);
-    let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
-    let (aa, bb) = (dot(&a, &a), dot(&b, &b));
-    (aa > 0.0 && bb > 0.0).then(|| dot(&a, &b) / (aa * bb).sqrt())
+    let ((scale_a, mean_a), (scale_b, mean_b)) = (centred(a)?, centred(b)?);
+    let pairs = || a.iter().zip(b).map(|(a, b)| (a / scale_a - mean_a, b / scale_b - mean_b));
+    let aa = pairs().map(|(x, _)| x * x).sum::<f64>();
+    let bb = pairs().map(|(_, y)| y * y).sum::<f64>();
+    (aa > 0.0 && bb > 0.0).then(|| pairs().map(|(x, y)| x * y).sum::<f64>() / (aa * bb).sqrt())
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! Arrow's C data interface, by hand: structs whose memory is ours until the reader releases it.
 //!
-//! Layout: Arrow columnar format, "The Arrow C data interface". A table goes out as one struct array whose children are its
-//! columns; buffers are those of the table itself, kept alive by the array.
+//! Layout: Arrow columnar format, "The Arrow C data interface" and "The Arrow C stream interface". A table goes out as one struct
+//! array whose children are its columns, or as a stream of that one array for readers that know streams alone (DuckDB); buffers are
+//! those of the table itself, kept alive by the array.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr;
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use crate::table::{Column, Columns};
 
 const SCHEMA_NAME: &CStr = c"arrow_schema";
 const ARRAY_NAME: &CStr = c"arrow_array";
+const STREAM_NAME: &CStr = c"arrow_array_stream";
 
 #[repr(C)]
 struct ArrowSchema {
@@ -41,6 +43,21 @@ struct ArrowArray {
     dictionary: *mut ArrowArray,
     release: Option<unsafe extern "C" fn(*mut ArrowArray)>,
     private_data: *mut c_void,
+}
+
+#[repr(C)]
+struct ArrowArrayStream {
+    get_schema: Option<unsafe extern "C" fn(*mut ArrowArrayStream, *mut ArrowSchema) -> c_int>,
+    get_next: Option<unsafe extern "C" fn(*mut ArrowArrayStream, *mut ArrowArray) -> c_int>,
+    get_last_error: Option<unsafe extern "C" fn(*mut ArrowArrayStream) -> *const c_char>,
+    release: Option<unsafe extern "C" fn(*mut ArrowArrayStream)>,
+    private_data: *mut c_void,
+}
+
+/// What an exported stream owns: its table, and whether the one array is still to come.
+struct StreamParts {
+    table: Arc<Columns>,
+    to_come: bool,
 }
 
 /// What an exported schema owns.
@@ -150,8 +167,7 @@ fn column_array(table: &Arc<Columns>, column: &Column) -> ArrowArray {
 /// # Errors
 /// No memory.
 pub fn capsules<'py>(py: Python<'py>, table: &Arc<Columns>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
-    let children = table.columns.iter().map(|column| column_array(table, column)).collect();
-    let array = Box::new(array_of(table, table.n_rows, vec![ptr::null()], children));
+    let array = Box::new(table_array(table));
     // SAFETY: the capsule takes the box; its destructor frees it, after releasing what no reader has taken.
     let array = unsafe { capsule(py, Box::into_raw(array).cast(), ARRAY_NAME, drop_array)? };
     Ok((schema_capsule(py, table)?, array))
@@ -162,10 +178,89 @@ pub fn capsules<'py>(py: Python<'py>, table: &Arc<Columns>) -> PyResult<(Bound<'
 /// # Errors
 /// No memory.
 pub fn schema_capsule<'py>(py: Python<'py>, table: &Arc<Columns>) -> PyResult<Bound<'py, PyAny>> {
-    let fields = table.names.iter().zip(&table.columns);
-    let schema = schema_of("+s", "", fields.map(|(name, column)| schema_of(column.format(), name, vec![])).collect());
     // SAFETY: as in `capsules`.
-    unsafe { capsule(py, Box::into_raw(Box::new(schema)).cast(), SCHEMA_NAME, drop_schema) }
+    unsafe { capsule(py, Box::into_raw(Box::new(table_schema(table))).cast(), SCHEMA_NAME, drop_schema) }
+}
+
+/// The capsule of a stream that brings the table as one array.
+///
+/// # Errors
+/// No memory.
+pub fn stream_capsule<'py>(py: Python<'py>, table: &Arc<Columns>) -> PyResult<Bound<'py, PyAny>> {
+    let parts = Box::new(StreamParts { table: Arc::clone(table), to_come: true });
+    let stream = Box::new(ArrowArrayStream {
+        get_schema: Some(stream_schema),
+        get_next: Some(stream_next),
+        get_last_error: Some(stream_error),
+        release: Some(release_stream),
+        private_data: Box::into_raw(parts).cast(),
+    });
+    // SAFETY: as in `capsules`.
+    unsafe { capsule(py, Box::into_raw(stream).cast(), STREAM_NAME, drop_stream) }
+}
+
+fn table_schema(table: &Columns) -> ArrowSchema {
+    let fields = table.names.iter().zip(&table.columns);
+    schema_of("+s", "", fields.map(|(name, column)| schema_of(column.format(), name, vec![])).collect())
+}
+
+fn table_array(table: &Arc<Columns>) -> ArrowArray {
+    let children = table.columns.iter().map(|column| column_array(table, column)).collect();
+    array_of(table, table.n_rows, vec![ptr::null()], children)
+}
+
+// SAFETY: for readers, with a stream of `stream_capsule` that is not released, and room for a schema.
+unsafe extern "C" fn stream_schema(stream: *mut ArrowArrayStream, out: *mut ArrowSchema) -> c_int {
+    // SAFETY: an unreleased stream holds its parts; `out` is the reader's and uninitialised, so it is written, not assigned.
+    unsafe {
+        let parts = (*stream).private_data.cast::<StreamParts>();
+        out.write(table_schema(&(*parts).table));
+    }
+    0
+}
+
+// SAFETY: as `stream_schema`. A reader calls one function of a stream at a time, as the interface demands.
+unsafe extern "C" fn stream_next(stream: *mut ArrowArrayStream, out: *mut ArrowArray) -> c_int {
+    // SAFETY: as in `stream_schema`.
+    unsafe {
+        let parts = (*stream).private_data.cast::<StreamParts>();
+        if std::mem::replace(&mut (*parts).to_come, false) {
+            out.write(table_array(&(*parts).table));
+        } else {
+            // An array that is released already is the end; all zeros is one.
+            out.write_bytes(0, 1);
+        }
+    }
+    0
+}
+
+/// Nothing in a stream can fail.
+extern "C" fn stream_error(_: *mut ArrowArrayStream) -> *const c_char {
+    ptr::null()
+}
+
+// SAFETY: for readers, who call it once.
+unsafe extern "C" fn release_stream(stream: *mut ArrowArrayStream) {
+    // SAFETY: the parts are a leaked box of `stream_capsule`; without `release` nobody frees them again.
+    unsafe {
+        drop(Box::from_raw((*stream).private_data.cast::<StreamParts>()));
+        (*stream).release = None;
+    }
+}
+
+// SAFETY: for the interpreter alone, which calls it once, with a capsule of `stream_capsule`.
+unsafe extern "C" fn drop_stream(capsule: *mut ffi::PyObject) {
+    // SAFETY: only made by `stream_capsule`, so the pointer under this name is its box; a reader that took the stream left `release`
+    // empty.
+    unsafe {
+        let pointer = ffi::PyCapsule_GetPointer(capsule, STREAM_NAME.as_ptr()).cast::<ArrowArrayStream>();
+        if !pointer.is_null() {
+            let mut stream = Box::from_raw(pointer);
+            if let Some(release) = stream.release {
+                release(&raw mut *stream);
+            }
+        }
+    }
 }
 
 // SAFETY: the caller hands over a leaked box and the destructor that frees such a box.

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use ascribe_core::{ExampleId, FeatureReader};
 use ascribe_index::hnsw::Metric;
-use ascribe_index::{Effort, Filter, HnswIndex, HnswParams, RecallCurve, VectorIndex};
+use ascribe_index::{Effort, HnswIndex, HnswParams, RecallCurve, VectorIndex};
 use ascribe_store::FeatureStore;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -14,7 +14,7 @@ use pyo3::types::PyDict;
 use crate::arrays;
 use crate::error::{OrRaise, value_error};
 use crate::layout;
-use crate::store::{Store, hits_table};
+use crate::store::{Store, filter_of, hits_table};
 use crate::table::{Column, Table};
 
 /// Graphs over the rows of one open store. The lock is taken only while the interpreter's is let go, so the two never wait for
@@ -189,14 +189,13 @@ impl Index {
     ) -> PyResult<Table> {
         let queries = arrays::matrix::<f32>("queries", queries)?;
         let view = queries.as_array();
-        let mut filter = datasets.map_or_else(Filter::default, Filter::datasets);
-        if let Some(exclude) = exclude {
-            filter = filter.without(exclude.into_iter().map(ExampleId::from_u64));
-        }
         // More than all rows are no more than all rows.
         let most = usize::try_from(self.store.n_rows()).unwrap_or(usize::MAX);
         let effort = Effort { ef: ef.min(most), n_exact: n_exact.min(most) };
-        let hits = self.read(py, |index| index.search_filtered(view, k, effort, &filter)).or_raise()?;
-        Ok(hits_table(&hits))
+        let found: Result<_, ascribe_index::IndexError> = self.read(py, |index| {
+            let hits = index.search_filtered(view, k, effort, &filter_of(datasets, exclude))?;
+            Ok(hits_table(&hits))
+        });
+        found.or_raise()
     }
 }

@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
-use ascribe_core::{Digest, FeatureReader, QueryId, ScoreTable};
+use ascribe_core::{Digest, ExampleId, FeatureReader, QueryId};
 use ascribe_methods::block_fisher::{self, Covariance, Factors, Preconditioner};
 use ascribe_methods::lorif::Layout;
 use ascribe_methods::normalise::Normalisation;
 use ascribe_methods::{dot, rows};
-use ascribe_store::{FactorData, FactorFile, FeatureStore, ScoreFileMeta, ScoreWriter};
-use ndarray::{Array2, ArrayView2};
+use ascribe_store::{
+    DatasetScoresView, FactorData, FactorFile, FeatureStore, ScoreFileMeta, ScoreTableView, ScoreWriter,
+};
+use ndarray::Array2;
 use numpy::{IntoPyArray, PyArray1, PyArray2};
 use pyo3::prelude::*;
 
@@ -110,11 +112,13 @@ impl BlockFisher {
             let square = found.and_then(|tensor| tensor.into_dimensionality().ok());
             square.ok_or_else(|| value_error("factor file", format!("a matrix {name}"), "none"))
         };
-        let layout = store.layout()?;
-        let columns = layout.as_ref().map_or_else(|| spec.columns.clone(), Layout::dense_columns);
-        let parts: PyResult<Vec<_>> = columns.iter().map(|column| part(&column.name)).collect();
-        let factors = Factors::from_parts(columns, parts?).or_raise()?;
-        Ok(Self { factors, layout, spec: spec.hash(), damping_rel, n_rows })
+        py.detach(|| {
+            let layout = store.layout()?;
+            let columns = layout.as_ref().map_or_else(|| spec.columns.clone(), Layout::dense_columns);
+            let parts: PyResult<Vec<_>> = columns.iter().map(|column| part(&column.name)).collect();
+            let factors = Factors::from_parts(columns, parts?).or_raise()?;
+            Ok(Self { factors, layout, spec: spec.hash(), damping_rel, n_rows })
+        })
     }
 }
 
@@ -136,7 +140,7 @@ impl BlockFisher {
 #[pyfunction]
 #[pyo3(signature = (store, damping=0.1, progress=None))]
 pub fn fit(py: Python<'_>, store: &Store, damping: f64, progress: Option<Py<PyAny>>) -> PyResult<BlockFisher> {
-    let (listener, layout) = (Listener::new(progress), store.layout()?);
+    let (listener, layout) = (Listener::new(progress), py.detach(|| store.layout())?);
     let fitted: Result<_, ascribe_methods::MethodError> = py.detach(|| {
         let covariance = Covariance::fit(&Rows::new(&store.store, layout.as_ref())?, &listener)?;
         Ok((covariance.cholesky(damping)?, covariance.n_rows()))
@@ -169,15 +173,17 @@ pub fn score<'py>(
 ) -> PyResult<Scored<'py>> {
     let queries = arrays::matrix::<f32>("queries", queries)?;
     let (view, by) = (queries.as_array(), normalisation(normalise)?);
-    let (listener, layout) = (Listener::new(progress), store.layout()?);
+    let (listener, layout) = (Listener::new(progress), py.detach(|| store.layout())?);
     let metric = metric(factors.as_deref(), store)?;
-    let scores = py.detach(|| {
+    let scores: Result<_, ascribe_methods::MethodError> = py.detach(|| {
         let queries = layout::queries(layout.as_ref(), view)?;
-        rows::score(&Rows::new(&store.store, layout.as_ref())?, queries.view(), metric, by, &listener)
+        let reader = Rows::new(&store.store, layout.as_ref())?;
+        let scores = rows::score(&reader, queries.view(), metric, by, &listener)?;
+        let ids: Vec<u64> = scores.examples.iter().map(|id| id.to_u64()).collect();
+        Ok((ids, scores.values))
     });
-    let scores = listener.settle(scores.or_raise())?;
-    let ids: Vec<u64> = scores.examples.iter().map(|id| id.to_u64()).collect();
-    Ok((ids.into_pyarray(py), scores.values.into_pyarray(py)))
+    let (ids, values) = listener.settle(scores.or_raise())?;
+    Ok((ids.into_pyarray(py), values.into_pyarray(py)))
 }
 
 /// Exact influence of whole datasets, `[Q, K]` f64: sums of the example scores, from the store's sums of rows.
@@ -190,7 +196,7 @@ pub fn dataset_scores<'py>(
     factors: Option<PyRef<'py, BlockFisher>>,
 ) -> PyResult<Bound<'py, PyArray2<f64>>> {
     let queries = arrays::matrix::<f32>("queries", queries)?;
-    let (view, layout) = (queries.as_array(), store.layout()?);
+    let (view, layout) = (queries.as_array(), py.detach(|| store.layout())?);
     let queries = py.detach(|| layout::queries(layout.as_ref(), view)).or_raise()?;
     let dim = layout.as_ref().map_or(store.store.spec().dim, Layout::dense_dim);
     if queries.ncols() != dim {
@@ -227,7 +233,7 @@ fn expanded_sums(store: &FeatureStore, layout: &Layout) -> PyResult<Array2<f64>>
 }
 
 /// Writes a score file (Parquet, sealed) of one method: the `top_k` best examples of each query, and the datasets if there are
-/// any.
+/// any. Ids, scores and datasets are read where they lie: what is taken beside them is eight bytes per example, and a batch of rows.
 #[pyfunction]
 #[pyo3(signature = (path, spec, method, ids, scores, top_k=None, datasets=None))]
 #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
@@ -243,33 +249,24 @@ pub fn write_scores(
 ) -> PyResult<u64> {
     let (ids, scores) = (arrays::vector::<u64>("ids", ids)?, arrays::matrix::<f32>("scores", scores)?);
     let datasets = datasets.map(|d| arrays::matrix::<f64>("datasets", d)).transpose()?;
-    let (ids, scores) = (ids.as_array(), scores.as_array());
+    let (ids, scores, datasets) = (ids.as_array(), scores.as_array(), datasets.as_ref().map(|d| d.as_array()));
     if scores.ncols() != ids.len() {
         return Err(value_error("ids", format!("{}, one per column of the scores", scores.ncols()), ids.len()));
     }
     let spec = parse_spec(spec)?;
-    let queries: Vec<QueryId> = (0..scores.nrows() as u32).map(QueryId).collect();
-    let dataset_table =
-        datasets.as_ref().map(|d| d.as_array()).map(|values: ArrayView2<'_, f64>| ascribe_core::DatasetScores {
-            method: method.to_owned(),
-            spec: spec.hash(),
-            queries: (0..values.nrows() as u32).map(QueryId).collect(),
-            values: values.to_owned(),
-        });
-    let table = ScoreTable {
-        method: method.to_owned(),
-        spec: spec.hash(),
-        queries,
-        examples: ids.iter().map(|&id| ascribe_core::ExampleId::from_u64(id)).collect(),
-        values: scores.to_owned(),
-    };
-    let methods = BTreeMap::from([(method.to_owned(), spec.hash())]);
-    let meta = ScoreFileMeta { spec: spec.hash(), corpus: spec.corpus, methods };
     let written = py.detach(|| {
+        let hash = spec.hash();
+        let methods = BTreeMap::from([(method.to_owned(), hash)]);
+        let meta = ScoreFileMeta { spec: hash, corpus: spec.corpus, methods };
+        let numbered = |n: usize| (0..n as u32).map(QueryId).collect::<Vec<_>>();
         let mut writer = ScoreWriter::create(&path, &meta)?;
-        writer.push_examples(&table, top_k, &|_| None)?;
-        if let Some(datasets) = &dataset_table {
-            writer.push_datasets(datasets)?;
+        let queries = &numbered(scores.nrows());
+        let example_of = &|n: usize| ExampleId::from_u64(ids[n]);
+        let table = ScoreTableView { method, spec: hash, queries, values: scores, example_of };
+        writer.push_examples_view(&table, top_k, &|_| None)?;
+        if let Some(values) = datasets {
+            let queries = &numbered(values.nrows());
+            writer.push_datasets_view(DatasetScoresView { method, spec: hash, queries, values })?;
         }
         writer.finish()
     });
@@ -279,18 +276,21 @@ pub fn write_scores(
 /// Reads a score file: a table (method, level, query, id, dataset, score) of everything in it.
 #[pyfunction]
 pub fn read_scores(py: Python<'_>, path: PathBuf) -> PyResult<(Table, HashMap<&'static str, String>)> {
-    let file = py.detach(|| ascribe_store::read_scores(&path)).or_raise()?;
-    let names: Vec<&str> = file.meta.method_names().collect();
-    let rows = &file.rows;
-    let method = |row: &ascribe_store::ScoreRow| names.get(row.method as usize).copied().unwrap_or_default();
-    let table = Table::of(vec![
-        ("method", Column::text(rows.iter().map(method))?),
-        ("level", Column::text(rows.iter().map(|row| row.level.as_str()))?),
-        ("query", Column::U32(rows.iter().map(|row| row.query.0).collect())),
-        ("dataset", Column::U32(rows.iter().map(|row| row.dataset).collect())),
-        ("example", Column::U64(rows.iter().map(|row| row.example().map_or(u64::MAX, |id| id.to_u64())).collect())),
-        ("score", Column::F64(rows.iter().map(|row| row.score).collect())),
-    ]);
-    let meta = HashMap::from([("spec", file.meta.spec.to_string()), ("corpus", file.meta.corpus.to_string())]);
-    Ok((table, meta))
+    py.detach(|| {
+        let file = ascribe_store::read_scores(&path).or_raise()?;
+        let names: Vec<&str> = file.meta.method_names().collect();
+        let rows = &file.rows;
+        let method = |row: &ascribe_store::ScoreRow| names.get(row.method as usize).copied().unwrap_or_default();
+        let example = |row: &ascribe_store::ScoreRow| row.example().map_or(u64::MAX, ExampleId::to_u64);
+        let table = Table::of(vec![
+            ("method", Column::text(rows.iter().map(method))?),
+            ("level", Column::text(rows.iter().map(|row| row.level.as_str()))?),
+            ("query", Column::U32(rows.iter().map(|row| row.query.0).collect())),
+            ("dataset", Column::U32(rows.iter().map(|row| row.dataset).collect())),
+            ("example", Column::U64(rows.iter().map(example).collect())),
+            ("score", Column::F64(rows.iter().map(|row| row.score).collect())),
+        ]);
+        let meta = HashMap::from([("spec", file.meta.spec.to_string()), ("corpus", file.meta.corpus.to_string())]);
+        Ok((table, meta))
+    })
 }

@@ -4,6 +4,7 @@ use ascribe_eval::detection::{auprc as area_pr, found_area as area_found, label_
 use ascribe_eval::loo::loo_correlation;
 use ascribe_eval::shares::total_variation;
 use ascribe_eval::{PerQuery, Truth, bootstrap, lds as lds_of, rank, recall, removal};
+use ndarray::ArrayView1;
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -66,11 +67,11 @@ fn labelled(
     area: impl Fn(&[f64], &[bool]) -> Option<f64> + Sync,
 ) -> PyResult<f64> {
     let (s, p) = (vector::<f64>("scores", scores)?, vector::<bool>("positive", positive)?);
-    let (s, p) = (s.as_array().to_vec(), p.as_array().to_vec());
+    let (s, p) = (s.as_slice()?, p.as_slice()?);
     if s.len() != p.len() {
         return Err(value_error("positive", format!("{} labels, one per score", s.len()), p.len()));
     }
-    Ok(py.detach(|| area(&s, &p)).unwrap_or(f64::NAN))
+    Ok(py.detach(|| area(s, p)).unwrap_or(f64::NAN))
 }
 
 /// Area under the ROC curve of `scores` `[N]` for `positive` `[N]` bool.
@@ -101,8 +102,8 @@ pub fn label_top1<'py>(
 ) -> Values<'py> {
     let s = matrix::<f64>("scores", scores)?;
     let (q, l) = (vector::<u32>("query_labels", query_labels)?, vector::<u32>("labels", labels)?);
-    let (s, q, l) = (s.as_array(), q.as_array().to_vec(), l.as_array().to_vec());
-    Ok(with_nan(py, py.detach(|| top1(s, &q, &l)).or_raise()?))
+    let (s, q, l) = (s.as_array(), q.as_slice()?, l.as_slice()?);
+    Ok(with_nan(py, py.detach(|| top1(s, q, l)).or_raise()?))
 }
 
 fn paired(
@@ -112,11 +113,11 @@ fn paired(
     of: impl Fn(&[f64], &[f64]) -> Option<f64> + Sync,
 ) -> PyResult<f64> {
     let (a, b) = (vector::<f64>("a", a)?, vector::<f64>("b", b)?);
-    let (a, b) = (a.as_array().to_vec(), b.as_array().to_vec());
+    let (a, b) = (a.as_slice()?, b.as_slice()?);
     if a.len() != b.len() {
         return Err(value_error("b", format!("{} numbers, as many as a", a.len()), b.len()));
     }
-    Ok(py.detach(|| of(&a, &b)).unwrap_or(f64::NAN))
+    Ok(py.detach(|| of(a, b)).unwrap_or(f64::NAN))
 }
 
 /// Rank correlation of two vectors; NaN where one is constant.
@@ -134,8 +135,7 @@ pub fn pearson(py: Python<'_>, a: Array<'_, '_>, b: Array<'_, '_>) -> PyResult<f
 /// Total variation between two shares of one response `[K]`: the part of the money that goes to the wrong place.
 #[pyfunction]
 pub fn share_error(py: Python<'_>, a: Array<'_, '_>, b: Array<'_, '_>) -> PyResult<f64> {
-    let wrap = |v: &[f64]| ndarray::Array1::from(v.to_vec());
-    paired(py, a, b, |a, b| Some(total_variation(wrap(a).view(), wrap(b).view())))
+    paired(py, a, b, |a, b| Some(total_variation(ArrayView1::from(a), ArrayView1::from(b))))
 }
 
 fn lists(relevant: &[Vec<u64>], found: &[Vec<u64>]) -> PyResult<()> {
@@ -178,16 +178,16 @@ pub fn removal_effect<'py>(py: Python<'py>, removed: Array<'_, 'py>, random: Arr
 #[pyfunction]
 pub fn brittleness<'py>(py: Python<'py>, before: Array<'_, 'py>, margins: Array<'_, 'py>) -> Values<'py> {
     let (b, m) = (vector::<f64>("before", before)?, matrix::<f64>("margins", margins)?);
-    let (b, m) = (b.as_array().to_vec(), m.as_array());
-    Ok(with_nan(py, py.detach(|| removal::brittleness(&b, m)).or_raise()?))
+    let (b, m) = (b.as_slice()?, m.as_array());
+    Ok(with_nan(py, py.detach(|| removal::brittleness(b, m)).or_raise()?))
 }
 
 /// Mean rise of the target's probability after one step on each top example. `before` `[Q]`, `after` `[Q, k]`.
 #[pyfunction]
 pub fn tail_patch<'py>(py: Python<'py>, before: Array<'_, 'py>, after: Array<'_, 'py>) -> Values<'py> {
     let (b, a) = (vector::<f64>("before", before)?, matrix::<f64>("after", after)?);
-    let (b, a) = (b.as_array().to_vec(), a.as_array());
-    Ok(with_nan(py, py.detach(|| removal::tail_patch(&b, a)).or_raise()?))
+    let (b, a) = (b.as_slice()?, a.as_array());
+    Ok(with_nan(py, py.detach(|| removal::tail_patch(b, a)).or_raise()?))
 }
 
 fn estimate_dict<'py>(py: Python<'py>, estimate: &bootstrap::Estimate) -> PyResult<Bound<'py, PyDict>> {
@@ -203,8 +203,9 @@ fn estimate_dict<'py>(py: Python<'py>, estimate: &bootstrap::Estimate) -> PyResu
 #[pyfunction]
 #[pyo3(signature = (values, seed=1))]
 pub fn bootstrap_mean<'py>(py: Python<'py>, values: Array<'_, 'py>, seed: u64) -> PyResult<Bound<'py, PyDict>> {
-    let values = without_nan(&vector::<f64>("values", values)?.as_array().to_vec());
-    estimate_dict(py, &py.detach(|| bootstrap::bootstrap_mean(&values, seed)).or_raise()?)
+    let values = vector::<f64>("values", values)?;
+    let values = values.as_slice()?;
+    estimate_dict(py, &py.detach(|| bootstrap::bootstrap_mean(&without_nan(values), seed)).or_raise()?)
 }
 
 /// Mean difference of two methods' measures over the same queries, with its interval.
@@ -216,9 +217,10 @@ pub fn paired_difference<'py>(
     b: Array<'_, 'py>,
     seed: u64,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let a = without_nan(&vector::<f64>("a", a)?.as_array().to_vec());
-    let b = without_nan(&vector::<f64>("b", b)?.as_array().to_vec());
-    estimate_dict(py, &py.detach(|| bootstrap::paired_difference(&a, &b, seed)).or_raise()?)
+    let (a, b) = (vector::<f64>("a", a)?, vector::<f64>("b", b)?);
+    let (a, b) = (a.as_slice()?, b.as_slice()?);
+    let found = py.detach(|| bootstrap::paired_difference(&without_nan(a), &without_nan(b), seed));
+    estimate_dict(py, &found.or_raise()?)
 }
 
 /// Dataset scores `[Q, K]` against what retraining showed: `change[q, k]` is the loss without dataset k less the loss with all. `own`
@@ -234,12 +236,12 @@ pub fn evaluate<'py>(
     seed: u64,
 ) -> PyResult<Bound<'py, PyDict>> {
     let (s, c, o) = (matrix::<f64>("scores", scores)?, matrix::<f64>("change", change)?, vector::<u32>("own", own)?);
-    let (s, c, o) = (s.as_array(), c.as_array().to_owned(), o.as_array().to_vec());
+    let (s, c, o) = (s.as_array(), c.as_array(), o.as_slice()?);
     let summary: Result<_, ascribe_eval::EvalError> = py.detach(|| {
-        let truth = Truth::from_change(c)?;
+        let truth = Truth::from_change(c.to_owned())?;
         let measured = match calibrated {
-            true => PerQuery::of_shares(&truth, s, &o)?,
-            false => PerQuery::of_scores(&truth, s, &o)?,
+            true => PerQuery::of_shares(&truth, s, o)?,
+            false => PerQuery::of_scores(&truth, s, o)?,
         };
         Ok((measured.summary(seed)?, truth.excluded.len()))
     });

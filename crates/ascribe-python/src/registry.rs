@@ -39,7 +39,26 @@ impl Registry {
     }
 
     /// A row per dataset, in the order of their ordinals.
-    fn datasets(&self) -> PyResult<Table> {
+    fn datasets(&self, py: Python<'_>) -> PyResult<Table> {
+        py.detach(|| self.datasets_table())
+    }
+
+    /// A row per owner and payee.
+    fn owners(&self, py: Python<'_>) -> PyResult<Table> {
+        py.detach(|| self.owners_table())
+    }
+
+    /// Recomputes every content root and licence signature; raises at the first that does not hold.
+    #[pyo3(signature = (progress=None))]
+    fn verify(&self, py: Python<'_>, progress: Option<Py<PyAny>>) -> PyResult<Table> {
+        let listener = Listener::new(progress);
+        let report = py.detach(|| report_table(&self.registry.verify(None, &listener).or_raise()?.datasets));
+        listener.settle(report)
+    }
+}
+
+impl Registry {
+    fn datasets_table(&self) -> PyResult<Table> {
         let all = self.registry.datasets();
         let text = |of: &dyn Fn(&ascribe_registry::Dataset) -> String| Column::text(all.iter().map(of));
         Ok(Table::of(vec![
@@ -57,8 +76,7 @@ impl Registry {
         ]))
     }
 
-    /// A row per owner and payee.
-    fn owners(&self) -> PyResult<Table> {
+    fn owners_table(&self) -> PyResult<Table> {
         let owners = &self.registry.owners().owners;
         let rows: Vec<_> = owners.iter().flat_map(|o| o.payees.iter().map(move |payee| (o, payee))).collect();
         Ok(Table::of(vec![
@@ -68,22 +86,17 @@ impl Registry {
             ("datasets", Column::U32(rows.iter().map(|(o, _)| o.datasets.len() as u32).collect())),
         ]))
     }
+}
 
-    /// Recomputes every content root and licence signature; raises at the first that does not hold.
-    #[pyo3(signature = (progress=None))]
-    fn verify(&self, py: Python<'_>, progress: Option<Py<PyAny>>) -> PyResult<Table> {
-        let listener = Listener::new(progress);
-        let report = py.detach(|| self.registry.verify(None, &listener));
-        let report = listener.settle(report.or_raise())?.datasets;
-        Ok(Table::of(vec![
-            ("name", Column::text(report.iter().map(|d| &d.name))?),
-            ("owner", Column::text(report.iter().map(|d| &d.owner))?),
-            ("licence", Column::text(report.iter().map(|d| &d.licence))?),
-            ("licensor", Column::text(report.iter().map(|d| &d.licensor))?),
-            ("licence_digest", Column::text(report.iter().map(|d| d.licence_digest.to_string()))?),
-            ("content_root", Column::text(report.iter().map(|d| d.content_root.to_string()))?),
-            ("records", Column::U64(report.iter().map(|d| d.record_count).collect())),
-            ("log_index", Column::U64(report.iter().map(|d| d.log_index).collect())),
-        ]))
-    }
+fn report_table(report: &[ascribe_registry::DatasetReport]) -> PyResult<Table> {
+    Ok(Table::of(vec![
+        ("name", Column::text(report.iter().map(|d| &d.name))?),
+        ("owner", Column::text(report.iter().map(|d| &d.owner))?),
+        ("licence", Column::text(report.iter().map(|d| &d.licence))?),
+        ("licensor", Column::text(report.iter().map(|d| &d.licensor))?),
+        ("licence_digest", Column::text(report.iter().map(|d| d.licence_digest.to_string()))?),
+        ("content_root", Column::text(report.iter().map(|d| d.content_root.to_string()))?),
+        ("records", Column::U64(report.iter().map(|d| d.record_count).collect())),
+        ("log_index", Column::U64(report.iter().map(|d| d.log_index).collect())),
+    ]))
 }

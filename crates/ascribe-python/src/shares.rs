@@ -6,7 +6,7 @@ use ascribe_core::{Digest, QueryId};
 use ascribe_shares::{
     DatasetEntry, Evidence, InfluenceProportional, OwnerMap, Provenance, SharePolicy, TOO_NOISY_WIDTH_PPM, Values,
 };
-use ndarray::{Array3, Axis};
+use ndarray::{Array3, Axis, CowArray};
 use numpy::PyReadonlyArray3;
 use pyo3::prelude::*;
 
@@ -38,7 +38,23 @@ impl ShareBook {
     }
 
     /// A row per response and dataset with a weight.
-    fn datasets(&self) -> PyResult<Table> {
+    fn datasets(&self, py: Python<'_>) -> PyResult<Table> {
+        py.detach(|| self.datasets_table())
+    }
+
+    /// A row per response and owner with a weight.
+    fn owners(&self, py: Python<'_>) -> PyResult<Table> {
+        py.detach(|| self.owners_table())
+    }
+
+    /// A row per response: its verdict and how many datasets share it.
+    fn responses(&self, py: Python<'_>) -> PyResult<Table> {
+        py.detach(|| self.responses_table())
+    }
+}
+
+impl ShareBook {
+    fn datasets_table(&self) -> PyResult<Table> {
         let owners = &self.book.owners;
         let mut rows = Vec::new();
         for response in &self.book.responses {
@@ -61,8 +77,7 @@ impl ShareBook {
         ]))
     }
 
-    /// A row per response and owner with a weight.
-    fn owners(&self) -> PyResult<Table> {
+    fn owners_table(&self) -> PyResult<Table> {
         let rows: Vec<_> =
             self.book.responses.iter().flat_map(|r| r.owners.iter().map(move |owner| (r, owner))).collect();
         let names = self.book.owners.owners();
@@ -75,8 +90,7 @@ impl ShareBook {
         ]))
     }
 
-    /// A row per response: its verdict and how many datasets share it.
-    fn responses(&self) -> PyResult<Table> {
+    fn responses_table(&self) -> PyResult<Table> {
         let all = &self.book.responses;
         Ok(Table::of(vec![
             ("query", Column::U32(all.iter().map(|response| response.query.0).collect())),
@@ -99,8 +113,7 @@ fn verdicts<'a>(responses: impl Iterator<Item = &'a ascribe_shares::Response>) -
 /// Reads `shares.json`; everything in it is computed again.
 #[pyfunction]
 pub fn read_shares(py: Python<'_>, path: PathBuf) -> PyResult<ShareBook> {
-    let bytes = py.detach(|| std::fs::read(&path))?;
-    Ok(ShareBook { book: py.detach(|| ascribe_shares::ShareBook::from_json(&bytes)).or_raise()? })
+    py.detach(|| Ok(ShareBook { book: ascribe_shares::ShareBook::from_json(&std::fs::read(&path)?).or_raise()? }))
 }
 
 /// Weighs datasets for responses. `values` `[Q, K]` f64 are calibrated shares, or raw scores with `noise_floor`; `intervals`
@@ -125,19 +138,23 @@ pub fn shares(
     let values = arrays::matrix::<f64>("values", values)?;
     let values = values.as_array();
     let (owners, origin) = match (registry, datasets) {
-        (Some(registry), None) => (OwnerMap::of_registry(&registry.registry).or_raise()?, registry.registry.digest()),
+        (Some(registry), None) => {
+            let registry = &registry.registry;
+            py.detach(|| Ok::<_, PyErr>((OwnerMap::of_registry(registry).or_raise()?, registry.digest())))?
+        }
         (None, Some(datasets)) => {
             let entry = |(uuid, name, owner)| DatasetEntry { uuid, name, owner };
-            (OwnerMap::new(datasets.into_iter().map(entry).collect()).or_raise()?, Digest::default())
+            let owners = py.detach(|| OwnerMap::new(datasets.into_iter().map(entry).collect()));
+            (owners.or_raise()?, Digest::default())
         }
         _ => return Err(value_error("owners", "either registry or datasets", "both or neither")),
     };
     let intervals = match &intervals {
-        Some(given) => given.as_array().to_owned(),
+        Some(given) => CowArray::from(given.as_array()),
         None => {
             let mut whole = Array3::zeros((values.nrows(), values.ncols(), 2));
             whole.index_axis_mut(Axis(2), 1).fill(1.0);
-            whole
+            CowArray::from(whole)
         }
     };
     let digest = |text: Option<&str>| {

@@ -183,10 +183,10 @@ impl Store {
             )));
         }
         if n > 0 {
-            let (mut block, mut first) = self.block_of(start)?;
-            let read: Result<(), ascribe_store::StoreError> = py.detach(|| {
+            let read: PyResult<()> = py.detach(|| {
+                let (mut block, mut first) = self.block_of(start)?;
                 while first < stop {
-                    let features = self.store.block(block)?;
+                    let features = self.store.block(block).or_raise()?;
                     let len = features.ids.len() as u64;
                     let (from, to) = (start.saturating_sub(first), (stop - first).min(len));
                     for row in features.rows.slice(s![from as usize..to as usize, ..]).rows() {
@@ -196,7 +196,7 @@ impl Store {
                 }
                 Ok(())
             });
-            read.or_raise()?;
+            read?;
         }
         let rows = ndarray::Array2::from_shape_vec((n, dim), numbers);
         Ok(rows.map_err(|error| value_error("rows", "whole rows", error))?.into_pyarray(py))
@@ -206,7 +206,7 @@ impl Store {
     fn expand<'py>(&self, py: Python<'py>, rows: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyArray2<f32>>> {
         let rows = arrays::matrix::<f32>("rows", rows)?;
         let view = rows.as_array();
-        let Some(layout) = self.layout()? else {
+        let Some(layout) = py.detach(|| self.layout())? else {
             return Err(value_error("store", "factored rows (LoRIF)", "rows that are no factors"));
         };
         Ok(py.detach(|| layout.expand_rows(view)).or_raise()?.into_pyarray(py))
@@ -235,19 +235,20 @@ impl Store {
         let view = queries.as_array();
         layout::searchable(self.store.spec())?;
         let companion = companion.map(row_type).transpose()?;
-        let mut filter = datasets.map_or_else(Filter::default, Filter::datasets);
-        if let Some(exclude) = exclude {
-            filter = filter.without(exclude.into_iter().map(ExampleId::from_u64));
-        }
         let store = &self.store;
         let companion = py.detach(|| companion.map(|t| store.companion(t)).transpose()).or_raise()?;
-        let found = py.detach(|| CertifiedIndex::new(store, companion.as_ref())?.search_certified(view, k, &filter));
-        let (hits, certificate) = found.or_raise()?;
+        let found: Result<_, ascribe_index::IndexError> = py.detach(|| {
+            let filter = filter_of(datasets, exclude);
+            let index = CertifiedIndex::new(store, companion.as_ref())?;
+            let (hits, certificate) = index.search_certified(view, k, &filter)?;
+            Ok((hits_table(&hits), certificate))
+        });
+        let (table, certificate) = found.or_raise()?;
         let proof = PyDict::new(py);
         proof.set_item("rows", certificate.rows)?;
         proof.set_item("scanned", certificate.scanned.name())?;
         proof.set_item("rescored", certificate.rescored)?;
-        Ok((hits_table(&hits), proof))
+        Ok((table, proof))
     }
 
     /// Hashes every byte of every file and adds the rows up again; raises if one is not the committed one.
@@ -264,13 +265,22 @@ impl Store {
     /// Withdraws rows: of `datasets`, and of `ids`. Makes the next generation and opens it.
     #[pyo3(signature = (datasets=None, ids=None))]
     fn delete(&self, py: Python<'_>, datasets: Option<Vec<u32>>, ids: Option<Vec<u64>>) -> PyResult<Self> {
-        let examples: BTreeSet<ExampleId> = ids.unwrap_or_default().into_iter().map(ExampleId::from_u64).collect();
-        let what = Deletion { examples, datasets: datasets.unwrap_or_default().into_iter().collect() };
         let opened = py.detach(|| {
+            let examples: BTreeSet<ExampleId> = ids.unwrap_or_default().into_iter().map(ExampleId::from_u64).collect();
+            let what = Deletion { examples, datasets: datasets.unwrap_or_default().into_iter().collect() };
             features::delete(&self.path, &what)?;
             FeatureStore::open(&self.path, None)
         });
         Ok(Self::of(opened.or_raise()?, self.path.clone()))
+    }
+}
+
+/// What a search may find: rows of some datasets, without some.
+pub fn filter_of(datasets: Option<Vec<u32>>, exclude: Option<Vec<u64>>) -> Filter {
+    let filter = datasets.map_or_else(Filter::default, Filter::datasets);
+    match exclude {
+        Some(ids) => filter.without(ids.into_iter().map(ExampleId::from_u64)),
+        None => filter,
     }
 }
 
@@ -306,7 +316,7 @@ pub fn merge(py: Python<'_>, inputs: Vec<PathBuf>, out: PathBuf, progress: Optio
         features::merge(&opened?, &out, &listener)
     });
     let merged = listener.settle(merged.or_raise())?;
-    inputs.first().map_or(Ok(()), |first| layout::carry(first, &out))?;
+    py.detach(|| inputs.first().map_or(Ok(()), |first| layout::carry(first, &out)))?;
     Ok(Store::of(merged, out))
 }
 
@@ -323,7 +333,7 @@ pub fn convert(
     let (rows, listener) = (row_type(rows)?, Listener::new(progress));
     let converted = py.detach(|| features::convert(&store.store, &out, rows, &listener));
     let converted = listener.settle(converted.or_raise())?;
-    layout::carry(&store.path, &out)?;
+    py.detach(|| layout::carry(&store.path, &out))?;
     Ok(Store::of(converted, out))
 }
 

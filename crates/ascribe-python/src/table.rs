@@ -81,8 +81,8 @@ pub struct Columns {
     pub n_rows: usize,
 }
 
-/// Columns of one length. `column(name)` borrows numbers as a read-only numpy array; `__arrow_c_array__` hands all of it to
-/// pyarrow, pandas, polars or duckdb without a copy.
+/// Columns of one length. `column(name)` borrows numbers as a read-only numpy array; `__arrow_c_array__` and
+/// `__arrow_c_stream__` hand all of it to pyarrow, polars or DuckDB without a copy.
 #[pyclass(frozen, module = "ascribe")]
 pub struct Table {
     inner: Arc<Columns>,
@@ -146,6 +146,16 @@ impl Table {
         // The protocol lets a producer ignore a wish that it cannot fulfil.
         let _ = requested_schema;
         c_data::capsules(py, &self.inner)
+    }
+
+    #[pyo3(signature = (requested_schema=None))]
+    fn __arrow_c_stream__<'py>(
+        &self,
+        py: Python<'py>,
+        requested_schema: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let _ = requested_schema; // as above
+        c_data::stream_capsule(py, &self.inner)
     }
 
     fn __arrow_c_schema__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {

@@ -24,6 +24,12 @@ impl StoreWriter {
         Self { writer: Mutex::new(Some(writer)), path }
     }
 
+    /// The writer, which nobody has any more. Waits for a call of another thread that is under way, so not with the interpreter's
+    /// lock.
+    fn take(&self) -> Option<FeatureWriter> {
+        self.writer.lock().ok().and_then(|mut writer| writer.take())
+    }
+
     fn with<T: Send>(
         &self,
         py: Python<'_>,
@@ -86,22 +92,24 @@ impl StoreWriter {
     /// Takes rows `[n, dim]` f32 with their ids `[n]` u64; all of them or none.
     fn push(&self, py: Python<'_>, ids: &Bound<'_, PyAny>, rows: &Bound<'_, PyAny>) -> PyResult<()> {
         let (ids, rows) = (arrays::vector::<u64>("ids", ids)?, arrays::matrix::<f32>("rows", rows)?);
-        let packed: Vec<ExampleId> = ids.as_array().iter().map(|&id| ExampleId::from_u64(id)).collect();
-        let view = rows.as_array();
-        self.with(py, |writer| writer.push(&packed, view).or_raise())
+        let (ids, view) = (ids.as_array(), rows.as_array());
+        self.with(py, |writer| {
+            let unpacked: Vec<ExampleId> = ids.iter().map(|&id| ExampleId::from_u64(id)).collect();
+            writer.push(&unpacked, view).or_raise()
+        })
     }
 
     /// Seals the store and opens it.
     fn finish(&self, py: Python<'_>) -> PyResult<Store> {
-        let taken = self.writer.lock().ok().and_then(|mut writer| writer.take());
-        let Some(writer) = taken else { return Err(StoreError::new_err("the writer is closed")) };
-        let store = py.detach(|| writer.finish()).or_raise()?;
+        let store = py.detach(|| match self.take() {
+            Some(writer) => writer.finish().or_raise(),
+            None => Err(StoreError::new_err("the writer is closed")),
+        })?;
         Ok(Store::of(store, self.path.clone()))
     }
 
     /// Lets go of the store; what is committed stays and a later writer resumes.
     fn close(&self, py: Python<'_>) {
-        let taken = self.writer.lock().ok().and_then(|mut writer| writer.take());
-        py.detach(|| drop(taken));
+        py.detach(|| drop(self.take()));
     }
 }

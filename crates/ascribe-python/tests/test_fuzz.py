@@ -1,4 +1,6 @@
-"""The boundary under arbitrary input: an exception or a right answer, never a crash, never half a store."""
+"""The boundary under arbitrary input: an exception or a right answer, never a crash, never half a store.
+
+Seeds are fixed (conftest.py)."""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ def store(tmp_path_factory):
 
 
 @given(anything, anything, st.integers(0, 4))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_push(ids, rows, how):
     rows = strided(rows, how)
     with tempfile.TemporaryDirectory() as folder:
@@ -83,7 +85,7 @@ def specs(draw):
 
 
 @given(names, specs(), counts, row_types, counts, st.integers(0, 5))
-@settings(max_examples=600, deadline=None, derandomize=True, database=None)
+@settings(max_examples=600)
 def test_the_writer_is_made_of_anything(name, spec, n_rows, row_type, per_shard, n_defaults):
     """A writer that takes rows and resumes, or an exception with a message and no store."""
     with tempfile.TemporaryDirectory() as folder:
@@ -116,7 +118,7 @@ def test_the_writer_is_made_of_anything(name, spec, n_rows, row_type, per_shard,
 
 
 @given(anything, st.integers(-5, 60), st.integers(0, 4))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_search_and_score(store, queries, k, how):
     queries = strided(queries, how)
     for call in (
@@ -137,7 +139,7 @@ def index(store):
 
 
 @given(anything, st.integers(-5, 60), st.integers(0, 4), st.integers(0, 2**70), st.lists(st.integers(-1, 2**65), max_size=4))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_index(index, queries, k, how, effort, ids):
     queries = strided(queries, how)
     for call in (
@@ -154,7 +156,7 @@ def test_index(index, queries, k, how, effort, ids):
 
 
 @given(st.text(max_size=200))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_specs(text):
     for call in (lambda: _ascribe.spec_hash(text), lambda: _ascribe.Store("/nonexistent", text)):
         with pytest.raises(REFUSALS):
@@ -162,7 +164,7 @@ def test_specs(text):
 
 
 @given(anything, anything, anything)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_measures(a, b, c):
     calls = [
         lambda: metrics.lds(a, b, c),
@@ -187,7 +189,7 @@ def test_measures(a, b, c):
 
 
 @given(f64, hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=6)), f64)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_measures_of_the_right_types(a, b, c):
     for call in (lambda: metrics.lds(a, b, c), lambda: metrics.loo(a, c), lambda: metrics.removal_effect(a, c)):
         try:
@@ -198,7 +200,7 @@ def test_measures_of_the_right_types(a, b, c):
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_files(data):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "file"
@@ -244,7 +246,7 @@ fields = st.fixed_dictionaries(
 
 
 @given(fields, anything, anything, st.integers(-2, 5), st.integers(-1, 4))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_pure_writer(changes, ids, rows, n_rows, per_shard):
     text = json.dumps({**PLAIN, **changes})
     with tempfile.TemporaryDirectory() as folder:
@@ -267,7 +269,7 @@ def test_the_pure_writer(changes, ids, rows, n_rows, per_shard):
 
 
 @given(anything, st.integers(0, 4), PROJECTORS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_factored_stores(queries, how, projector):
     """A store that says that its rows are factors, whether or not they can be."""
     queries = strided(queries, how)
@@ -295,7 +297,7 @@ def test_factored_stores(queries, how, projector):
 
 
 @given(st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_damaged_stores(store, data):
     """One byte of one file changed, a file cut off or gone: refused, or the rows as they were."""
     files = sorted(p for p in store.path.rglob("*") if p.is_file() and p.name != "writer.lock")

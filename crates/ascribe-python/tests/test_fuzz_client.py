@@ -109,7 +109,7 @@ HEADERS += [b"Location: ftp://127.0.0.1:1/x", b"Location: http://[", b"Content-T
     bodies(),
     st.sampled_from(["none", "right", "right", "long", "short", "huge", "chunked", "torn chunk", "bad chunk", "words"]),
 )
-@settings(max_examples=500, deadline=None, derandomize=True, database=None)
+@settings(max_examples=500)
 def test_whatever_it_says(liar, call, status, headers, body, framing):
     n = len(body)
     head, tail = {

@@ -101,7 +101,7 @@ def test_damaged_files(name):
     refused = taken = 0
 
     @given(damage(good))
-    @settings(max_examples=60, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=60)
     def check(files):
         nonlocal refused, taken
         with tempfile.TemporaryDirectory() as folder:

@@ -112,7 +112,7 @@ text = st.text(st.characters(codec="utf-8"), max_size=30)
 
 
 @given(text, text, st.integers(1, 2**20), st.integers(0, 2**64 - 1))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_spec_hashes_as_in_rust(checkpoint, name, dim, seed):
     columns = (ascribe.Column(name, 0, dim),)
     projector = {"kind": "two_sided", "seed": seed, "k_in": 4, "k_out": 4, "version": 1}
@@ -121,7 +121,7 @@ def test_a_spec_hashes_as_in_rust(checkpoint, name, dim, seed):
 
 
 @given(st.integers(0, 2**64 - 1), text, st.integers(0, 2**64 - 1))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_random_words_are_those_of_the_definition(seed, name, first):
     key = hashlib.sha256(b"ascribe-stream-v1\0" + seed.to_bytes(8, "little") + name.encode()).digest()[:8]
     mask, golden = 2**64 - 1, 0x9E3779B97F4A7C15

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 import ascribe  # noqa: E402
-from ascribe.torch import Collector, collect  # noqa: E402
+from ascribe.torch import Collector, causal_lm_loss, collect  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 from test_torch import Net, close, gpt2, ids, net_batch, net_loss  # noqa: E402
 
 RANKS = """
@@ -116,19 +118,22 @@ torch.distributed.destroy_process_group()
 """
 
 
-def test_trainer_on_two_ranks(tmp_path):
-    """DDP: each rank keeps the rows of its own examples; their stores join."""
-    pytest.importorskip("accelerate")
-    import socket
-
+def run_ranks(script, folder):
+    """A script on two ranks, as a launcher starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, "-c", TRAINER_RANKS, str(tmp_path), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", script, str(folder), str(Path(__file__).parent)]
     ranks = [{**os.environ, **place, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(2)]
     workers = [subprocess.Popen(command, env=environment) for environment in ranks]
     assert [w.wait(timeout=900) for w in workers] == [0, 0]
+
+
+def test_trainer_on_two_ranks(tmp_path):
+    """DDP: each rank keeps the rows of its own examples; their stores join."""
+    pytest.importorskip("accelerate")
+    run_ranks(TRAINER_RANKS, tmp_path)
     parts = sorted(tmp_path.glob("trained.rank-*"))
     seen = [np.load(part / "examples.npz") for part in parts]
     examples = np.concatenate([notes["example_id"] for notes in seen])
@@ -142,3 +147,51 @@ def test_trainer_on_two_ranks(tmp_path):
         own = Collector(model, k=4).rows({"input_ids": ids(20)[notes["example_id"][first]]})
         cosine = (rows[first] * own).sum(1) / np.linalg.norm(rows[first], axis=1) / np.linalg.norm(own, axis=1)
         assert (cosine > 0.5).all(), cosine  # dropout stands between them
+
+
+SHARDED_TRAINER = """
+import sys, torch
+sys.path.insert(0, sys.argv[2])
+import test_training as t
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+made = AcceleratorState.__init__
+def with_fsdp(self, *arguments, fsdp_plugin=None, **settings):
+    made(self, *arguments, fsdp_plugin=fsdp_plugin, **settings)
+    if fsdp_plugin is not None:
+        self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+AcceleratorState.__init__ = with_fsdp
+layers = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "transformer_layer_cls_to_wrap": ["GPT2Block"]}
+callback = t.AscribeCallback(sys.argv[1] + "/trained", k=4)
+settings = {"fsdp": True, "fsdp_config": layers, "ddp_backend": "gloo", "max_grad_norm": 0.0, "max_steps": 1}
+run = t.training(sys.argv[1] + "/run", t.still(), [callback], **settings)
+run.train()
+assert run.accelerator.is_fsdp2 and all(type(p).__name__ == "DTensor" for p in run.model.parameters())
+torch.distributed.destroy_process_group()
+"""
+
+
+def still():
+    """The model of test_training's `still`, which needs accelerate to be imported."""
+    return gpt2(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+
+
+def test_trainer_with_sharded_parameters(tmp_path):
+    """FSDP2 as accelerate makes it. On processors it makes DDP of it without a word; the script above tells it otherwise."""
+    pytest.importorskip("accelerate")
+    run_ranks(SHARDED_TRAINER, tmp_path)
+    parts = sorted(tmp_path.glob("trained.rank-*"))
+    seen = [np.load(part / "examples.npz")["example_id"] for part in parts]
+    assert [len(set(examples.tolist())) for examples in seen] == [4, 4] and not set(seen[0]) & set(seen[1])
+    for part, examples in zip(parts, seen, strict=True):
+        # A step's loss is divided by its labels on all ranks and multiplied by the ranks, whose mean is taken.
+        expected = Collector(still(), k=4).rows({"input_ids": ids(20)[examples]}) / (4 * 12)
+        close(ascribe.Store(part).rows(), expected, 1e-4)
+    model, tokens = still(), ids(20)[np.concatenate(seen)]
+    (causal_lm_loss(model, {"input_ids": tokens}).sum() / (8 * 12)).backward()
+    for part in parts:
+        moments = load_file(part / "second_moments.safetensors")
+        assert set(moments) == {name for name, _ in model.named_parameters()}
+        for name, parameter in model.named_parameters():
+            close(moments[name].numpy(), parameter.grad.square().numpy(), 1e-4)

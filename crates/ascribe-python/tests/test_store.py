@@ -104,7 +104,7 @@ def test_append_delete_merge_convert(tmp_path, store, rows, ids):
     assert len(less) == 299 and ids[7] not in less.ids
     with pytest.raises(ascribe.StoreError):
         less.delete(datasets=[9])
-    half = [Store.write(tmp_path / f"part{i}", rows[i::2], ids[i::2]) for i in range(2)]
+    half = [Store.write(tmp_path / f"part{i}", rows[i::2].copy(), ids[i::2].copy()) for i in range(2)]
     merged = Store.merge([h.path for h in half], tmp_path / "merged")
     assert sorted(merged.ids.tolist()) == sorted(ids.tolist())
     small = merged.convert(tmp_path / "bf16", "bf16")
@@ -135,6 +135,23 @@ def test_bad_rows_are_refused_whole(tmp_path, rows, ids, bad, kind, words):
         assert writer.n_taken == 0
         writer.push(ids, rows)
         assert (writer.finish().rows() == rows).all()
+
+
+@pytest.mark.parametrize(
+    ("bad_rows", "bad_ids", "kind", "words"),
+    [
+        (lambda r: r.astype(np.float64), None, TypeError, "rows: expected float32, found float64"),
+        (lambda r: r[:, ::2], None, ValueError, "rows.*contiguous"),
+        (lambda r: r[None], None, ValueError, "rows.*dimensions"),
+        (None, lambda i: i.astype(np.int64), TypeError, "ids: expected uint64, found int64"),
+        (None, lambda i: i[::2], ValueError, "ids.*contiguous"),
+        (None, lambda i: i.tolist(), TypeError, "ids.*list"),
+    ],
+)
+def test_a_bad_array_begins_no_store(tmp_path, rows, ids, bad_rows, bad_ids, kind, words):
+    with pytest.raises(kind, match=words):
+        Store.write(tmp_path / "s", bad_rows(rows) if bad_rows else rows, bad_ids(ids) if bad_ids else ids)
+    assert not (tmp_path / "s").exists()
 
 
 def test_bad_searches(store, rows):

@@ -34,11 +34,11 @@ def adapted():
     return model
 
 
-def training(folder, model, callbacks, **settings):
+def training(folder, model, callbacks, trainer=transformers.Trainer, **settings):
     arguments = {"per_device_train_batch_size": 4, "report_to": [], "use_cpu": True, "disable_tqdm": True, "seed": 1}
     arguments |= {"remove_unused_columns": False, "learning_rate": 1e-3, "save_strategy": "no", **settings}
     arguments = transformers.TrainingArguments(output_dir=str(folder), **arguments)
-    return transformers.Trainer(model, arguments, train_dataset=Examples(), callbacks=callbacks)
+    return trainer(model, arguments, train_dataset=Examples(), callbacks=callbacks)
 
 
 def notes_of(folder):
@@ -106,6 +106,54 @@ def test_a_training_that_resumes_has_the_rows_of_one_that_went_through(tmp_path)
     left, right = (load_file(tmp_path / name / "second_moments.safetensors") for name in ("again", "rows"))
     for name, value in left.items():
         close(value.numpy(), right[name].numpy(), 1e-5)
+
+
+class Half(transformers.Trainer):
+    """fp16 on a processor, where accelerate leaves the loss scale and the autocast out and trains in float32 without a word. With
+    both put in, all else is what runs on a GPU."""
+
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        self.accelerator.native_amp = True
+        self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)
+
+
+class Watch(transformers.TrainerCallback):
+    """Steps that changed the weights, and the number type that a layer computed in."""
+
+    def __init__(self):
+        self.changed, self.kinds = [], set()
+
+    def on_step_begin(self, args, state, control, model=None, **_):
+        self.before = model.transformer.h[0].mlp.c_fc.weight.detach().clone()
+
+    def on_step_end(self, args, state, control, model=None, **_):
+        if not torch.equal(self.before, model.transformer.h[0].mlp.c_fc.weight):
+            self.changed.append(state.global_step)
+
+    def on_train_begin(self, args, state, control, model=None, **_):
+        model.transformer.h[0].mlp.c_fc.register_forward_hook(lambda m, i, output: self.kinds.add(output.dtype))
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_fp16_under_a_trainer(tmp_path, optim, accumulate):
+    """The scale begins so high that steps overflow, until it has fallen. A fused optimizer leaves such steps out by itself."""
+    callback, watch = AscribeCallback(tmp_path / "trained", k=4), Watch()
+    settings = {"fp16": True, "optim": optim, "max_steps": 14, "gradient_accumulation_steps": accumulate}
+    run = training(tmp_path / "run", still(), [callback, watch], trainer=Half, **settings)
+    run.train()
+    assert watch.kinds == {torch.float16}
+    notes, rows = notes_of(tmp_path / "trained"), ascribe.Store(tmp_path / "trained").rows()
+    assert watch.changed[0] > 3 and len(watch.changed) > 2, "some steps overflow, some do not"
+    steps, counts = np.unique(notes["step"], return_counts=True)
+    assert steps.tolist() == watch.changed
+    n = counts[0]
+    # Until the first step that counted the weights were those of the beginning.
+    expected = Collector(still(), k=4).rows({"input_ids": ids(20)[notes["example_id"][:n]]}) / (n * 12)
+    close(rows[:n], expected, 0.01)
+    moments = load_file(tmp_path / "trained" / "second_moments.safetensors")
+    assert all(torch.isfinite(value).all() for value in moments.values())
 
 
 def test_scaled_losses(tmp_path):

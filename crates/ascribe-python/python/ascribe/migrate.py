@@ -189,7 +189,13 @@ def kronfluence_scores(path: PathLike, datasets: Sequence[int] | None = None, si
         tensors = _safetensors(file)
         if not tensors:
             raise ValueError(f"{file}: expected scores, found no tensor")
-        values = np.sum([t.astype(np.float64) for t in tensors.values()], axis=0)
+        values, *others = tensors.values()
+        if others:
+            values = values.astype(np.float64)
+            for tensor in others:
+                if tensor.shape != values.shape:
+                    raise ValueError(f"{file}: expected one shape, found {values.shape} and {tensor.shape}")
+                values += tensor
     return _scores(values, datasets, sign)
 
 
@@ -276,17 +282,19 @@ def _matrix(path: PathLike) -> npt.NDArray[Any]:
 
 def _safetensors(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Tensors of a safetensors file; read here, since its library is no dependency of this package."""
-    data = path.read_bytes()
-    base = 8 + int.from_bytes(data[:8], "little")
+    if path.stat().st_size < 8:
+        raise ValueError(f"{path}: expected a safetensors file, found {path.stat().st_size} bytes")
+    data = np.memmap(path, np.uint8, "r")
+    base = 8 + int.from_bytes(data[:8].tobytes(), "little")
     if base > len(data):
         raise ValueError(f"{path}: expected a safetensors file, found {len(data)} bytes")
     kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
     tensors = {}
-    for name, entry in json.loads(data[8:base]).items():
+    for name, entry in json.loads(data[8:base].tobytes()).items():
         if name == "__metadata__":
             continue
         start, end = map(int, entry["data_offsets"])
-        raw = data[base + start : base + end] if 0 <= start <= end else b""
+        raw = data[base + start : base + end] if 0 <= start <= end else data[:0]
         if entry["dtype"] == "BF16":
             values = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
         elif entry["dtype"] in kinds:
@@ -344,15 +352,18 @@ def _scores(values: npt.NDArray[Any], datasets: Sequence[int] | None, sign: int)
         raise ValueError(f"sign: expected 1 or -1, found {sign}")
     if values.ndim != 2:
         raise ValueError(f"scores: expected a matrix, found shape {values.shape}")
-    if not np.isfinite(values).all():
-        query, row = np.argwhere(~np.isfinite(values))[0]
-        raise ValueError(f"scores: expected finite numbers, found {values[query, row]} of query {query}, example {row}")
-    turned = np.ascontiguousarray(sign * values, dtype=np.float32)
-    if not np.isfinite(turned).all():
+    for query, line in enumerate(values):  # line by line: whole matrices beside this one would be memory that nobody expects
+        if not np.isfinite(line).all():
+            row = int(np.flatnonzero(~np.isfinite(line))[0])
+            raise ValueError(f"scores: expected finite numbers, found {line[row]} of query {query}, example {row}")
+    turned = np.array(values, dtype=np.float32, order="C")  # the one copy: the tool may write its file again
+    if sign == -1:
+        np.negative(turned, out=turned)
+    if not all(np.isfinite(line).all() for line in turned):
         raise ValueError("scores: expected numbers that float32 holds, found larger ones")
     ids = _ids(datasets, turned.shape[1])
     ordinals = (ids >> np.uint64(32)).astype(np.int64)
     sums = np.zeros((len(turned), int(ordinals.max(initial=-1)) + 1))
-    for k in range(sums.shape[1]):
-        sums[:, k] = turned[:, ordinals == k].astype(np.float64).sum(axis=1)
+    for query, line in enumerate(turned):
+        sums[query] = np.bincount(ordinals, weights=line, minlength=sums.shape[1])
     return Scores(ids, turned, sums)

@@ -58,6 +58,18 @@ def as_rows(rows: Any, what: str = "rows") -> F32:
     return rows
 
 
+def _refuse(what: str, array: Any, kind: type[np.generic], n_dims: int) -> None:
+    """What the writer refuses of an array's form, said before a store is begun."""
+    if not isinstance(array, np.ndarray) or array.dtype != kind:
+        found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        raise TypeError(f"{what}: expected {kind.__name__}, found {found}; hint: numpy.asarray(x, numpy.{kind.__name__})")
+    if array.ndim != n_dims:
+        raise ValueError(f"{what}: expected {n_dims} dimensions, found {array.ndim} dimensions, shape {array.shape}")
+    if not array.flags.c_contiguous:
+        found = "an array that is not C-contiguous; hint: numpy.ascontiguousarray(x)"
+        raise ValueError(f"{what}: expected numbers side by side in memory, found {found}")
+
+
 def _of_arrow(rows: Any, what: str) -> F32:
     """The numbers of an Arrow column ``FixedSizeList<float32>`` where they lie (chunks are joined)."""
     import pyarrow as pa
@@ -227,11 +239,13 @@ class Store:
         [1]
         """
         matrix = as_rows(rows)
+        _refuse("rows", matrix, np.float32, 2)
         ids = pack_ids(0, np.arange(len(matrix))) if ids is None else ids
+        _refuse("ids", ids, np.uint64, 1)
         spec = spec or FeatureSpec.plain(matrix.shape[1])
         with StoreWriter(path, spec, len(matrix), **settings) as writer:
             done = writer.n_committed
-            writer.push(np.ascontiguousarray(ids[done:]), np.ascontiguousarray(matrix[done:]))
+            writer.push(ids[done:], matrix[done:])
             return writer.finish()
 
     def __repr__(self) -> str:

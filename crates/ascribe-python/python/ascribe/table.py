@@ -27,8 +27,8 @@ def excerpt(text: str) -> str:
 
 
 class Table:
-    """Columns of one length. ``table["score"]`` borrows a column; ``to_arrow``, ``to_pandas`` and any library that speaks the
-    Arrow PyCapsule interface (polars, duckdb, pyarrow) take all of it."""
+    """Columns of one length. ``table["score"]`` borrows a column; ``to_arrow`` and any library that speaks the Arrow PyCapsule
+    interface (polars, duckdb, pyarrow) borrow all of it. ``to_pandas`` copies, since data frames are written to."""
 
     def __init__(self, raw: _ascribe.Table) -> None:
         self._raw = raw
@@ -53,6 +53,9 @@ class Table:
 
     def __arrow_c_array__(self, requested_schema: object | None = None) -> tuple[object, object]:
         return self._raw.__arrow_c_array__(requested_schema)
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        return self._raw.__arrow_c_stream__(requested_schema)
 
     def __arrow_c_schema__(self) -> object:
         return self._raw.__arrow_c_schema__()

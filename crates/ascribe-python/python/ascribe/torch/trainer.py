@@ -54,6 +54,7 @@ class AscribeCallback(TrainerCallback):
         self._handles: list[Any] = []
         self._meta: list[dict[str, list[int]]] = []
         self._pending: dict[str, list[int]] = {}
+        self._scale = 0.0  # of losses, at the last micro-batch
 
     # The trainer's events; each is called with (args, state, control, model=…, optimizer=…, …).
 
@@ -80,7 +81,10 @@ class AscribeCallback(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
         """The step was made, or, under fp16, left out because a gradient overflowed."""
-        if getattr(optimizer, "step_was_skipped", False):
+        # A fused optimizer leaves the step out by itself, which accelerate does not see; but then, too, the loss scale falls.
+        scaler = getattr(optimizer, "scaler", None)
+        fell = scaler is not None and scaler.get_scale() < self._scale
+        if fell or getattr(optimizer, "step_was_skipped", False):
             self._forget(state.global_step + 1)
 
     def on_train_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
@@ -118,7 +122,8 @@ class AscribeCallback(TrainerCallback):
         clock = perf_counter()
         scaler = getattr(optimizer, "scaler", None)
         if scaler is not None:
-            rows = rows / scaler.get_scale()
+            self._scale = scaler.get_scale()
+            rows = rows / self._scale
         self._spool.write(self._collector.stored(rows).cpu().numpy().tobytes())
         entry = {"step": [step] * len(rows), **self._pending}
         self._meta.append(entry)
