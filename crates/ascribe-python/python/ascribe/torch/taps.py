@@ -89,6 +89,7 @@ class Tap:
         if self.kind == "conv2d":
             conv: Any = self.module
             x = nn.functional.unfold(_padded(x, conv).float(), conv.kernel_size, conv.dilation, 0, conv.stride).mT
+            x = x if conv.groups == 1 else x.reshape(*x.shape[:2], conv.groups, self.fan_in)  # [B, T, groups, I]
         else:
             x = x.reshape(len(x), -1, self.fan_in)
         p_in, _, scale, _ = self.on(x.device)
@@ -106,7 +107,16 @@ class Tap:
         if self.kind in ("bias", "norm"):
             total = (delta if self.kind == "bias" else delta * kept).sum(1)  # [B, O]
             return total if scale is None else total * scale[:, 0]
-        if scale is None:
+        module: Any = self.module
+        groups = int(module.groups) if self.kind == "conv2d" else 1
+        if groups > 1:  # outputs of a group see its inputs alone
+            delta = delta.reshape(*delta.shape[:2], groups, -1)  # [B, T, groups, O / groups]
+            found = torch.einsum("btgo,btgi->bgoi", delta, kept.float()).flatten(1, 2)  # [B, O, I], or k_in without scales
+            if scale is not None:
+                found = found * scale
+                found = found if p_in is None else _side(found, p_in)
+            found = found if p_out is None else _side(found.mT, p_out).mT
+        elif scale is None:
             # [B, T, k_out]ᵀ [B, T, k_in]
             found = torch.bmm((delta if p_out is None else _side(delta, p_out)).mT, kept.float())
         else:
@@ -142,9 +152,9 @@ def _kind(module: nn.Module, embedding: bool) -> tuple[str, int, int] | None:
     """Kind, fan-in and fan-out of a module that can be tapped."""
     if isinstance(module, nn.Linear):
         return "linear", module.in_features, module.out_features
-    if isinstance(module, nn.Conv2d) and module.groups == 1:
+    if isinstance(module, nn.Conv2d):
         height, width = module.kernel_size
-        return "conv2d", module.in_channels * height * width, module.out_channels
+        return "conv2d", module.in_channels // module.groups * height * width, module.out_channels
     if isinstance(module, nn.Embedding) and embedding:
         return "embedding", module.embedding_dim, module.num_embeddings
     weight = getattr(module, "weight", None)
