@@ -8,10 +8,11 @@ use std::error::Error;
 use std::path::Path;
 use std::time::Instant;
 
-use ascribe_core::{Column, Digest, ExampleId, FeatureReader, FeatureSink, FeatureSpec, ProjectorSpec, RowType};
+use ascribe_core::{ExampleId, FeatureReader, FeatureSink, RowType};
 use ascribe_index::{Effort, ExactIndex, HnswIndex, HnswParams, VectorIndex, recall_at_k};
 use ascribe_linalg::Stream;
 use ascribe_store::{FeatureStore, FeatureWriter};
+use ascribe_testkit::gradient_spec;
 use ndarray::Array2;
 
 const N_QUERIES: usize = 64;
@@ -40,7 +41,7 @@ fn made(dir: &Path, n_rows: usize, dim: usize) -> Result<FeatureStore, Box<dyn E
     // Sums of uniform numbers are normal enough here and much quicker than normal ones.
     let mut noise = |n: usize| Array2::from_shape_fn((n, dim), |_| (stream.uniform() + stream.uniform() - 1.0) as f32);
     let (shared, datasets, topics) = (noise(1), noise(N_DATASETS), noise(n_topics));
-    let mut writer = FeatureWriter::create_or_resume(dir, &spec(dim), RowType::F32, 1024, n_rows as u64)?;
+    let mut writer = FeatureWriter::create_or_resume(dir, &gradient_spec(&[dim]), RowType::F32, 1024, n_rows as u64)?;
     let mut draw = Stream::new(2, "throughput/draw");
     for start in (writer.n_committed() as usize..n_rows).step_by(1024) {
         let n = 1024.min(n_rows - start);
@@ -125,18 +126,4 @@ fn queries(store: &FeatureStore) -> Result<Array2<f32>, Box<dyn Error>> {
         query.zip_mut_with(&row, |q, &x| *q = x + (stream.normal() * scale) as f32);
     }
     Ok(queries)
-}
-
-fn spec(dim: usize) -> FeatureSpec {
-    FeatureSpec {
-        model: Digest::of(b"throughput"),
-        checkpoint: "none".into(),
-        quantity: "synthetic".into(),
-        loss: "none".into(),
-        normalizer: "none".into(),
-        projector: ProjectorSpec::Identity,
-        columns: vec![Column { name: "all".into(), start: 0, len: dim }],
-        dim,
-        corpus: Digest::of(b"none"),
-    }
 }

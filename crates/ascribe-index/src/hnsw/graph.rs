@@ -26,8 +26,8 @@ use serde::{Deserialize, Serialize};
 pub const NONE: u32 = u32::MAX;
 /// Sections begin at multiples of this.
 const ALIGN: usize = 64;
-/// More nodes than this do not fit their numbers.
-pub const NODES_MAX: usize = (u32::MAX - 1) as usize;
+/// More nodes than this do not fit a walk's entries ([`super::walk`]): 2³¹ − 1.
+pub const NODES_MAX: usize = i32::MAX as usize;
 /// Layers above the lowest; the library has 16.
 pub const LEVELS_MAX: u8 = 32;
 

@@ -170,7 +170,7 @@ impl Draft {
                 batch.iter().copied().filter(|&(_, other)| self.levels[other as usize] >= layer).collect();
             if layer <= top {
                 let lists = |at: u32| self.neighbours(at, layer);
-                let found = best_first(best, lists, &self.scales, score, params.ef_construction, scratch);
+                let found = best_first(&[best], lists, &self.scales, score, params.ef_construction, scratch);
                 best = found[0];
                 candidates.extend(found.iter().map(|seen| (seen.score * scale, seen.node)));
             }

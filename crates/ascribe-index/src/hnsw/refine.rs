@@ -16,7 +16,7 @@ use rayon::prelude::*;
 
 use super::HnswParams;
 use super::graph::Graph;
-use super::walk::{Query, Scratch, walk};
+use super::walk::{Query, Scratch, walk_by};
 
 /// Neighbours of every node, layer by layer, nearest first.
 pub type Layers = Vec<Vec<Vec<u32>>>;
@@ -99,12 +99,13 @@ pub fn strays(graph: &Graph, points: &Array2<f32>, run: &[usize], params: &HnswP
             let mut strays = Vec::new();
             for i in 0..rows.len() {
                 let (query, node) = (Query::new(&queries, i), (chunk * BATCH + i) as u32);
+                // By one way in, though a search has more: whoever is found by one is not lost with a hard query.
                 let is_found =
-                    |ef, scratch: &mut Scratch| walk(graph, &query, ef, scratch).iter().any(|s| s.node == node);
+                    |ef, scratch: &mut Scratch| walk_by(graph, &query, ef, 1, scratch).iter().any(|s| s.node == node);
                 if is_found(SELF_QUERY_EF, &mut scratch) {
                     continue;
                 }
-                let found = walk(graph, &query, params.ef_construction.max(SELF_QUERY_EF), &mut scratch);
+                let found = walk_by(graph, &query, params.ef_construction.max(SELF_QUERY_EF), 1, &mut scratch);
                 if found.iter().all(|seen| seen.node != node) {
                     strays.push(Stray { node, found: found.iter().map(|seen| seen.node).collect() });
                 }

@@ -1,6 +1,7 @@
 //! Searching: each graph nominates, the store decides.
 
 use ascribe_core::{ExampleId, FeatureReader, RowType};
+use ascribe_linalg::elementwise::sum_squares;
 use ascribe_linalg::scan::Queries;
 use ndarray::ArrayView2;
 use rayon::prelude::*;
@@ -20,10 +21,16 @@ const SCAN_NODES: usize = 2_000;
 #[derive(Clone, Copy)]
 struct Nominee {
     row: u64,
-    /// Its score by its point: the cosine, times its norm where products are wanted.
+    /// Its score by its point for a query of length 1: the cosine, times its norm where products are wanted.
     estimate: f64,
-    /// What the score hardly lies below.
-    least: f64,
+    /// How far the score hardly lies from it.
+    slack: f64,
+}
+
+impl Nominee {
+    fn least(&self) -> f64 {
+        self.estimate - self.slack
+    }
 }
 
 impl<R: FeatureReader> VectorIndex for HnswIndex<'_, R> {
@@ -35,8 +42,9 @@ impl<R: FeatureReader> VectorIndex for HnswIndex<'_, R> {
         self.reader.spec().dim
     }
 
-    /// Each graph nominates `effort.ef` rows; the `effort.n_exact` best of them by estimate, and all orphans, are scored
-    /// exactly. Where `filter` leaves few nodes, all of those are looked at.
+    /// Each graph nominates `effort.ef` rows. The `k` best of them by estimate and all orphans are scored exactly, and of the
+    /// `effort.n_exact` best those that reach the `k`-th score within what estimates err by (four standard errors). Where `filter`
+    /// leaves few nodes, all of those are looked at.
     fn search_filtered(
         &self,
         queries: ArrayView2<'_, f32>,
@@ -55,13 +63,9 @@ impl<R: FeatureReader> VectorIndex for HnswIndex<'_, R> {
         (0..queries.nrows())
             .into_par_iter()
             .map_init(Scratch::default, |scratch, q| {
-                let rows = self.nominate(&Query::new(&prepared, q), k, effort, (&filter, &chosen), scratch);
+                let nominees = self.nominate(&Query::new(&prepared, q), k, effort, (&filter, &chosen), scratch);
                 let query = queries.row(q).to_slice().expect("queries are in standard layout");
-                let cosine = self.params.metric == Metric::Cosine;
-                let mut hits = rerank(self.reader, &self.blocks, query, &rows, self.n_kept(k, &filter), cosine)?;
-                hits.retain(|hit| filter.allows(hit.id));
-                hits.truncate(k);
-                Ok(hits)
+                self.decide(query, &nominees, k, &filter)
             })
             .collect()
     }
@@ -105,12 +109,46 @@ impl Chosen {
 }
 
 impl<R: FeatureReader> HnswIndex<'_, R> {
-    /// Hits to keep before those that the filter forbids (only orphans can be) are taken out.
-    fn n_kept(&self, k: usize, filter: &Filter) -> usize {
-        if filter.is_all() { k } else { k + self.orphans.len() }
+    /// The `k` best by exact scores among nominees, best estimate first, and orphans.
+    fn decide(&self, query: &[f32], nominees: &[Nominee], k: usize, filter: &Filter) -> Result<Vec<Hit>, IndexError> {
+        let cosine = self.params.metric == Metric::Cosine;
+        let (sure, others) = nominees.split_at(k.min(nominees.len()));
+        let mut rows: Vec<u64> = sure.iter().map(|n| n.row).chain(self.orphans.iter().copied()).collect();
+        let mut hits = Vec::new();
+        self.score(query, &mut rows, filter, &mut hits)?;
+        if others.is_empty() {
+            hits.truncate(k);
+            return Ok(hits);
+        }
+        // In the units of an estimate; a query of zeros has no k-th score that anything could miss.
+        let length = if cosine { 1.0 } else { sum_squares(query).sqrt() };
+        let kth = hits.get(k - 1).map_or(f64::NEG_INFINITY, |hit| hit.score / length);
+        // Written so that a threshold that is no number leaves everything in.
+        let reaches = |n: &&Nominee| !(n.estimate + n.slack < kth) && self.orphans.binary_search(&n.row).is_err();
+        let mut rows: Vec<u64> = others.iter().filter(reaches).map(|n| n.row).collect();
+        self.score(query, &mut rows, filter, &mut hits)?;
+        hits.truncate(k);
+        Ok(hits)
     }
 
-    /// Rows worth an exact score, ascending.
+    /// Scores rows and puts those that the filter allows (only orphans may be others) among the hits, best first.
+    fn score(
+        &self,
+        query: &[f32],
+        rows: &mut Vec<u64>,
+        filter: &Filter,
+        hits: &mut Vec<Hit>,
+    ) -> Result<(), IndexError> {
+        rows.sort_unstable();
+        rows.dedup();
+        let cosine = self.params.metric == Metric::Cosine;
+        let found = rerank(self.reader, &self.blocks, query, rows, usize::MAX, cosine)?;
+        hits.extend(found.into_iter().filter(|hit| filter.is_all() || filter.allows(hit.id)));
+        hits.sort_unstable_by(Hit::rank);
+        Ok(())
+    }
+
+    /// The `n_exact` best nominees by estimate, best first.
     fn nominate(
         &self,
         query: &Query<'_>,
@@ -118,16 +156,16 @@ impl<R: FeatureReader> HnswIndex<'_, R> {
         effort: Effort,
         (filter, chosen): (&Filter, &[Chosen]),
         scratch: &mut Scratch,
-    ) -> Vec<u64> {
+    ) -> Vec<Nominee> {
         let (ef, n_exact) = (effort.ef.max(k), effort.n_exact.max(k));
         let mut nominees: Vec<Nominee> = Vec::new();
         for (range, chosen) in self.ranges.iter().zip(chosen) {
             let is_product = self.params.metric == Metric::InnerProduct;
             if is_product && nominees.len() >= k {
                 // With a query of length 1 no product exceeds the row's norm, and norms only fall from here on.
-                let by_least = |a: &Nominee, b: &Nominee| b.least.total_cmp(&a.least);
+                let by_least = |a: &Nominee, b: &Nominee| b.least().total_cmp(&a.least());
                 let (_, kth, _) = nominees.select_nth_unstable_by(k - 1, by_least);
-                if range.max_norm < kth.least {
+                if range.max_norm < kth.least() {
                     break;
                 }
             }
@@ -140,14 +178,15 @@ impl<R: FeatureReader> HnswIndex<'_, R> {
             let slack = self.projection.angle_error() + range.code_error(query);
             let (norms, ids) = (graph.norms(), graph.ids());
             nominees.extend(found.iter().filter_map(|seen| {
-                let (node, id) = (seen.node as usize, ExampleId::from_u64(ids[seen.node as usize]));
-                if range.rows[node] == Range::GONE || !(filter.is_all() || filter.allows(id)) {
+                let node = seen.node as usize;
+                let is_allowed = || filter.is_all() || filter.allows(ExampleId::from_u64(ids[node]));
+                if range.rows[node] == Range::GONE || !is_allowed() {
                     return None;
                 }
                 let cosine = f64::from(seen.score) * query.scale();
                 let norm = if is_product { f64::from(norms[node]) } else { 1.0 };
                 let row = u64::from(range.rows[node]);
-                Some(Nominee { row, estimate: cosine * norm, least: (cosine - slack) * norm })
+                Some(Nominee { row, estimate: cosine * norm, slack: slack * norm })
             }));
         }
         let best_first = |a: &Nominee, b: &Nominee| b.estimate.total_cmp(&a.estimate).then(a.row.cmp(&b.row));
@@ -155,10 +194,7 @@ impl<R: FeatureReader> HnswIndex<'_, R> {
             nominees.select_nth_unstable_by(n_exact, best_first);
             nominees.truncate(n_exact);
         }
-        let mut rows: Vec<u64> =
-            nominees.into_iter().map(|nominee| nominee.row).chain(self.orphans.iter().copied()).collect();
-        rows.sort_unstable();
-        rows.dedup();
-        rows
+        nominees.sort_unstable_by(best_first);
+        nominees
     }
 }
