@@ -17,6 +17,7 @@ mod methods;
 mod metrics;
 mod progress;
 mod project;
+mod registrar;
 mod registry;
 mod shares;
 mod store;
@@ -49,6 +50,8 @@ mod _ascribe {
     };
     #[pymodule_export]
     use crate::project::{spec_hash, stream_words, two_sided};
+    #[pymodule_export]
+    use crate::registrar::{registry_add, registry_init};
     #[pymodule_export]
     use crate::registry::Registry;
     #[pymodule_export]

@@ -516,6 +516,20 @@ def registry(tmp_path_factory):
 
 
 @pytest.mark.skipif(not COMMAND, reason="ASCRIBE names no command")
+def test_another_thread_goes_on_while_records_are_registered(tmp_path, registry):
+    fresh = iter(range(TRIES))
+
+    def make():
+        folder = tmp_path / f"r{next(fresh)}"
+        ascribe.Registry.init(folder)
+        texts, payee = registry.parent / "texts", "eip155:1:0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed"
+        return lambda: ascribe.Registry.add(folder, texts, licence="CC-BY-4.0", payees=payee)
+
+    seen = keeps_the_lock(make)
+    assert seen is None, seen
+
+
+@pytest.mark.skipif(not COMMAND, reason="ASCRIBE names no command")
 def test_another_thread_goes_on_while_a_registry_is_verified(registry):
     found = ascribe.Registry(registry)
     assert len(found) == 1
