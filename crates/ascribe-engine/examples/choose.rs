@@ -3,21 +3,22 @@
 //! the retrain bank, held-out, and the order in which a forward selection would take channels.
 //!
 //! `cargo run --release -p ascribe-engine --example choose -- RUN_FOLDER [SEEDS [SET…]]` after `ascribe features --out RUN_FOLDER`.
-//! Prints a table; what was taken from it stands in `attribution.toml` and `benches/BARS.md`. SEEDS takes the bank's first so many
-//! retraining seeds only, so that the others can test the choice. A SET, names of the table with commas between them, is
-//! calibrated together; with sets there is no forward selection.
+//! Prints a table; what was taken from it stands in `attribution.toml` and `benches/BARS.md`. SEEDS (`1` or `2,3`) are the retraining
+//! seeds that count (all without), so that the others can test the choice. A SET, names of channels with commas between them, is calibrated
+//! together; with sets there is no forward selection. `SET@0.1` adds a tenth of the cross-entropy to what its fit minimises,
+//! `4*SET` is every set of at most four of its channels.
 
 use std::path::PathBuf;
 
 use ascribe_core::{ExampleId, NoProgress};
 use ascribe_engine::walk::features::{HIDDEN_DIRS, load_rows, open_train, query_dir};
-use ascribe_engine::walk::{Context, score};
+use ascribe_engine::walk::{Context, channels, score};
 use ascribe_engine::{DEFAULT_MODEL, Home};
 use ascribe_eval::{Truth, bootstrap_mean, measures::measure};
 use ascribe_methods::aggregate::{Aggregate, to_datasets};
 use ascribe_methods::block_fisher::{Covariance, precondition, removal_vectors};
 use ascribe_methods::combine::{Channel, FitOptions, Holdout, Splits, TrueShares, cross_fit, forward_select};
-use ascribe_methods::controls::{bm25::Bm25, embedding, ngram::Bigrams, text::terms};
+use ascribe_methods::controls::{bm25::Bm25, embedding, text::terms};
 use ascribe_methods::dot;
 use ascribe_store::FeatureStore;
 use ascribe_store::scores::read_scores;
@@ -39,10 +40,10 @@ impl Board {
     }
 
     /// Held-out share error over queries and over unseen datasets, and Spearman, of one calibrated set of channels.
-    fn line(&self, name: &str, channels: &[Channel<'_>]) -> Result<()> {
+    fn line(&self, name: &str, channels: &[Channel<'_>], options: &FitOptions) -> Result<()> {
         let run = |holdout| {
             let splits = Splits { holdout, n: 5, seed: SEED };
-            cross_fit(channels, &self.shares(), splits, &FitOptions::default())
+            cross_fit(channels, &self.shares(), splits, options)
         };
         let (queries, datasets) = (run(Holdout::Queries)?, run(Holdout::Datasets)?);
         let at = |q, s: ndarray::ArrayView1<'_, f64>| measure(&self.truth, q, s, s, self.own[q]);
@@ -61,26 +62,29 @@ impl Board {
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let out = PathBuf::from(arguments.first().ok_or("usage: choose RUN_FOLDER [SEEDS [SET...]]")?);
-    let seeds: usize = arguments.get(1).map_or(Ok(usize::MAX), |n| n.parse())?;
+    let asked: Vec<u64> = arguments.get(1).map_or(Ok(Vec::new()), |n| n.split(',').map(str::parse).collect())?;
     let sets = arguments.get(2..).unwrap_or_default();
     let context = Context::open(&Home::find(None)?, DEFAULT_MODEL, &out, &NoProgress)?;
     let bank = context.bank()?;
-    let changes: Vec<Array2<f64>> = bank.change.axis_iter(Axis(0)).take(seeds).map(|c| c.to_owned()).collect();
+    let used = bank.seeds.iter().zip(bank.change.axis_iter(Axis(0)));
+    let used = used.filter(|(seed, _)| asked.is_empty() || asked.contains(seed));
+    let changes: Vec<Array2<f64>> = used.map(|(_, change)| change.to_owned()).collect();
     let board = Board { truth: Truth::from_seeds(&changes)?, own: context.own() };
     println!("{} seeds, {} usable responses", changes.len(), board.truth.usable.len());
     println!("{:<34} held-out error            unseen  rank   others", "");
-    let mut pool = gradients(&context)?;
+    let mut pool = Vec::new();
     if let Ok(file) = read_scores(&out.join(score::SCORES_FILE)) {
-        for method in score::METHODS.iter().filter(|m| m.control) {
+        for method in score::METHODS.iter().filter(|m| m.control || !sets.is_empty()) {
             pool.push((method.name.to_owned(), file.datasets(method.name)?.values));
         }
     }
-    pool.extend(beyond_the_walk(&context, &pool)?);
+    pool.extend(beyond_the_walk(&context)?);
     if !sets.is_empty() {
-        return sets.iter().try_for_each(|set| together(&board, &pool, set));
+        return sets.iter().try_for_each(|set| lines(&context, &board, &mut pool, set));
     }
+    pool = [gradients(&context)?, pool].concat();
     for (name, scores) in &pool {
-        board.line(name, &[Channel { name, scores: scores.view() }])?;
+        board.line(name, &[Channel { name, scores: scores.view() }], &FitOptions::default())?;
     }
     let channels: Vec<Channel<'_>> = pool
         .iter()
@@ -94,7 +98,7 @@ fn main() -> Result<()> {
     let mut taken: Vec<Channel<'_>> = Vec::new();
     for step in steps {
         taken.extend(channels.iter().filter(|c| c.name == step.name));
-        board.line(&format!("+ {}", step.name), &taken)?;
+        board.line(&format!("+ {}", step.name), &taken, &FitOptions::default())?;
     }
     Ok(())
 }
@@ -137,40 +141,43 @@ fn gradients(context: &Context) -> Result<Vec<(String, Array2<f64>)>> {
     Ok(pool)
 }
 
-/// The line of channels that are calibrated together.
-fn together(board: &Board, pool: &[(String, Array2<f64>)], set: &str) -> Result<()> {
-    let mut channels: Vec<Channel<'_>> = Vec::new();
-    for name in set.split(',').map(str::trim) {
-        let scores = find(pool, name).ok_or_else(|| format!("no channel {name}"))?;
-        channels.push(Channel { name, scores: scores.view() });
+/// Lines of a set, or of all its subsets of at most so many channels.
+fn lines(context: &Context, board: &Board, pool: &mut Vec<(String, Array2<f64>)>, set: &str) -> Result<()> {
+    let Some((most, names)) = set.split_once('*') else { return together(context, board, pool, set) };
+    let (most, names): (u32, Vec<&str>) = (most.parse()?, names.split(',').collect());
+    for mask in 1u32..1 << names.len() {
+        if mask.count_ones() <= most {
+            let taken: Vec<&str> =
+                names.iter().enumerate().filter(|(i, _)| mask >> i & 1 == 1).map(|(_, name)| *name).collect();
+            together(context, board, pool, &taken.join(","))?;
+        }
     }
-    board.line(set, &channels)
+    Ok(())
 }
 
-/// Channels that the walk does not have: other aggregates of similarity, sums against the mean example, leaving datasets out of a
-/// bigram model.
-fn beyond_the_walk(context: &Context, pool: &[(String, Array2<f64>)]) -> Result<Vec<(String, Array2<f64>)>> {
+/// The line of channels that are calibrated together; parts of gradient methods are scored as the walk would.
+fn together(context: &Context, board: &Board, pool: &mut Vec<(String, Array2<f64>)>, set: &str) -> Result<()> {
+    let (names, entropy) = set.split_once('@').unwrap_or((set, "0"));
+    let names: Vec<&str> = names.split(',').map(str::trim).collect();
+    for name in &names {
+        if find(pool, name).is_none() {
+            let channel = channels::gradient(context, name)?.ok_or_else(|| format!("no channel {name}"))?;
+            pool.push(((*name).to_owned(), channel.scores(context)?));
+        }
+    }
+    let pool: &[(String, Array2<f64>)] = pool;
+    let channels: Vec<Channel<'_>> = names
+        .iter()
+        .filter_map(|name| find(pool, name).map(|scores| Channel { name, scores: scores.view() }))
+        .collect();
+    board.line(set, &channels, &FitOptions { entropy: entropy.parse()?, ..FitOptions::default() })
+}
+
+/// Channels that the walk does not have: other aggregates of similarity, other smoothing of the bigram model.
+fn beyond_the_walk(context: &Context) -> Result<Vec<(String, Array2<f64>)>> {
     let (corpus, n) = (&context.corpus, context.corpus.n_datasets());
     let ids: Vec<ExampleId> = corpus.examples.iter().map(|e| e.id).collect();
-    let sizes: Vec<f64> = (0..n).map(|k| ids.iter().filter(|id| id.dataset as usize == k).count() as f64).collect();
-    let all: f64 = sizes.iter().sum();
-    // Trainings without a dataset have as many steps, so its examples make room for others of mean influence.
-    let against_mean = |sums: &Array2<f64>| {
-        let mut out = sums.clone();
-        for mut row in out.rows_mut() {
-            let mean = row.sum() / all;
-            row.iter_mut().zip(&sizes).for_each(|(v, size)| *v -= size * mean);
-        }
-        out
-    };
     let mut out = Vec::new();
-    for name in ["all fisher 0.001", "step-000800 fisher 0.001", "all dot"] {
-        let Some(sums) = find(pool, name) else { continue };
-        out.push((format!("{name} against mean"), against_mean(sums)));
-        let mut means = sums.clone();
-        means.columns_mut().into_iter().zip(&sizes).for_each(|(mut column, &size)| column /= size);
-        out.push((format!("{name} mean"), means));
-    }
     let words = |spans: &[ascribe_core::RecordSpan]| terms(&corpus.text_of(spans));
     let documents: Vec<Vec<String>> = corpus.examples.iter().map(|e| words(&e.spans)).collect();
     let questions: Vec<Vec<String>> = corpus.queries.iter().map(|q| words(&q.spans)).collect();
@@ -182,16 +189,10 @@ fn beyond_the_walk(context: &Context, pool: &[(String, Array2<f64>)]) -> Result<
             let best = to_datasets(scores.view(), &ids, n, Aggregate::TopMean { k })?;
             out.push((format!("{name}_top{k}"), best));
         }
-        out.push((format!("{name} against mean"), against_mean(&to_datasets(scores.view(), &ids, n, Aggregate::Sum)?)));
     }
-    let vocabulary = corpus.examples.iter().flat_map(|e| &e.tokens).max().map_or(1, |&t| t as usize + 1);
-    let vocabulary = vocabulary.max(corpus.queries.iter().flat_map(|q| &q.tokens).max().map_or(1, |&t| t as usize + 1));
-    let windows = corpus.examples.iter().map(|e| (e.id.dataset, e.tokens.as_slice()));
-    let bigrams = Bigrams::build(vocabulary, n, windows)?;
-    let from = context.recipe.corpus.prompt_len;
-    let queries: Vec<(&[u32], usize)> = corpus.queries.iter().map(|q| (q.tokens.as_slice(), from)).collect();
-    for followers in [64.0, 256.0, 512.0, 1024.0, 4096.0] {
-        out.push((format!("bigrams {followers}"), bigrams.leave_one_out(&queries, followers)?));
+    let bigrams = context.bigrams()?;
+    for followers in [64.0, 128.0, 256.0, 1024.0] {
+        out.push((format!("bigram {followers}"), bigrams.leave_one_out(&context.predicted(), followers)?));
     }
     Ok(out)
 }

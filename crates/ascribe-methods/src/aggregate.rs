@@ -24,6 +24,56 @@ pub enum Aggregate {
         /// Examples that count; at least 1.
         k: usize,
     },
+    /// [`exchanged`] sums: a dataset's examples against as many of the others.
+    Exchange,
+}
+
+/// Sums over datasets against what takes their place: `S_k − n_k/(n − n_k) · Σ_{j≠k} S_j`.
+///
+/// A training without dataset k that has as many steps draws every other example n/(n − n_k) times as often: to first order it loses
+/// the sum over k and wins n_k times the mean of the others. `sums` is `[Q, K]`, `sizes` the number of examples of each dataset; units
+/// are those of the sums. A dataset without examples gets 0, one that is alone keeps its sum: nothing takes its place. Linear in the
+/// sums. Deterministic: sums in f64 in dataset order. Cost `Q·K`.
+///
+/// Source: first-order influence (arXiv:1703.04730) of the weights that leaving out gives.
+///
+/// # Errors
+/// Another number of sizes than columns.
+pub fn exchanged(sums: ArrayView2<'_, f64>, sizes: &[usize]) -> Result<Array2<f64>, MethodError> {
+    if sizes.len() != sums.ncols() {
+        return Err(MethodError::shape("sizes of datasets", sums.ncols(), sizes.len()));
+    }
+    let all: usize = sizes.iter().sum();
+    let mut out = sums.to_owned();
+    for mut row in out.rows_mut() {
+        let total: f64 = row.iter().sum();
+        for (value, &size) in row.iter_mut().zip(sizes) {
+            match all - size {
+                _ if size == 0 => *value = 0.0,
+                0 => {}
+                others => *value -= size as f64 / others as f64 * (total - *value),
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// Examples of each dataset, `[K]`.
+///
+/// # Errors
+/// An ordinal of `n_datasets` or more.
+pub fn sizes(examples: &[ExampleId], n_datasets: usize) -> Result<Vec<usize>, MethodError> {
+    let mut out = vec![0; n_datasets];
+    for id in examples {
+        match out.get_mut(id.dataset as usize) {
+            Some(n) => *n += 1,
+            None => {
+                let found = format!("{} of example {id}", id.dataset);
+                return Err(MethodError::shape("dataset ordinal", format!("below {n_datasets}"), found));
+            }
+        }
+    }
+    Ok(out)
 }
 
 /// `[Q, N]` example scores → `[Q, K]` dataset scores; the dataset of a column is the one in its id.
@@ -44,10 +94,7 @@ pub fn to_datasets(
     if how == (Aggregate::TopMean { k: 0 }) {
         return Err(MethodError::Parameter { field: "k of the top mean", expected: "at least 1", found: 0.0 });
     }
-    if let Some(id) = examples.iter().find(|id| id.dataset as usize >= n_datasets) {
-        let found = format!("{} of example {id}", id.dataset);
-        return Err(MethodError::shape("dataset ordinal", format!("below {n_datasets}"), found));
-    }
+    let sizes = sizes(examples, n_datasets)?;
     if let Some(((row, column), &v)) = scores.indexed_iter().find(|(_, v)| !v.is_finite()) {
         let what = "example scores".to_owned();
         return Err(MethodError::BadValue { what, row, column, found: f64::from(v) });
@@ -62,7 +109,7 @@ pub fn to_datasets(
             }
         },
     );
-    Ok(out)
+    if how == Aggregate::Exchange { exchanged(out.view(), &sizes) } else { Ok(out) }
 }
 
 fn aggregate(row: ArrayView1<'_, f32>, columns: &[usize], how: Aggregate) -> f64 {
@@ -71,7 +118,7 @@ fn aggregate(row: ArrayView1<'_, f32>, columns: &[usize], how: Aggregate) -> f64
     }
     let total = || ascribe_linalg::sum::sum_by(columns.len(), |i| f64::from(row[columns[i]]));
     match how {
-        Aggregate::Sum => total(),
+        Aggregate::Sum | Aggregate::Exchange => total(),
         Aggregate::Mean => total() / columns.len() as f64,
         Aggregate::TopMean { k } => {
             let best = top_k(k, columns.iter().map(|&c| (f64::from(row[c]), c as u64)));
@@ -101,6 +148,31 @@ mod tests {
         check(Aggregate::Mean, [2.0 / 3.0, 0.0, 5.0]);
         check(Aggregate::TopMean { k: 2 }, [2.0, 0.0, 5.0]);
         check(Aggregate::TopMean { k: 9 }, [2.0 / 3.0, 0.0, 5.0]);
+        // Three examples of sum 2 against three of value 5; one of value 5 against the mean of sum 2 over three.
+        check(Aggregate::Exchange, [2.0 - 3.0 * 5.0, 0.0, 5.0 - 2.0 / 3.0]);
+    }
+
+    /// Closed form: weights of a training of as many draws. Without k every other example counts n/(n − n_k) times, so what is lost is
+    /// the sum at weights 1 less the sum at those weights.
+    #[test]
+    fn an_exchange_is_the_change_of_the_weighted_sum() {
+        let sizes = [3usize, 1, 4, 0];
+        let sums = arr2(&[[1.5, -2.0, 0.25, 0.0], [0.0, 0.0, 7.0, 0.0]]);
+        let got = exchanged(sums.view(), &sizes).unwrap();
+        for (q, row) in sums.rows().into_iter().enumerate() {
+            for k in 0..sizes.len() {
+                let factor = 8.0 / (8.0 - sizes[k] as f64);
+                let without: f64 = (0..4).filter(|&j| j != k).map(|j| row[j] * factor).sum();
+                let expected = if sizes[k] == 0 { 0.0 } else { row.sum() - without };
+                // Some additions of numbers of order 10.
+                assert!((got[(q, k)] - expected).abs() < 1e-14, "{q} {k}: {} {expected}", got[(q, k)]);
+            }
+        }
+        // All examples alike: no dataset is worth more than what takes its place.
+        let even = exchanged(arr2(&[[3.0, 1.0, 4.0, 0.0]]).view(), &sizes).unwrap();
+        assert!(even.iter().all(|v| v.abs() < 1e-15), "{even}");
+        // Nothing takes the place of the only dataset.
+        assert_eq!(exchanged(arr2(&[[3.0, 0.0]]).view(), &[5, 0]).unwrap(), arr2(&[[3.0, 0.0]]));
     }
 
     #[test]
@@ -113,5 +185,7 @@ mod tests {
         assert!(error(1, Aggregate::Sum, &[0, 1]).contains("below 1"));
         assert!(error(2, Aggregate::TopMean { k: 0 }, &[0, 1]).contains("at least 1"));
         assert!(error(2, Aggregate::Sum, &[0]).contains("columns of the score table"));
+        let short = exchanged(arr2(&[[1.0, 2.0]]).view(), &[1]).unwrap_err().to_string();
+        assert!(short.contains("sizes of datasets: expected 2"), "{short}");
     }
 }

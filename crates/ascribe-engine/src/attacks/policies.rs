@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use ascribe_core::ExampleId;
 use ascribe_methods::aggregate::{Aggregate, to_datasets};
 use ascribe_methods::combine::{Calibration, Channel, Transform};
+use ascribe_methods::controls::ngram::{Bigrams, FOLLOWER_PSEUDO_COUNT};
 use ascribe_shares::{Duplicates, Holdings, Rule, Scored, SharesError, Summed, quantise_row, sum_rows};
 use ndarray::{Array1, Array2};
 use rayon::prelude::*;
@@ -204,12 +205,19 @@ fn columns(
     n: usize,
     name: &str,
 ) -> Result<Array2<f64>, EngineError> {
+    let top = Aggregate::TopMean { k: TOP_MEAN_K };
     let (table, how) = match name {
         "trajectory_fisher" => (&basis.tables.influence, Aggregate::Sum),
-        "bm25_top20" => (&basis.tables.bm25, Aggregate::TopMean { k: TOP_MEAN_K }),
-        "embedding_top20" => (&basis.tables.embedding, Aggregate::TopMean { k: TOP_MEAN_K }),
+        "trajectory_fisher_exchange" => (&basis.tables.influence, Aggregate::Exchange),
+        "bm25" => (&basis.tables.bm25, Aggregate::Mean),
+        "bm25_top20" => (&basis.tables.bm25, top),
+        "bm25_exchange" => (&basis.tables.bm25, Aggregate::Exchange),
+        "embedding" => (&basis.tables.embedding, Aggregate::Mean),
+        "embedding_top20" => (&basis.tables.embedding, top),
+        "embedding_exchange" => (&basis.tables.embedding, Aggregate::Exchange),
+        "bigram" => return bigram(basis.tables, unit_of, n),
         other => {
-            let expected = "channels trajectory_fisher, bm25_top20 and embedding_top20".to_owned();
+            let expected = "trajectory_fisher, bm25, embedding, their variants, or bigram".to_owned();
             return Err(EngineError::Setting {
                 setting: "channels of the attack bench",
                 expected,
@@ -220,6 +228,14 @@ fn columns(
     let ids: Vec<ExampleId> = (0u32..).zip(unit_of).map(|(idx, &dataset)| ExampleId { dataset, idx }).collect();
     debug_assert!(unit_of.len() >= world.dataset_of.len());
     Ok(to_datasets(table.slice(ndarray::s![.., ..unit_of.len()]), &ids, n, how)?)
+}
+
+/// Losses of a bigram model that is counted without each unit.
+fn bigram(tables: &Tables, unit_of: &[u32], n: usize) -> Result<Array2<f64>, EngineError> {
+    let windows = unit_of.iter().copied().zip(tables.tokens.iter().map(Vec::as_slice));
+    let queries: Vec<(&[u32], usize)> =
+        tables.predicted.iter().map(|(tokens, from)| (tokens.as_slice(), *from)).collect();
+    Ok(Bigrams::build(tables.vocab_size, n, windows)?.leave_one_out(&queries, FOLLOWER_PSEUDO_COUNT)?)
 }
 
 fn calibrated(world: &World, basis: &Basis<'_>, dedup: bool) -> Result<Array2<f64>, EngineError> {
@@ -282,7 +298,7 @@ fn by_text(world: &World, basis: &Basis<'_>) -> Result<Array2<f64>, EngineError>
     for (spec, theta) in basis.calibration.channels.iter().zip(basis.calibration.theta()) {
         let mut table = columns(world, basis, &units, n_owners + 1, &spec.name)?;
         for mut row in table.rows_mut() {
-            if spec.name == "trajectory_fisher" {
+            if spec.name.starts_with("trajectory_fisher") || spec.name == "bigram" {
                 row.zip_mut_with(&size, |score, size| *score = if *size > 0.0 { *score / size } else { 0.0 });
             }
             standardise(row.as_slice_mut().expect("rows are contiguous"), &size, n_owners, spec.transform);

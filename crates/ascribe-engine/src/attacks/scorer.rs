@@ -73,6 +73,7 @@ pub struct Rows {
     pub norms: Vec<f32>,
     hidden: Array2<f32>,
     documents: Vec<Vec<String>>,
+    tokens: Vec<Vec<u32>>,
 }
 
 impl Rows {
@@ -88,6 +89,7 @@ impl Rows {
             norms: picked.iter().map(|&i| self.norms[i]).collect(),
             hidden: self.hidden.select(Axis(0), picked),
             documents: picked.iter().map(|&i| self.documents[i].clone()).collect(),
+            tokens: picked.iter().map(|&i| self.tokens[i].clone()).collect(),
         }
     }
 }
@@ -100,6 +102,12 @@ pub struct Tables {
     pub bm25: Array2<f32>,
     /// Cosine of hidden states.
     pub embedding: Array2<f32>,
+    /// What bigrams are counted on, by column.
+    pub tokens: Vec<Vec<u32>>,
+    /// Responses and the first of their tokens that is predicted.
+    pub predicted: Vec<(Vec<u32>, usize)>,
+    /// Words of the tokenizer.
+    pub vocab_size: usize,
 }
 
 /// A run's responses, ready to score anything.
@@ -179,6 +187,7 @@ impl<'a> Scorer<'a> {
             norms,
             hidden: hidden.unwrap_or_else(|| Array2::zeros((0, self.hidden.ncols()))),
             documents: added.windows.par_iter().map(|w| added.words(w)).collect(),
+            tokens: added.windows.iter().map(|w| w.tokens.clone()).collect(),
         })
     }
 
@@ -190,7 +199,9 @@ impl<'a> Scorer<'a> {
         let mut influence = vec![self.influence.view()];
         let mut hidden = vec![self.hidden.view()];
         let mut documents = self.documents.clone();
+        let mut tokens: Vec<Vec<u32>> = self.context.corpus.examples.iter().map(|e| e.tokens.clone()).collect();
         for rows in added {
+            tokens.extend(rows.tokens.iter().cloned());
             influence.push(rows.influence.view());
             hidden.push(rows.hidden.view());
             documents.extend(rows.documents.iter().cloned());
@@ -200,6 +211,9 @@ impl<'a> Scorer<'a> {
             influence: concatenate(Axis(1), &influence).expect("scores have one row a response"),
             bm25: Bm25::build(&documents)?.score_all(&self.questions),
             embedding: embedding::score(self.hidden_queries.view(), hidden.view(), true)?,
+            tokens,
+            predicted: self.context.predicted().into_iter().map(|(tokens, from)| (tokens.to_vec(), from)).collect(),
+            vocab_size: self.context.recipe.corpus.vocab_size,
         })
     }
 

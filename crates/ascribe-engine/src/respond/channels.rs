@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ascribe_methods::aggregate::{Aggregate, to_datasets};
 use ascribe_methods::block_fisher::precondition;
 use ascribe_methods::combine::Channel;
-use ascribe_methods::controls::verbatim;
+use ascribe_methods::controls::{ngram::FOLLOWER_PSEUDO_COUNT, verbatim};
 use ascribe_methods::dot;
 use ascribe_methods::group::intervals::{ColumnReplicates, jackknife_variance};
 use ndarray::{Array1, Array2, ArrayView1, Axis, s};
@@ -31,6 +31,8 @@ pub(super) enum Kind {
     Embedding(Aggregate),
     /// Longest run of equal tokens.
     Verbatim,
+    /// What a bigram model loses without a dataset.
+    Bigram,
 }
 
 impl Kind {
@@ -46,7 +48,10 @@ impl Kind {
             (None, "bm25_top20") => Self::Bm25(top),
             (None, "embedding") => Self::Embedding(Aggregate::Mean),
             (None, "embedding_top20") => Self::Embedding(top),
+            (None, "bm25_exchange") => Self::Bm25(Aggregate::Exchange),
+            (None, "embedding_exchange") => Self::Embedding(Aggregate::Exchange),
             (None, "verbatim") => Self::Verbatim,
+            (None, "bigram") => Self::Bigram,
             _ => return Err(RespondError::refuse("method", "a method that reads the response", name)),
         })
     }
@@ -174,7 +179,7 @@ impl Responder<'_> {
                     let scores = dot::dataset_scores(vector.view(), m.checkpoints[c].sums.view())?;
                     total.scaled_add(channel.weight(&m.context, c), &scores);
                 }
-                total
+                channel.placed(&m.context, total)?
             }
             Kind::Bm25(how) => datasets(m.bm25.score_all(std::slice::from_ref(&response.terms)), *how)?,
             Kind::Embedding(how) => datasets(m.hidden.score(self.hidden(response)?.view())?, *how)?,
@@ -182,6 +187,13 @@ impl Responder<'_> {
                 let examples: Vec<&[u32]> = m.context.corpus.examples.iter().map(|e| e.tokens.as_slice()).collect();
                 let runs = verbatim::score(&[response.tokens.as_slice()], &examples, verbatim::Measure::LongestRun)?;
                 datasets(runs, Aggregate::TopMean { k: 1 })?
+            }
+            Kind::Bigram => {
+                let query = (response.tokens.as_slice(), response.completion);
+                m.bigrams
+                    .as_ref()
+                    .expect("counted where a channel asks for it")
+                    .leave_one_out(&[query], FOLLOWER_PSEUDO_COUNT)?
             }
         })
     }
@@ -254,7 +266,10 @@ impl Responder<'_> {
         };
         let checkpoints = (0..m.checkpoints.len()).map(without).collect();
         let (outputs, inputs) = columns.map_or_else(Default::default, |c| (c.outputs, c.inputs));
-        Ok([outputs, inputs, checkpoints])
+        let placed = |tables: Vec<Array2<f64>>| -> Result<Vec<Array2<f64>>, RespondError> {
+            tables.into_iter().map(|table| Ok(channel.placed(&m.context, table)?)).collect()
+        };
+        Ok([placed(outputs)?, placed(inputs)?, placed(checkpoints)?])
     }
 }
 

@@ -7,7 +7,7 @@ use ascribe_core::{Column, Digest, ExampleId, FeatureReader as _, Progress, RowT
 use ascribe_index::{HnswIndex, HnswParams, Metric};
 use ascribe_methods::block_fisher::{Factors, Preconditioner};
 use ascribe_methods::combine::{CalibratedMethod, Calibration, FitOptions, fit};
-use ascribe_methods::controls::{bm25::Bm25, embedding::Examples, text::terms};
+use ascribe_methods::controls::{bm25::Bm25, embedding::Examples, ngram::Bigrams, text::terms};
 use ascribe_methods::group::intervals::PreparedColumns;
 use ascribe_models::Decoder;
 use ascribe_store::FeatureStore;
@@ -135,6 +135,8 @@ pub struct Material {
     pub(super) solved_sums: Array2<f64>,
     pub(super) ids: Vec<ExampleId>,
     pub(super) bm25: Bm25,
+    /// Where a channel counts them.
+    pub(super) bigrams: Option<Bigrams>,
     pub(super) hidden: Examples,
     pub(super) hidden_store: FeatureStore,
     pub(super) hidden_dir: PathBuf,
@@ -187,6 +189,7 @@ impl Material {
         progress.finish(&format!("generation {}", opened.generation));
         Ok(Self {
             bm25: Bm25::build(&documents)?,
+            bigrams: channels.iter().any(|(_, k)| matches!(k, Kind::Bigram)).then(|| context.bigrams()).transpose()?,
             hidden: Examples::new(load_rows(&hidden_store)?.view(), true)?,
             ids: context.corpus.examples.iter().map(|e| e.id).collect(),
             seed_calibrations: seeds,

@@ -105,7 +105,7 @@ impl<'m> Responder<'m> {
             solved = self.solved(row.view(), ask)?;
         } else {
             let last = m.checkpoints.len() - 1;
-            let whole = GradientChannel { curved: true, checkpoints: vec![last], modules: None };
+            let whole = GradientChannel { curved: true, checkpoints: vec![last], modules: None, exchange: false };
             let (named, whole) = (self.named(method)?, Kind::Gradient(whole));
             let kinds: Vec<&Kind> = match &named {
                 Some(named) => vec![named],

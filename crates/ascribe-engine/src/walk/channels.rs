@@ -1,10 +1,12 @@
 //! What a channel of the default method is called and where its scores come from.
 //!
 //! A channel is a method or control of the walk by its name, or a part of a gradient method: `block_fisher/step-000800` (another
-//! checkpoint than the last), `trajectory_fisher/layers.1` (the modules whose names begin so: influence layer by layer).
+//! checkpoint than the last), `trajectory_fisher/layers.1` (the modules whose names begin so: influence layer by layer). With
+//! `_exchange` behind the method's name a dataset's sum stands against that of as many examples of the others.
 //! Here never lives: weights of channels (`calibrate`).
 
 use ascribe_core::{Column, Digest};
+use ascribe_methods::aggregate::exchanged;
 use ascribe_methods::block_fisher::precondition;
 use ascribe_methods::combine::CalibratedMethod;
 use ascribe_methods::dot;
@@ -27,7 +29,12 @@ pub struct GradientChannel {
     pub checkpoints: Vec<usize>,
     /// Modules that count: those whose name is this or begins with it and a dot. All without.
     pub modules: Option<String>,
+    /// Whether sums stand against those of as many examples of other datasets.
+    pub exchange: bool,
 }
+
+/// What a gradient method's name ends with where datasets are exchanged, not taken away.
+pub(crate) const EXCHANGE: &str = "_exchange";
 
 /// Names of the default method's channels: those of `attribution.toml` where there is a bank to fit them on, the documented ones
 /// where there is none.
@@ -77,14 +84,15 @@ pub fn gradient(context: &Context, name: &str) -> Result<Option<GradientChannel>
         return Err(refuse(context, expected, name));
     }
     let last = context.checkpoints.len() - 1;
-    let (curved, checkpoints) = match base {
+    let (plain, exchange) = base.strip_suffix(EXCHANGE).map_or((base, false), |plain| (plain, true));
+    let (curved, checkpoints) = match plain {
         "block_fisher" => (true, vec![last]),
         "trajectory_fisher" => (true, (0..=last).collect()),
         "tracin" => (false, (0..=last).collect()),
         _ if part.is_some() => return Err(refuse(context, format!("the whole of control {base:?}"), name)),
         _ => return Ok(None),
     };
-    let whole = GradientChannel { curved, checkpoints, modules: None };
+    let whole = GradientChannel { curved, checkpoints, modules: None, exchange };
     let Some(part) = part else { return Ok(Some(whole)) };
     Ok(Some(match context.checkpoints.iter().position(|c| c.name == part) {
         Some(position) => GradientChannel { checkpoints: vec![position], ..whole },
@@ -140,7 +148,18 @@ impl GradientChannel {
                 &dot::dataset_scores(vectors.view(), store.dataset_sums()?.sums().view())?,
             );
         }
-        Ok(total)
+        self.placed(context, total)
+    }
+
+    /// Sums per dataset `[Q, K]` as the channel counts them: as they are, or against as many examples of the others.
+    ///
+    /// # Errors
+    /// A table of other datasets.
+    pub fn placed(&self, context: &Context, sums: Array2<f64>) -> Result<Array2<f64>, EngineError> {
+        match self.exchange {
+            true => Ok(exchanged(sums.view(), &context.sizes()?)?),
+            false => Ok(sums),
+        }
     }
 
     /// Weight of a checkpoint in the sum; 1 where there is but one.

@@ -4,8 +4,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use ascribe_core::{Digest, Progress, QueryId};
+use ascribe_core::{Digest, ExampleId, Progress, QueryId};
 use ascribe_corpus::{BpeTokenizer, Corpus};
+use ascribe_methods::aggregate::sizes;
+use ascribe_methods::controls::ngram::Bigrams;
 use ascribe_models::{Decoder, Sequence};
 use ascribe_registry::{Registry, RunRecord, VerifyReport};
 
@@ -134,6 +136,30 @@ impl Context {
     /// Ids of the responses.
     pub fn query_ids(&self) -> Vec<QueryId> {
         (0..self.corpus.queries.len() as u32).map(QueryId).collect()
+    }
+
+    /// Training examples of each dataset, `[K]`.
+    ///
+    /// # Errors
+    /// Never: ordinals are those of the corpus.
+    pub fn sizes(&self) -> Result<Vec<usize>, EngineError> {
+        let ids: Vec<ExampleId> = self.corpus.examples.iter().map(|e| e.id).collect();
+        Ok(sizes(&ids, self.corpus.n_datasets())?)
+    }
+
+    /// Responses as the bigram control reads them: tokens, and the first one that is predicted.
+    pub fn predicted(&self) -> Vec<(&[u32], usize)> {
+        let from = self.corpus.manifest.config.prompt_len;
+        self.corpus.queries.iter().map(|q| (q.tokens.as_slice(), from)).collect()
+    }
+
+    /// Counts of the bigram control, by dataset.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary.
+    pub fn bigrams(&self) -> Result<Bigrams, EngineError> {
+        let windows = self.corpus.examples.iter().map(|e| (e.id.dataset, e.tokens.as_slice()));
+        Ok(Bigrams::build(self.recipe.corpus.vocab_size, self.corpus.n_datasets(), windows)?)
     }
 
     /// Ordinal of the dataset that each response was held out from.

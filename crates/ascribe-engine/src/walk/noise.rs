@@ -103,7 +103,7 @@ fn of_channel(context: &Context, channel: &GradientChannel) -> Result<BTreeMap<S
         }
         parts.insert(c, part);
     }
-    let mut out = BTreeMap::new();
+    let mut out: BTreeMap<String, Vec<Array2<f64>>> = BTreeMap::new();
     if let Some(found) = columns_left_out {
         out.insert(SOURCES[0].to_owned(), found.outputs);
         out.insert(SOURCES[1].to_owned(), found.inputs);
@@ -115,6 +115,12 @@ fn of_channel(context: &Context, channel: &GradientChannel) -> Result<BTreeMap<S
         _ => whole.clone(),
     };
     out.insert(SOURCES[2].to_owned(), (0..context.checkpoints.len()).map(without).collect());
+    // Leaving out is linear in the sums, and so is what takes a dataset's place.
+    for tables in out.values_mut() {
+        for table in tables {
+            *table = channel.placed(context, std::mem::take(table))?;
+        }
+    }
     Ok(out)
 }
 
@@ -123,7 +129,8 @@ fn residuals(context: &Context, progress: &dyn Progress) -> Result<Vec<f64>, Eng
     let last = context.last();
     let store = open_train(context, &last.name)?;
     let factors: Factors = fit::read(context, last)?;
-    let whole = GradientChannel { curved: true, checkpoints: vec![context.checkpoints.len() - 1], modules: None };
+    let checkpoints = vec![context.checkpoints.len() - 1];
+    let whole = GradientChannel { curved: true, checkpoints, modules: None, exchange: false };
     let rows = whole.queries(context, context.checkpoints.len() - 1, &store.spec().columns)?;
     let solved = precondition(&factors, rows.view())?;
     let sums = store.dataset_sums()?.sums();

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use ascribe_core::{DatasetScores, Digest, ExampleId, FeatureReader as _, Progress, RecordId, ScoreTable};
-use ascribe_methods::aggregate::{Aggregate, to_datasets};
+use ascribe_methods::aggregate::{Aggregate, exchanged, to_datasets};
 use ascribe_methods::block_fisher::precondition;
+use ascribe_methods::controls::ngram::FOLLOWER_PSEUDO_COUNT;
 use ascribe_methods::controls::{bm25::Bm25, embedding, gradient_norm, random, text::terms, verbatim};
 use ascribe_methods::dot;
 use ascribe_methods::trajectory::{self, CheckpointRows, CheckpointSums};
@@ -12,7 +13,7 @@ use ascribe_store::{FeatureStore, ScoreFileMeta, ScoreWriter};
 use ndarray::Array2;
 use rayon::prelude::*;
 
-use super::channels;
+use super::channels::{self, EXCHANGE};
 use super::context::Context;
 use super::features::{self, HIDDEN_DIRS, load_rows, open_train, query_dir};
 use super::fit;
@@ -36,14 +37,22 @@ pub struct MethodInfo {
 }
 
 /// All methods and controls, in the order of reports. The default is a calibrated combination of some of them.
-pub const METHODS: [MethodInfo; 10] = [
+pub const METHODS: [MethodInfo; 14] = [
     MethodInfo { name: "block_fisher", control: false, about: "block-Fisher influence at the last checkpoint" },
     MethodInfo { name: "trajectory_fisher", control: false, about: "block-Fisher influence summed over checkpoints" },
+    MethodInfo {
+        name: "trajectory_fisher_exchange",
+        control: false,
+        about: "the same against as many examples of the other datasets",
+    },
     MethodInfo { name: "tracin", control: false, about: "TracInCP: gradient products summed over checkpoints" },
     MethodInfo { name: "embedding", control: true, about: "cosine of mean hidden states, mean over a dataset" },
     MethodInfo { name: "embedding_top20", control: true, about: "the same, mean of a dataset's 20 best" },
+    MethodInfo { name: "embedding_exchange", control: true, about: "the same, sum against as many of the others" },
     MethodInfo { name: "bm25", control: true, about: "BM25 over words and character pairs, mean over a dataset" },
     MethodInfo { name: "bm25_top20", control: true, about: "the same, mean of a dataset's 20 best" },
+    MethodInfo { name: "bm25_exchange", control: true, about: "the same, sum against as many of the others" },
+    MethodInfo { name: "bigram", control: true, about: "what a counted bigram model loses without a dataset" },
     MethodInfo { name: "verbatim", control: true, about: "longest run of equal tokens, the longest of a dataset" },
     MethodInfo {
         name: "gradient_norm",
@@ -69,7 +78,8 @@ pub fn run(context: &Context, stamps: &mut Stamps, progress: &dyn Progress) -> R
     let factors = stamps.outputs_digest(&["fit"]);
     let a = &context.attribution;
     let parts: Vec<String> = channels::names(context)?.into_iter().filter(|n| n.contains('/')).collect();
-    let key = Digest::of_json(&("score", features::digest(context)?, factors, a.seed, a.top_k, &parts))?;
+    let known: Vec<&str> = METHODS.iter().map(|m| m.name).collect();
+    let key = Digest::of_json(&("score", features::digest(context)?, factors, a.seed, a.top_k, &parts, known))?;
     if stamps.is_done(&context.out, "score", key) {
         return Ok(());
     }
@@ -147,13 +157,18 @@ fn gradients(context: &Context, factors: Digest, progress: &dyn Progress) -> Res
         let examples = trajectory::score(&rows, progress)?;
         let datasets = trajectory::dataset_scores(&totals)?;
         let spec = Digest::of_json(&(name, &specs, if name == "tracin" { None } else { Some(factors) }))?;
+        if name == "trajectory_fisher" {
+            let exchange = exchanged(datasets.view(), &context.sizes()?)?;
+            let name = format!("{name}{EXCHANGE}");
+            out.push(scored(context, &name, Digest::of_json(&(&name, spec))?, None, exchange));
+        }
         out.push(scored(context, name, spec, Some((examples.examples, examples.values)), datasets));
     }
     Ok(out)
 }
 
 fn similarities(context: &Context, progress: &dyn Progress) -> Result<Vec<Scored>, EngineError> {
-    progress.start("controls", 5, "controls");
+    progress.start("controls", 6, "controls");
     let n_queries = context.corpus.queries.len();
     let ids: Vec<ExampleId> = context.corpus.examples.iter().map(|e| e.id).collect();
     let mut out = Vec::new();
@@ -163,6 +178,8 @@ fn similarities(context: &Context, progress: &dyn Progress) -> Result<Vec<Scored
         if let Some(top) = top {
             let best = to_datasets(values.view(), &ids, n, Aggregate::TopMean { k: TOP_MEAN_K })?;
             out.push(scored(context, top, spec, None, best));
+            let against = to_datasets(values.view(), &ids, n, Aggregate::Exchange)?;
+            out.push(scored(context, &format!("{name}{EXCHANGE}"), spec, None, against));
         }
         out.push(scored(context, name, spec, Some((ids.clone(), values)), mean));
         progress.advance(1);
@@ -189,7 +206,9 @@ fn similarities(context: &Context, progress: &dyn Progress) -> Result<Vec<Scored
     push("random", None, Digest::of_json(&("random", seed, corpus))?, random::score(seed, n_queries, ids.len()))?;
     out.push(verbatim_runs(context, &ids, corpus)?);
     progress.advance(1);
-    progress.finish("embedding, BM25, verbatim, gradient norm, random");
+    out.push(bigram(context, corpus)?);
+    progress.advance(1);
+    progress.finish("embedding, BM25, bigrams, verbatim, gradient norm, random");
     Ok(out)
 }
 
@@ -201,6 +220,12 @@ fn verbatim_runs(context: &Context, ids: &[ExampleId], corpus: Digest) -> Result
     let longest = to_datasets(runs.view(), ids, context.corpus.n_datasets(), Aggregate::TopMean { k: 1 })?;
     let spec = Digest::of_json(&("verbatim", corpus))?;
     Ok(scored(context, "verbatim", spec, Some((ids.to_vec(), runs)), longest))
+}
+
+/// What a bigram model, counted on the same windows, loses on a response when it is counted without a dataset.
+fn bigram(context: &Context, corpus: Digest) -> Result<Scored, EngineError> {
+    let values = context.bigrams()?.leave_one_out(&context.predicted(), FOLLOWER_PSEUDO_COUNT)?;
+    Ok(scored(context, "bigram", Digest::of_json(&("bigram", corpus))?, None, values))
 }
 
 fn scored(

@@ -4,6 +4,8 @@
 use std::fs;
 
 use ascribe_core::NoProgress;
+use ascribe_engine::respond::{Ask, Filter, Input, Material, Responder};
+use ascribe_engine::walk::calibrate::{Tables, channels_of};
 use ascribe_engine::walk::calibrated_file::{self, CALIBRATED_FILE};
 use ascribe_engine::walk::evaluate::{COMBINED, Evaluation};
 use ascribe_engine::walk::intervals::{INTERVALS_FILE, Intervals};
@@ -13,6 +15,7 @@ use ascribe_engine::walk::stamps::Stamps;
 use ascribe_engine::walk::{calibrate, evaluate, score, shares};
 use ascribe_engine::{EngineError, Origin};
 use ascribe_methods::combine::CalibratedMethod;
+use ascribe_methods::controls::ngram::{Bigrams, FOLLOWER_PSEUDO_COUNT};
 use ascribe_store::scores::read_scores;
 
 use crate::common::{DATASETS, SEEDS, Tiny, finished};
@@ -148,6 +151,67 @@ fn layers_checkpoints_and_copied_text_are_channels() {
     // A single checkpoint cannot go.
     let early = &replicates.channels["block_fisher/step-000015"]["checkpoints"];
     assert!(early.iter().all(|t| *t == table("block_fisher/step-000015")));
+}
+
+/// Sums against what takes a dataset's place, and counted bigrams: scores by their formulas, and one response's shares are the walk's.
+#[test]
+fn exchanges_and_bigrams_are_channels_of_the_walk_and_of_answers() {
+    let tiny = finished().tiny.copy_with_run();
+    let parts = ["trajectory_fisher_exchange", "trajectory_fisher_exchange/layers.0"];
+    let names = [&parts[..], &["bm25_exchange", "embedding_exchange", "bigram"]].concat();
+    with_channels(&tiny, &format!("{names:?}"));
+    tiny.demo(&tiny.out()).unwrap();
+    let context = tiny.context(&tiny.out()).unwrap();
+    let file = read_scores(&tiny.out().join(SCORES_FILE)).unwrap();
+    let table = |name: &str| file.datasets(name).unwrap().values;
+    // Example by example: its own dataset's count once, the others' as often as they make up for them.
+    let sizes = context.sizes().unwrap();
+    let (plain, exchanged, mean, bm25) =
+        (table("trajectory_fisher"), table(parts[0]), table("bm25"), table("bm25_exchange"));
+    let largest = |t: &ndarray::Array2<f64>| t.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+    for ((q, k), found) in exchanged.indexed_iter() {
+        let others: f64 = (0..sizes.len()).filter(|&j| j != k).map(|j| plain[(q, j)]).sum();
+        let n_others: usize = (0..sizes.len()).filter(|&j| j != k).map(|j| sizes[j]).sum();
+        let expected = plain[(q, k)] - others * sizes[k] as f64 / n_others as f64;
+        assert!((found - expected).abs() <= 1e-12 * largest(&plain), "{q} {k}: {found} {expected}");
+        let others: f64 = (0..sizes.len()).filter(|&j| j != k).map(|j| mean[(q, j)] * sizes[j] as f64).sum();
+        let expected = sizes[k] as f64 * (mean[(q, k)] - others / n_others as f64);
+        assert!((bm25[(q, k)] - expected).abs() <= 1e-12 * largest(&bm25), "{q} {k}: {} {expected}", bm25[(q, k)]);
+    }
+    // A second count, of a dataset and of all others together: what the others alone would say.
+    let bigram = table("bigram");
+    for k in 0..sizes.len() {
+        let windows =
+            context.corpus.examples.iter().map(|e| (u32::from(e.id.dataset as usize == k), e.tokens.as_slice()));
+        let two = Bigrams::build(context.recipe.corpus.vocab_size, 2, windows).unwrap();
+        let utilities = two.utilities(&context.predicted(), FOLLOWER_PSEUDO_COUNT).unwrap();
+        let expected = &utilities.row(3) - &utilities.row(1);
+        assert_eq!(bigram.column(k), expected, "dataset {k}");
+    }
+    let replicates = Replicates::read(&context).unwrap();
+    assert!(replicates.channels.contains_key(parts[1]) && !replicates.channels.contains_key("bigram"));
+    let cache = crate::common::temp_dir();
+    let material = Material::open(&tiny.home(), &tiny.out(), cache.path(), &NoProgress).unwrap();
+    let responder = Responder::new(&material).unwrap();
+    let walked: Tables = names.iter().map(|name| ((*name).to_owned(), table(name))).collect();
+    let found = Intervals::read(&tiny.out()).unwrap();
+    let shares = found.method.calibration.predict(&channels_of(&walked)).unwrap();
+    for (q, response) in found.responses.iter().enumerate() {
+        let ask = Ask {
+            input: Input::Example(q),
+            method: None,
+            k: 1,
+            min_score: None,
+            filter: Filter::default(),
+            tokens: false,
+            verbatim: false,
+        };
+        let answer = responder.respond(&ask).unwrap();
+        for (k, (mine, walk)) in answer.shares.iter().zip(&response.shares).enumerate() {
+            assert!((mine.share - shares[(q, k)]).abs() < 1e-9, "response {q}: {} {}", mine.share, shares[(q, k)]);
+            assert!((mine.std_error - walk.std_error).abs() <= 1e-9 + 1e-6 * walk.std_error, "response {q}");
+        }
+    }
 }
 
 #[test]

@@ -34,16 +34,21 @@ pub struct FitOptions {
     pub transforms: Option<Vec<Transform>>,
     /// Added to the mean total variation: `ridge · Σ θ_c²`. Spreads weight over channels that say the same.
     pub ridge: f64,
+    /// Added to the mean total variation: this times the mean cross-entropy in nats, which counts ratios and so the order among
+    /// small shares, where total variation sees nothing.
+    pub entropy: f64,
 }
 
 impl FitOptions {
     /// Ridge of [`FitOptions::default`]: at `θ = 1` a thousandth of the whole.
     pub const RIDGE: f64 = 1e-3;
+    /// Weight of the cross-entropy in [`FitOptions::default`].
+    pub const ENTROPY: f64 = 0.0;
 }
 
 impl Default for FitOptions {
     fn default() -> Self {
-        Self { transforms: None, ridge: Self::RIDGE }
+        Self { transforms: None, ridge: Self::RIDGE, entropy: Self::ENTROPY }
     }
 }
 
@@ -63,11 +68,11 @@ pub fn fit(
     check(channels, truth, queries, options)?;
     let transforms = match &options.transforms {
         Some(transforms) => transforms.clone(),
-        None => channels.iter().map(|c| best_transform(c, truth, queries, options.ridge)).collect(),
+        None => channels.iter().map(|c| best_transform(c, truth, queries, options)).collect(),
     };
     let tables: Vec<Array2<f64>> = channels.iter().zip(&transforms).map(|(c, t)| t.apply(c.scores)).collect();
     let problem = Problem::new(&tables.iter().collect::<Vec<_>>(), truth, queries);
-    let theta = minimise(&problem, options.ridge);
+    let theta = minimise(&problem, options);
     let spec = |(c, &transform): (&Channel<'_>, &Transform)| ChannelSpec { name: c.name.to_owned(), transform };
     Ok(Calibration::from_theta(channels.iter().zip(&transforms).map(spec).collect(), &theta))
 }
@@ -96,9 +101,10 @@ fn check(
     {
         return Err(MethodError::shape("transforms, one per channel", channels.len(), transforms.len()));
     }
-    if !(options.ridge.is_finite() && options.ridge >= 0.0) {
-        let found = options.ridge;
-        return Err(MethodError::Parameter { field: "ridge", expected: "finite and not negative", found });
+    for (field, found) in [("ridge", options.ridge), ("weight of the cross-entropy", options.entropy)] {
+        if !(found.is_finite() && found >= 0.0) {
+            return Err(MethodError::Parameter { field, expected: "finite and not negative", found });
+        }
     }
     check_shares(truth, queries)
 }
@@ -122,12 +128,17 @@ pub(super) fn check_shares(truth: ArrayView2<'_, f64>, queries: &[usize]) -> Res
 }
 
 /// The transform under which the channel alone has the smallest penalised total variation; ties to the earlier one.
-fn best_transform(channel: &Channel<'_>, truth: ArrayView2<'_, f64>, queries: &[usize], ridge: f64) -> Transform {
+fn best_transform(
+    channel: &Channel<'_>,
+    truth: ArrayView2<'_, f64>,
+    queries: &[usize],
+    options: &FitOptions,
+) -> Transform {
     let mut best = (f64::INFINITY, Transform::ALL[0]);
     for transform in Transform::ALL {
         let table = transform.apply(channel.scores);
         let problem = Problem::new(&[&table], truth, queries);
-        let value = penalised(&problem, &minimise(&problem, ridge), ridge);
+        let value = penalised(&problem, &minimise(&problem, options), options);
         if value < best.0 {
             best = (value, transform);
         }
@@ -136,46 +147,56 @@ fn best_transform(channel: &Channel<'_>, truth: ArrayView2<'_, f64>, queries: &[
 }
 
 /// The smallest penalised total variation found over `0 ≤ θ ≤ MAX_THETA`.
-fn minimise(problem: &Problem, ridge: f64) -> Vec<f64> {
+fn minimise(problem: &Problem, options: &FitOptions) -> Vec<f64> {
     let n = problem.n_channels();
-    let convex = descend(problem, Smooth::CrossEntropy, ridge, vec![0.0; n]);
+    let convex = descend(problem, Smooth::CrossEntropy, options, vec![0.0; n]);
     let mut starts = vec![vec![0.0; n], convex];
     for c in 0..n {
-        starts.push(best_on_ray(problem, ridge, |scale| (0..n).map(|i| if i == c { scale } else { 0.0 }).collect()));
+        starts.push(best_on_ray(problem, options, |scale| (0..n).map(|i| if i == c { scale } else { 0.0 }).collect()));
     }
     if n > 1 {
-        starts.push(best_on_ray(problem, ridge, |scale| vec![scale / n as f64; n]));
+        starts.push(best_on_ray(problem, options, |scale| vec![scale / n as f64; n]));
     }
     let mut runs: Vec<(f64, Vec<f64>)> = Vec::new();
     for start in starts {
-        let end = descend(problem, Smooth::TotalVariation { corner: CORNER }, ridge, start.clone());
+        let end = descend(problem, Smooth::TotalVariation { corner: CORNER }, options, start.clone());
         // The rounded objective may prefer a point that the exact one does not: keep both.
         for theta in [start, end] {
-            runs.push((penalised(problem, &theta, ridge), theta));
+            runs.push((penalised(problem, &theta, options), theta));
         }
     }
     runs.sort_by(|a, b| a.0.total_cmp(&b.0));
     runs.dedup_by(|b, a| a.1.iter().zip(&b.1).all(|(x, y)| (x - y).abs() < 1e-3));
-    let polished = runs.into_iter().take(POLISHED_STARTS).map(|(_, theta)| polish(problem, ridge, theta));
+    let polished = runs.into_iter().take(POLISHED_STARTS).map(|(_, theta)| polish(problem, options, theta));
     polished.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, theta)| theta).expect("there is always a start")
 }
 
-fn penalised(problem: &Problem, theta: &[f64], ridge: f64) -> f64 {
-    problem.total_variation(theta) + ridge * theta.iter().map(|t| t * t).sum::<f64>()
+fn penalised(problem: &Problem, theta: &[f64], options: &FitOptions) -> f64 {
+    let exact = problem.total_variation(theta) + options.ridge * theta.iter().map(|t| t * t).sum::<f64>();
+    match options.entropy {
+        0.0 => exact,
+        weight => exact + weight * problem.cross_entropy(theta),
+    }
 }
 
 /// The best of a logarithmic grid of scales along one ray from the origin.
-fn best_on_ray(problem: &Problem, ridge: f64, ray: impl Fn(f64) -> Vec<f64>) -> Vec<f64> {
+fn best_on_ray(problem: &Problem, options: &FitOptions, ray: impl Fn(f64) -> Vec<f64>) -> Vec<f64> {
     const GRID: usize = 24;
     let scale = |i: usize| 0.05 * (MAX_THETA / 0.05).powf(i as f64 / (GRID - 1) as f64);
-    let points = (0..GRID).map(|i| ray(scale(i))).map(|theta| (penalised(problem, &theta, ridge), theta));
+    let points = (0..GRID).map(|i| ray(scale(i))).map(|theta| (penalised(problem, &theta, options), theta));
     points.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, theta)| theta).expect("the grid has points")
 }
 
 /// Projected gradient descent with backtracking (Armijo) and Barzilai–Borwein first steps.
-fn descend(problem: &Problem, smooth: Smooth, ridge: f64, mut theta: Vec<f64>) -> Vec<f64> {
+fn descend(problem: &Problem, smooth: Smooth, options: &FitOptions, mut theta: Vec<f64>) -> Vec<f64> {
     let evaluate = |theta: &[f64]| {
-        let (value, mut gradient) = problem.value_and_gradient(theta, smooth);
+        let ridge = options.ridge;
+        let (mut value, mut gradient) = problem.value_and_gradient(theta, smooth);
+        if options.entropy > 0.0 && !matches!(smooth, Smooth::CrossEntropy) {
+            let (more, slopes) = problem.value_and_gradient(theta, Smooth::CrossEntropy);
+            value += options.entropy * more;
+            gradient.iter_mut().zip(slopes).for_each(|(g, s)| *g += options.entropy * s);
+        }
         gradient.iter_mut().zip(theta).for_each(|(g, t)| *g += 2.0 * ridge * t);
         (value + ridge * theta.iter().map(|t| t * t).sum::<f64>(), gradient)
     };
@@ -211,9 +232,9 @@ fn descend(problem: &Problem, smooth: Smooth, ridge: f64, mut theta: Vec<f64>) -
 }
 
 /// Pattern search on the exact objective: single channels, the common scale, and exchanges between two channels.
-fn polish(problem: &Problem, ridge: f64, mut theta: Vec<f64>) -> (f64, Vec<f64>) {
+fn polish(problem: &Problem, options: &FitOptions, mut theta: Vec<f64>) -> (f64, Vec<f64>) {
     let n = theta.len();
-    let mut value = penalised(problem, &theta, ridge);
+    let mut value = penalised(problem, &theta, options);
     let mut step = PATTERN_STEPS.0;
     while step >= PATTERN_STEPS.1 {
         let mut moves: Vec<Vec<f64>> = Vec::new();
@@ -235,7 +256,7 @@ fn polish(problem: &Problem, ridge: f64, mut theta: Vec<f64>) -> (f64, Vec<f64>)
         let mut improved = false;
         for mut candidate in moves {
             candidate.iter_mut().for_each(|t| *t = t.clamp(0.0, MAX_THETA));
-            let candidate_value = penalised(problem, &candidate, ridge);
+            let candidate_value = penalised(problem, &candidate, options);
             // Gains below rounding would let the search wander for ever.
             if candidate_value < value - 1e-12 {
                 (value, theta, improved) = (candidate_value, candidate, true);

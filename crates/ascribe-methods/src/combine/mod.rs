@@ -16,7 +16,7 @@
 //! let scores = arr2(&[[3.0, 1.0], [0.5, 0.9], [8.0, 2.0]]);
 //! let truth = arr2(&[[0.8, 0.2], [0.2, 0.8], [0.8, 0.2]]);
 //! let channels = [Channel { name: "bm25", scores: scores.view() }];
-//! let calibration = fit(&channels, truth.view(), &[0, 1, 2], &FitOptions { ridge: 0.0, transforms: None })?;
+//! let calibration = fit(&channels, truth.view(), &[0, 1, 2], &FitOptions { ridge: 0.0, ..FitOptions::default() })?;
 //! let shares = calibration.predict(&channels)?;
 //! assert!((&shares - &truth).iter().all(|error| error.abs() < 1e-3));
 //! # Ok::<(), ascribe_methods::MethodError>(())

@@ -44,6 +44,11 @@ impl Problem {
         mean_total_variation(self.shares(theta).view(), self.truth.view())
     }
 
+    /// Mean cross-entropy in nats at `theta`.
+    pub(crate) fn cross_entropy(&self, theta: &[f64]) -> f64 {
+        cross_entropy(self.shares(theta).view(), self.truth.view())
+    }
+
     /// Value and gradient `[C]` of one of the smooth objectives at `theta`.
     pub(crate) fn value_and_gradient(&self, theta: &[f64], smooth: Smooth) -> (f64, Vec<f64>) {
         let shares = self.shares(theta);

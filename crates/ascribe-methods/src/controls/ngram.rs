@@ -26,16 +26,45 @@ pub const FOLLOWER_PSEUDO_COUNT: f64 = 512.0;
 /// Most datasets of a table over all subsets.
 pub const MAX_DATASETS: usize = 12;
 
-/// Counts per dataset.
+/// How often something stands in each dataset; datasets without it are not listed.
+#[derive(Clone, Debug, Default)]
+struct Counts {
+    total: f64,
+    /// By dataset, rising.
+    of: Vec<(u32, f64)>,
+}
+
+impl Counts {
+    fn add(&mut self, dataset: u32) {
+        self.total += 1.0;
+        match self.of.binary_search_by_key(&dataset, |(d, _)| *d) {
+            Ok(at) => self.of[at].1 += 1.0,
+            Err(at) => self.of.insert(at, (dataset, 1.0)),
+        }
+    }
+
+    /// Counts are whole numbers: their sums and differences are exact, whatever the order.
+    fn within(&self, kept: &[bool]) -> f64 {
+        self.of.iter().filter(|(d, _)| kept[*d as usize]).map(|(_, n)| n).sum()
+    }
+
+    fn without(&self, dataset: u32) -> f64 {
+        let out = self.of.binary_search_by_key(&dataset, |(d, _)| *d).map_or(0.0, |at| self.of[at].1);
+        self.total - out
+    }
+}
+
+/// Counts per dataset. Memory: 16 bytes for every dataset that a token or pair stands in.
 #[derive(Clone, Debug)]
 pub struct Bigrams {
-    vocab_size: usize,
-    /// `[V][K]`.
-    unigrams: Array2<f64>,
-    /// Followers of a token, `[V][K]`: the unigram counts but for the last tokens of windows.
-    contexts: Array2<f64>,
-    /// `(a, b)` → `[K]`.
-    pairs: HashMap<(u32, u32), Vec<f64>>,
+    n_datasets: usize,
+    /// `[V]`.
+    unigrams: Vec<Counts>,
+    /// Followers of a token, `[V]`: the unigram counts but for the last tokens of windows.
+    contexts: Vec<Counts>,
+    pairs: HashMap<(u32, u32), Counts>,
+    /// Tokens of each dataset, `[K]`.
+    totals: Vec<f64>,
 }
 
 impl Bigrams {
@@ -51,27 +80,31 @@ impl Bigrams {
         if vocab_size == 0 || n_datasets == 0 {
             return Err(MethodError::Empty { what: "the vocabulary or the set of datasets" });
         }
-        let mut unigrams = Array2::zeros((vocab_size, n_datasets));
-        let mut contexts = Array2::zeros((vocab_size, n_datasets));
-        let mut pairs: HashMap<(u32, u32), Vec<f64>> = HashMap::new();
+        let mut out = Self {
+            n_datasets,
+            unigrams: vec![Counts::default(); vocab_size],
+            contexts: vec![Counts::default(); vocab_size],
+            pairs: HashMap::new(),
+            totals: vec![0.0; n_datasets],
+        };
         for (dataset, tokens) in windows {
-            let k = dataset as usize;
-            if k >= n_datasets {
-                return Err(MethodError::shape("dataset ordinal", format!("below {n_datasets}"), k));
+            if dataset as usize >= n_datasets {
+                return Err(MethodError::shape("dataset ordinal", format!("below {n_datasets}"), dataset));
             }
             check_tokens(tokens, vocab_size)?;
-            tokens.iter().for_each(|&t| unigrams[(t as usize, k)] += 1.0);
+            out.totals[dataset as usize] += tokens.len() as f64;
+            tokens.iter().for_each(|&t| out.unigrams[t as usize].add(dataset));
             for pair in tokens.windows(2) {
-                contexts[(pair[0] as usize, k)] += 1.0;
-                pairs.entry((pair[0], pair[1])).or_insert_with(|| vec![0.0; n_datasets])[k] += 1.0;
+                out.contexts[pair[0] as usize].add(dataset);
+                out.pairs.entry((pair[0], pair[1])).or_default().add(dataset);
             }
         }
-        Ok(Self { vocab_size, unigrams, contexts, pairs })
+        Ok(out)
     }
 
     /// Datasets.
     pub fn n_datasets(&self) -> usize {
-        self.unigrams.ncols()
+        self.n_datasets
     }
 
     /// Utilities of all subsets in nats, `[2^K, Q]`; row m is the subset with bit mask m. A query is its tokens and the first
@@ -86,28 +119,39 @@ impl Bigrams {
         if k > MAX_DATASETS {
             return Err(MethodError::shape("datasets of a table of all subsets", format!("at most {MAX_DATASETS}"), k));
         }
+        self.check(queries, followers)?;
         let subsets: Vec<Vec<bool>> =
             (0..1usize << k).map(|mask| (0..k).map(|k| mask >> k & 1 == 1).collect()).collect();
-        self.table(queries, followers, &subsets)
+        let likelihood = |query: (&[u32], usize), kept: &[bool]| {
+            let total = self.totals.iter().zip(kept).filter(|(_, kept)| **kept).map(|(n, _)| n).sum();
+            self.log_likelihood(query, followers, total, &|counts| counts.within(kept))
+        };
+        let column =
+            |&query: &(&[u32], usize)| -> Vec<f64> { subsets.iter().map(|kept| likelihood(query, kept)).collect() };
+        let columns: Vec<Vec<f64>> = queries.par_iter().map(column).collect();
+        Ok(Array2::from_shape_fn((subsets.len(), queries.len()), |(m, q)| columns[q][m]))
     }
 
-    /// `U(all) − U(all but k)` in nats, `[Q, K]`, for any number of datasets: what leaving one out costs the proxy.
+    /// `U(all) − U(all but k)` in nats, `[Q, K]`, for any number of datasets: what leaving one out costs the proxy. As
+    /// [`Bigrams::utilities`]; cost `Q·T·K`.
     ///
     /// # Errors
     /// No query; tokens out of range; a β that is not positive.
     pub fn leave_one_out(&self, queries: &[(&[u32], usize)], followers: f64) -> Result<Array2<f64>, MethodError> {
-        let k = self.n_datasets();
-        let subsets: Vec<Vec<bool>> = (0..=k).map(|out| (0..k).map(|k| k != out).collect()).collect();
-        let table = self.table(queries, followers, &subsets)?;
-        Ok(Array2::from_shape_fn((queries.len(), k), |(q, out)| table[(k, q)] - table[(out, q)]))
+        self.check(queries, followers)?;
+        let all: f64 = self.totals.iter().sum();
+        let row = |&query: &(&[u32], usize)| -> Vec<f64> {
+            let whole = self.log_likelihood(query, followers, all, &|counts| counts.total);
+            let without = |(k, total): (u32, &f64)| {
+                self.log_likelihood(query, followers, all - total, &|counts| counts.without(k))
+            };
+            (0u32..).zip(&self.totals).map(|at| whole - without(at)).collect()
+        };
+        let rows: Vec<Vec<f64>> = queries.par_iter().map(row).collect();
+        Ok(Array2::from_shape_fn((queries.len(), self.n_datasets), |(q, k)| rows[q][k]))
     }
 
-    fn table(
-        &self,
-        queries: &[(&[u32], usize)],
-        followers: f64,
-        subsets: &[Vec<bool>],
-    ) -> Result<Array2<f64>, MethodError> {
+    fn check(&self, queries: &[(&[u32], usize)], followers: f64) -> Result<(), MethodError> {
         if queries.is_empty() {
             return Err(MethodError::Empty { what: "the set of queries" });
         }
@@ -115,32 +159,29 @@ impl Bigrams {
             let expected = "finite and positive";
             return Err(MethodError::Parameter { field: "pseudo count of followers", expected, found: followers });
         }
-        queries.iter().try_for_each(|(tokens, _)| check_tokens(tokens, self.vocab_size))?;
-        let totals: Vec<f64> = self.unigrams.columns().into_iter().map(|c| c.sum()).collect();
-        let columns: Vec<Vec<f64>> = queries
-            .par_iter()
-            .map(|&query| subsets.iter().map(|kept| self.log_likelihood(kept, &totals, query, followers)).collect())
-            .collect();
-        Ok(Array2::from_shape_fn((subsets.len(), queries.len()), |(m, q)| columns[q][m]))
+        queries.iter().try_for_each(|(tokens, _)| check_tokens(tokens, self.unigrams.len()))
     }
 
-    fn log_likelihood(&self, kept: &[bool], totals: &[f64], (tokens, from): (&[u32], usize), followers: f64) -> f64 {
-        let of = |counts: &mut dyn Iterator<Item = &f64>| -> f64 {
-            counts.zip(kept).filter(|(_, kept)| **kept).map(|(c, _)| c).sum()
-        };
-        let (total, all) = (of(&mut totals.iter()), totals.iter().sum::<f64>());
+    /// Of a model counted on `total` tokens, those that `of` counts.
+    fn log_likelihood(
+        &self,
+        (tokens, from): (&[u32], usize),
+        followers: f64,
+        total: f64,
+        of: &dyn Fn(&Counts) -> f64,
+    ) -> f64 {
+        let (all, vocab_size): (f64, f64) = (self.totals.iter().sum(), self.unigrams.len() as f64);
         let pairs = tokens.windows(2).skip(from.max(1) - 1);
         if total == 0.0 {
-            return -(pairs.len() as f64) * (self.vocab_size as f64).ln();
+            return -(pairs.len() as f64) * vocab_size.ln();
         }
         let (alpha, beta) = (UNIGRAM_PSEUDO_COUNT * total / all, followers * total / all);
         let mut sum = 0.0;
         for pair in pairs {
             let (a, b) = (pair[0] as usize, pair[1] as usize);
-            let unigram = (of(&mut self.unigrams.row(b).iter()) + alpha / self.vocab_size as f64) / (total + alpha);
-            let together = self.pairs.get(&(pair[0], pair[1])).map_or(0.0, |counts| of(&mut counts.iter()));
-            let context = of(&mut self.contexts.row(a).iter());
-            sum += ((together + beta * unigram) / (context + beta)).ln();
+            let unigram = (of(&self.unigrams[b]) + alpha / vocab_size) / (total + alpha);
+            let together = self.pairs.get(&(pair[0], pair[1])).map_or(0.0, of);
+            sum += ((together + beta * unigram) / (of(&self.contexts[a]) + beta)).ln();
         }
         sum
     }

@@ -53,7 +53,7 @@ fn error(calibration: &Calibration, channels: &[Channel<'_>], truth: ArrayView2<
 }
 
 fn only(transform: Transform, n: usize) -> FitOptions {
-    FitOptions { transforms: Some(vec![transform; n]), ridge: 0.0 }
+    FitOptions { transforms: Some(vec![transform; n]), ridge: 0.0, ..FitOptions::default() }
 }
 
 #[test]
@@ -303,4 +303,26 @@ proptest! {
         let value = |p: &Array2<f64>| mean_total_variation(p.view(), truth.view());
         prop_assert!((value(&plain) - value(&other)).abs() < 1e-3);
     }
+}
+
+/// With the cross-entropy far above everything else the fit is its minimum, which is the only one: the problem is convex.
+#[test]
+fn a_heavy_cross_entropy_gives_its_own_minimum() {
+    let world = world(40, 6, 5);
+    let two = &channels(&world)[..2];
+    let options = FitOptions { entropy: 1e4, ..only(Transform::ZScore, 2) };
+    let fitted = fit(two, world.truth.view(), &all(&world), &options).unwrap();
+    let at = |calibration: &Calibration| {
+        combine::cross_entropy(calibration.predict(two).unwrap().view(), world.truth.view())
+    };
+    let (best, theta) = (at(&fitted), fitted.theta());
+    for (i, j) in (0..40).flat_map(|i| (0..40).map(move |j| (i, j))) {
+        let (a, b) = (f64::from(i) * 0.1 + 1e-9, f64::from(j) * 0.1);
+        let grid =
+            Calibration { weights: vec![a / (a + b), b / (a + b)], temperature: 1.0 / (a + b), ..fitted.clone() };
+        assert!(best <= at(&grid) + 1e-5, "{best} at {theta:?}, {} at {a} {b}", at(&grid));
+    }
+    let bad = FitOptions { entropy: f64::NAN, ..FitOptions::default() };
+    let error = fit(two, world.truth.view(), &all(&world), &bad).unwrap_err().to_string();
+    assert!(error.contains("weight of the cross-entropy"), "{error}");
 }
