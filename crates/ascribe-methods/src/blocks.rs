@@ -16,6 +16,13 @@ pub(crate) const ROWS: usize = 512;
 /// Rows per product with a square matrix, and queries per product with rows.
 pub(crate) const GROUP: usize = 32;
 
+/// Rows per product with a wide matrix where there are no more: a quarter of the cost. One response against every example is one row.
+const FEW: usize = 8;
+
+/// Columns from which on the product's bits do not depend on how many rows it has (a test compares them); in small products its inner
+/// order does.
+const WIDE: usize = 1_024;
+
 /// Rows that one task converts.
 const CONVERT_ROWS: usize = 16;
 
@@ -169,10 +176,11 @@ pub(crate) fn check_columns(columns: &[Column], dim: usize) -> Result<(), Method
 /// `rows · matrix`, `[r, n] · [n, m] → [r, m]`, in groups of [`GROUP`] rows padded with zeros, so that a row's bytes do
 /// not depend on its neighbours. `matrix` may be a transposed view.
 pub(crate) fn rows_times(rows: ArrayView2<'_, f64>, matrix: ArrayView2<'_, f64>) -> Array2<f64> {
+    let height = if rows.nrows() <= FEW && matrix.ncols() >= WIDE { FEW } else { GROUP };
     let mut out = Array2::zeros((rows.nrows(), matrix.ncols()));
-    let mut group = Array2::<f64>::zeros((GROUP, rows.ncols()));
-    let mut product = Array2::<f64>::zeros((GROUP, matrix.ncols()));
-    for (chunk, mut target) in rows.axis_chunks_iter(Axis(0), GROUP).zip(out.axis_chunks_iter_mut(Axis(0), GROUP)) {
+    let mut group = Array2::<f64>::zeros((height, rows.ncols()));
+    let mut product = Array2::<f64>::zeros((height, matrix.ncols()));
+    for (chunk, mut target) in rows.axis_chunks_iter(Axis(0), height).zip(out.axis_chunks_iter_mut(Axis(0), height)) {
         group.slice_mut(s![..chunk.nrows(), ..]).assign(&chunk);
         group.slice_mut(s![chunk.nrows().., ..]).fill(0.0);
         gemm_f64(1.0, group.view(), matrix, 0.0, product.view_mut(), Threads::One);
@@ -184,4 +192,38 @@ pub(crate) fn rows_times(rows: ArrayView2<'_, f64>, matrix: ArrayView2<'_, f64>)
 fn module_of(columns: &[Column], column: usize) -> String {
     let module = columns.iter().find(|c| (c.start..c.start + c.len).contains(&column));
     module.map_or_else(|| format!("column {column}"), |c| format!("{} (its column {})", c.name, column - c.start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ascribe_linalg::Stream;
+
+    #[test]
+    fn a_row_does_not_depend_on_its_neighbours_or_their_number() {
+        // Lengths of one and of several blocks of the product, matrices narrow and wide, as they lie and transposed.
+        for (n, m) in [
+            (1, 1),
+            (16, 12),
+            (4_224, 12),
+            (256, 1_023),
+            (1, 1_024),
+            (128, 1_024),
+            (128, 3_001),
+            (700, 2_000),
+            (4_224, 1_100),
+        ] {
+            let mut stream = Stream::new(7, "blocks/rows_times");
+            let rows = Array2::from_shape_fn((45, n), |_| stream.normal());
+            let matrix = Array2::from_shape_fn((m, n), |_| stream.normal());
+            let standing = matrix.t().as_standard_layout().into_owned();
+            for matrix in [matrix.t(), standing.view()] {
+                let many = rows_times(rows.view(), matrix);
+                for few in [1, 3, 8] {
+                    let some = rows_times(rows.slice(s![45 - few.., ..]), matrix);
+                    assert_eq!(some, many.slice(s![45 - few.., ..]), "{few} rows, {n} x {m}");
+                }
+            }
+        }
+    }
 }

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use ascribe_methods::aggregate::{Aggregate, to_datasets};
-use ascribe_methods::block_fisher::precondition;
+use ascribe_methods::block_fisher::{Factors, precondition, whiten_and_solve};
 use ascribe_methods::combine::Channel;
 use ascribe_methods::controls::{ngram::FOLLOWER_PSEUDO_COUNT, verbatim};
 use ascribe_methods::dot;
 use ascribe_methods::group::intervals::{ColumnReplicates, jackknife_variance};
-use ndarray::{Array1, Array2, ArrayView1, Axis, s};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, s};
 use rayon::prelude::*;
 
 use super::answer::RespondError;
@@ -62,13 +62,30 @@ impl Kind {
 pub(super) struct Gradients {
     /// `[1, D]`.
     rows: BTreeMap<usize, Array2<f32>>,
+    /// Where it was solved.
+    solved: BTreeMap<usize, Solved>,
+}
+
+/// A response's gradient under the curvature `A = L·Lᵀ`.
+#[derive(Clone)]
+pub(super) struct Solved {
+    /// `L⁻¹g`, `[1, D]`.
+    pub(super) whitened: Array2<f64>,
     /// `A⁻¹g`, `[1, D]`.
-    solved: BTreeMap<usize, Array2<f64>>,
+    pub(super) solved: Array2<f64>,
+}
+
+impl Solved {
+    /// Of a row `[1, D]`.
+    pub(super) fn of(factors: &Factors, row: ArrayView2<'_, f32>) -> Result<Self, RespondError> {
+        let (whitened, solved) = whiten_and_solve(factors, row)?;
+        Ok(Self { whitened, solved })
+    }
 }
 
 impl Gradients {
-    /// `A⁻¹g` of a checkpoint that was solved.
-    pub(super) fn solved(&self, checkpoint: usize) -> &Array2<f64> {
+    /// The gradient of a checkpoint that was solved.
+    pub(super) fn solved(&self, checkpoint: usize) -> &Solved {
         &self.solved[&checkpoint]
     }
 
@@ -76,7 +93,7 @@ impl Gradients {
     fn vector(&self, m: &Material, channel: &GradientChannel, c: usize) -> Result<Array2<f64>, RespondError> {
         let (by, _) = m.checkpoints[c].curvature(channel.curved);
         match (&channel.modules, self.solved.get(&c)) {
-            (None, Some(solved)) if channel.curved => Ok(solved.clone()),
+            (None, Some(solved)) if channel.curved => Ok(solved.solved.clone()),
             _ => Ok(precondition(by, of_modules(m, channel, c, &self.rows[&c]).view())?),
         }
     }
@@ -95,7 +112,7 @@ impl Responder<'_> {
         }
         let one = |(c, solves): (usize, bool)| -> Result<_, RespondError> {
             let row = self.row(c, response)?;
-            let solved = solves.then(|| precondition(&self.material.checkpoints[c].factors, row.view())).transpose()?;
+            let solved = solves.then(|| Solved::of(&self.material.checkpoints[c].factors, row.view())).transpose()?;
             Ok((c, row, solved))
         };
         let needed: Vec<(usize, bool)> = needed.into_iter().collect();

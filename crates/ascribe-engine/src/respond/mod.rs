@@ -14,6 +14,7 @@ mod responder;
 mod rows;
 mod store;
 mod tokens;
+mod turned;
 
 pub use ascribe_methods::group::intervals::Verdict;
 

@@ -1,11 +1,11 @@
 //! Answering.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use ascribe_core::{Digest, FeatureReader as _};
 use ascribe_index::{CertifiedIndex, Effort, Filter as Rows, Hit, HnswIndex, VectorIndex as _};
 use ascribe_methods::aggregate::{Aggregate, to_datasets};
-use ascribe_methods::block_fisher::precondition;
 use ascribe_methods::combine::CalibratedMethod;
 use ascribe_methods::group::intervals::{ShareErrors, Verdict, Z95};
 use ascribe_models::GradientStage;
@@ -13,7 +13,7 @@ use ascribe_store::FeatureStore;
 use ndarray::{Array2, ArrayView1, ArrayView2};
 
 use super::answer::{Answer, Approx, Ask, Input, RespondError};
-use super::channels::Kind;
+use super::channels::{Kind, Solved};
 use super::material::Material;
 use super::rows::Tokenised;
 use super::{BLOCK_FISHER, CALIBRATED, EMBEDDING};
@@ -24,6 +24,8 @@ use crate::walk::intervals::ShareInterval;
 
 /// Most records that an answer shows.
 pub const MAX_K: usize = 1_000;
+/// Pauses of a waiting thread between two looks for work: a microsecond or two.
+const SPINS: usize = 32;
 /// Recall@10 that approximate look-ups aim at.
 const RECALL: f64 = 0.99;
 
@@ -33,6 +35,60 @@ pub struct Responder<'m> {
     pub(super) stages: Vec<GradientStage<'m>>,
     certified: CertifiedIndex<'m>,
     hidden: HnswIndex<'m, FeatureStore>,
+    in_flight: AtomicUsize,
+}
+
+/// A question that is being answered.
+struct InFlight<'r> {
+    count: &'r AtomicUsize,
+    is_alone: bool,
+}
+
+impl<'r> InFlight<'r> {
+    fn begin(count: &'r AtomicUsize) -> Self {
+        Self { count, is_alone: count.fetch_add(1, Ordering::Relaxed) == 0 }
+    }
+}
+
+/// Runs `work` on the pool, with another of its threads that waits awake and takes what there is to take.
+///
+/// A response that is alone is a chain of short parallel parts with long serial ones between them. A core that went to sleep takes about
+/// as long to wake as such a part takes to be done (0.05 to 0.2 ms on a virtual machine), so that two cores were slower than one. As soon
+/// as another question comes in the thread goes back to sleep when it has nothing to do.
+fn awake<T: Send>(in_flight: &AtomicUsize, work: impl FnOnce() -> T + Send) -> T {
+    /// Also when the work panics.
+    struct End<'d>(&'d AtomicBool);
+    impl Drop for End<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Release);
+        }
+    }
+    let done = AtomicBool::new(false);
+    rayon::scope(|_| {
+        let this = rayon::current_thread_index();
+        let wait = || {
+            // On the worker's own thread, below its work, this would never end.
+            while rayon::current_thread_index() != this
+                && !done.load(Ordering::Acquire)
+                && in_flight.load(Ordering::Relaxed) < 2
+            {
+                if rayon::yield_now() != Some(rayon::Yield::Executed) {
+                    (0..SPINS).for_each(|_| std::hint::spin_loop());
+                }
+            }
+        };
+        let work = || {
+            let _end = End(&done);
+            work()
+        };
+        rayon::join(work, wait).0
+    })
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Scores and shares before records are looked up.
@@ -52,11 +108,13 @@ impl<'m> Responder<'m> {
     pub fn new(material: &'m Material) -> Result<Self, EngineError> {
         let taps = || crate::walk::features::taps_of(&material.context.attribution);
         let stage = |part: &'m super::material::Part| Ok(GradientStage::new(&part.decoder, taps())?);
+        let scanned = material.turned.as_ref().map_or(material.companion.as_ref(), |turned| Some(&turned.store));
         Ok(Self {
             material,
             stages: material.checkpoints.iter().map(stage).collect::<Result<_, EngineError>>()?,
-            certified: CertifiedIndex::new(&material.rows, material.companion.as_ref())?,
+            certified: CertifiedIndex::new(&material.rows, scanned)?,
             hidden: HnswIndex::open(&material.hidden_store, &material.hidden_dir)?,
+            in_flight: AtomicUsize::new(0),
         })
     }
 
@@ -70,6 +128,17 @@ impl<'m> Responder<'m> {
     /// # Errors
     /// [`RespondError::Refused`] naming the field of the question; faults of the walk.
     pub fn respond(&self, ask: &Ask) -> Result<Answer, RespondError> {
+        let this = InFlight::begin(&self.in_flight);
+        // A pass alone is one thread's work, and so are vectors.
+        let is_one_pass = ask.k == 0 && ask.method.as_deref() == Some(BLOCK_FISHER);
+        let is_text = matches!(ask.input, Input::Text { .. } | Input::Example(_));
+        match this.is_alone && is_text && !is_one_pass {
+            true => awake(&self.in_flight, || self.decide(ask)),
+            false => self.decide(ask),
+        }
+    }
+
+    fn decide(&self, ask: &Ask) -> Result<Answer, RespondError> {
         if ask.k > MAX_K {
             return Err(RespondError::refuse("k", format!("at most {MAX_K}"), ask.k));
         }
@@ -98,7 +167,7 @@ impl<'m> Responder<'m> {
             return self.by_embedding(ask, &vector.row(0).to_vec(), Some(&response), allowed);
         }
         let decided;
-        let solved: Array2<f64>;
+        let solved: Option<Solved>;
         if method == BLOCK_FISHER {
             let row = self.row(m.checkpoints.len() - 1, &response)?;
             decided = self.raw(method, self.folded(row.row(0)))?;
@@ -130,9 +199,9 @@ impl<'m> Responder<'m> {
                     self.calibrated(&tables, &self.variances(&tables, &gradients)?)?
                 }
             };
-            solved = gradients.solved(last).clone();
+            solved = Some(gradients.solved(last).clone());
         }
-        let (found, approx) = self.nearest(&solved, ask, &allowed)?;
+        let (found, approx) = self.nearest(solved.as_ref(), ask, &allowed)?;
         let mut answer = self.answer(method, decided, approx, found, ask, allowed)?;
         self.attach(&mut answer, ask, Some(&response))?;
         Ok(answer)
@@ -147,12 +216,9 @@ impl<'m> Responder<'m> {
         Ok(Some(Kind::of(method, gradient)?))
     }
 
-    /// `A⁻¹g` at the last checkpoint for the search of records; nothing where none is asked for.
-    fn solved(&self, row: ArrayView2<'_, f32>, ask: &Ask) -> Result<Array2<f64>, RespondError> {
-        match ask.k {
-            0 => Ok(Array2::zeros((1, 0))),
-            _ => Ok(precondition(&self.material.last().factors, row)?),
-        }
+    /// The row under the curvature at the last checkpoint, for the search of records; nothing where none is asked for.
+    fn solved(&self, row: ArrayView2<'_, f32>, ask: &Ask) -> Result<Option<Solved>, RespondError> {
+        (ask.k > 0).then(|| Solved::of(&self.material.last().factors, row)).transpose()
     }
 
     fn by_row(&self, ask: &Ask, row: &[f32], allowed: Vec<bool>) -> Result<Answer, RespondError> {
@@ -163,7 +229,7 @@ impl<'m> Responder<'m> {
         }
         let row = Array2::from_shape_vec((1, row.len()), row.to_vec()).expect("one row of as many numbers");
         let decided = self.raw(BLOCK_FISHER, self.folded(row.row(0)))?;
-        let (found, approx) = self.nearest(&self.solved(row.view(), ask)?, ask, &allowed)?;
+        let (found, approx) = self.nearest(self.solved(row.view(), ask)?.as_ref(), ask, &allowed)?;
         self.answer(BLOCK_FISHER, decided, approx, found, ask, allowed)
     }
 
@@ -210,16 +276,29 @@ impl<'m> Responder<'m> {
     }
 
     /// The examples of largest influence at the last checkpoint, and the proof that none is missing.
-    fn nearest(&self, solved: &Array2<f64>, ask: &Ask, allowed: &[bool]) -> Result<(Vec<Hit>, Approx), RespondError> {
+    fn nearest(
+        &self,
+        solved: Option<&Solved>,
+        ask: &Ask,
+        allowed: &[bool],
+    ) -> Result<(Vec<Hit>, Approx), RespondError> {
         let k = ask.k.min(self.material.rows.n_rows() as usize);
-        if k == 0 {
+        let Some(Solved { whitened, solved }) = solved.filter(|_| k > 0) else {
             return Ok((Vec::new(), Approx { mode: "certified", recall: 1.0, rescored: Some(0) }));
-        }
+        };
         // Order and ratios are those of any multiple: numbers that f32 cannot hold are brought to where it can.
         let largest = solved.iter().fold(0.0f64, |m, v| m.max(v.abs()));
         let unit = if (1e-30..1e30).contains(&largest) || largest == 0.0 { 1.0 } else { largest };
         let query = solved.mapv(|v| (v / unit) as f32);
-        let (mut hits, certificate) = self.certified.search_certified(query.view(), k, &rows_of(allowed))?;
+        let filter = rows_of(allowed);
+        let (mut hits, certificate) = match &self.material.turned {
+            None => self.certified.search_certified(query.view(), k, &filter)?,
+            Some(turned) => match turned.query(whitened, unit) {
+                Some(p) => self.certified.search_turned(query.view(), p.view(), turned.slack, k, &filter)?,
+                // Nothing proves which rows are best but every row.
+                None => CertifiedIndex::new(&self.material.rows, None)?.search_certified(query.view(), k, &filter)?,
+            },
+        };
         hits.iter_mut().flatten().for_each(|hit| hit.score *= unit);
         let rescored = certificate.rescored.first().copied();
         Ok((hits.into_iter().next().unwrap_or_default(), Approx { mode: "certified", recall: 1.0, rescored }))

@@ -123,6 +123,45 @@ impl<'s> CertifiedIndex<'s> {
         filter: &Filter,
     ) -> Result<(Vec<Vec<Hit>>, Certificate), IndexError> {
         check_queries(queries, k, self.n_rows(), self.dim())?;
+        self.search_by(queries, None, k, filter)
+    }
+
+    /// The same where the companion keeps rows in another basis: `W x` in few bits, W invertible.
+    ///
+    /// `⟨x, q⟩ = ⟨W x, W⁻ᵀ q⟩`, so `turned` holds `W⁻ᵀ q` of every query `[Q, dim]`, and the proof is that of
+    /// [`CertifiedIndex::search_certified`] with the companion's errors and norms, which are of `W x`. A basis in which rows spread evenly
+    /// has a smaller bound: for curvature `A = L·Lᵀ` and queries `A⁻¹g` the rows `L⁻¹x` do, and `turned` is `L⁻¹g`. Hits and scores are
+    /// those of the precise rows with `queries`, bit for bit.
+    ///
+    /// The caller answers for what turning lost: `|⟨x, q⟩ − ⟨y, p⟩| ≤ slack · ‖y‖ · ‖p‖` for the row y that the companion was made of and p
+    /// in `turned`. A coarse companion is not looked at.
+    ///
+    /// # Errors
+    /// Those of [`VectorIndex::search_filtered`], for both sides; [`IndexError::NoCompanion`].
+    pub fn search_turned(
+        &self,
+        queries: ArrayView2<'_, f32>,
+        turned: ArrayView2<'_, f32>,
+        slack: f64,
+        k: usize,
+        filter: &Filter,
+    ) -> Result<(Vec<Vec<Hit>>, Certificate), IndexError> {
+        check_queries(queries, k, self.n_rows(), self.dim())?;
+        check_queries(turned, k, self.n_rows(), self.dim())?;
+        if self.companion.is_none() || turned.nrows() != queries.nrows() {
+            let found = format!("{} for {} queries", turned.nrows(), queries.nrows());
+            return Err(IndexError::NoCompanion { expected: "a companion, and a turned query for each", found });
+        }
+        self.search_by(queries, Some(scan::Turned { queries: turned, slack }), k, filter)
+    }
+
+    fn search_by(
+        &self,
+        queries: ArrayView2<'_, f32>,
+        turned: Option<scan::Turned<'_>>,
+        k: usize,
+        filter: &Filter,
+    ) -> Result<(Vec<Vec<Hit>>, Certificate), IndexError> {
         if self.scanned().has_scale() && self.dim() > MAX_CODED_DIM {
             // Sums of their codes do not fit 32 bits: every row is looked at widened.
             let hits = ExactIndex::new(self.precise)?.search_filtered(queries, k, Effort::default(), filter)?;
@@ -131,16 +170,18 @@ impl<'s> CertifiedIndex<'s> {
         }
         let (mut hits, mut rescored) = (Vec::with_capacity(queries.nrows()), Vec::new());
         let queries = queries.as_standard_layout();
-        let coarse = self.coarse.filter(|_| queries.nrows() <= FEW && self.dim() <= MAX_CODED_DIM);
-        if let Some(coarse) = coarse
-            && let Some(found) = scan::Pass::new(self, coarse, queries.view(), k, filter).run_coarse()?
+        let few = turned.is_none() && queries.nrows() <= FEW && self.dim() <= MAX_CODED_DIM;
+        if let Some(coarse) = self.coarse.filter(|_| few)
+            && let Some(found) = scan::Pass::new(self, coarse, queries.view(), None, k, filter).run_coarse()?
         {
             let (hits, rescored) = found.into_iter().unzip();
             return Ok((hits, Certificate { rows: self.n_rows(), scanned: coarse.row_type(), rescored }));
         }
         for start in (0..queries.nrows()).step_by(QUERY_GROUP) {
-            let group = queries.slice(s![start..(start + QUERY_GROUP).min(queries.nrows()), ..]);
-            let found = scan::Pass::new(self, self.scanned_store(), group, k, filter).run()?;
+            let group = start..(start + QUERY_GROUP).min(queries.nrows());
+            let turned = turned.as_ref().map(|turned| turned.slice(group.clone()));
+            let group = queries.slice(s![group, ..]);
+            let found = scan::Pass::new(self, self.scanned_store(), group, turned, k, filter).run()?;
             for (best, n_rescored) in found {
                 hits.push(best);
                 rescored.push(n_rescored);

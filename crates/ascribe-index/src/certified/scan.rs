@@ -8,7 +8,7 @@ use ascribe_linalg::scan::{Block, Bounds, Lines, Queries, RowFacts, Scores, Thre
 use ascribe_store::FeatureStore;
 use ascribe_store::features::ShardView;
 use ascribe_store::mmap::Advice;
-use ndarray::ArrayView2;
+use ndarray::{ArrayView2, s};
 use rayon::prelude::*;
 
 use super::thresholds::{Candidate, Candidates};
@@ -37,6 +37,20 @@ type Part = (usize, Range<usize>);
 /// Per query its hits, and how many rows were scored precisely for it.
 type Answers = Vec<(Vec<Hit>, u64)>;
 
+/// Queries in the basis in which a companion keeps its rows, and what turning lost of a product, relative to both norms.
+#[derive(Clone, Copy)]
+pub(super) struct Turned<'q> {
+    pub queries: ArrayView2<'q, f32>,
+    pub slack: f64,
+}
+
+impl Turned<'_> {
+    /// Some of them.
+    pub fn slice(&self, rows: Range<usize>) -> Turned<'_> {
+        Turned { queries: self.queries.slice(s![rows, ..]), slack: self.slack }
+    }
+}
+
 /// A pass.
 pub(super) struct Pass<'p, 's, 'q> {
     pub index: &'p CertifiedIndex<'s>,
@@ -48,24 +62,29 @@ pub(super) struct Pass<'p, 's, 'q> {
     is_companion: bool,
     prepared: Queries,
     bounds: Bounds,
+    /// What a product may be off beyond the rows' errors, relative to both norms.
+    slack: f64,
     /// Drop pages behind the scan.
     is_large: bool,
 }
 
 impl<'p, 's, 'q> Pass<'p, 's, 'q> {
-    /// Over the rows of `scanned`: the index's store itself or one of its companions.
+    /// Over the rows of `scanned`: the index's store itself or one of its companions, which may keep them in another basis, in which
+    /// queries are `turned`.
     pub fn new(
         index: &'p CertifiedIndex<'s>,
         scanned: &'s FeatureStore,
         queries: ArrayView2<'q, f32>,
+        turned: Option<Turned<'_>>,
         k: usize,
         filter: &'p Filter,
     ) -> Self {
         let is_companion = !std::ptr::eq(scanned, index.precise);
-        let prepared = Queries::new(scanned.row_type(), queries);
+        let (scanning, slack) = turned.map_or((queries, 0.0), |turned| (turned.queries, turned.slack));
+        let prepared = Queries::new(scanned.row_type(), scanning);
         let bounds = Bounds::new(&prepared);
         let is_large = scanned.len_bytes() > MAPPED_MAX_BYTES;
-        Self { index, queries, k, filter, scanned, is_companion, prepared, bounds, is_large }
+        Self { index, queries, k, filter, scanned, is_companion, prepared, bounds, slack, is_large }
     }
 
     /// Hits of every query, and how many rows were scored precisely for it.
@@ -138,16 +157,25 @@ impl<'p, 's, 'q> Pass<'p, 's, 'q> {
     fn task(&self, parts: &[Part], floors: &[f64], scores: &mut Scores) -> Result<Vec<Candidates>, IndexError> {
         let n_queries = self.queries.nrows();
         let mut found: Vec<Candidates> = floors.iter().map(|&floor| Candidates::new(self.k, floor)).collect();
-        let mut thresholds = Thresholds::new(&self.bounds, n_queries);
+        let (mut thresholds, mut errors) = (Thresholds::new(&self.bounds, n_queries), Vec::new());
         floors.iter().enumerate().for_each(|(query, &floor)| thresholds.set(query, floor));
         for (shard, rows) in parts {
             // Checked as it is scanned: the part is in the cache for both.
             let view = self.scanned.shard_rows(*shard, [rows.clone()]).map_err(IndexError::reader)?;
             scores.multiply(&Aligned::new(&view, rows.clone()).block(), &self.prepared);
-            let error = view.error.filter(|_| self.is_companion);
+            let error = view.error.filter(|_| self.is_companion).map_or(&[][..], |error| &error[rows.clone()]);
+            errors.clear();
+            if self.slack > 0.0 {
+                // `‖y‖ ≤ n + e`: what turning lost is one more part of the row's error. Up, as an error is.
+                let wide = |(&e, &n): (&f32, &f32)| {
+                    let (e, n) = (f64::from(e), f64::from(n));
+                    ((e + self.slack * (n + e)) as f32).next_up()
+                };
+                errors.extend(error.iter().zip(&view.norm[rows.clone()]).map(wide));
+            }
             let facts = RowFacts {
                 scale: view.scale.map_or(&[], |scale| &scale[rows.clone()]),
-                error: error.map_or(&[], |error| &error[rows.clone()]),
+                error: if self.slack > 0.0 { &errors } else { error },
                 norm: &view.norm[rows.clone()],
             };
             reaching(scores, view.row_type, &facts, &self.bounds, &mut thresholds, |reach, thresholds| {

@@ -2,7 +2,7 @@
 
 use ascribe_core::{ExampleId, FeatureReader, FeatureSink, NoProgress, RowType};
 use ascribe_index::{Certificate, CertifiedIndex, Effort, Filter, Hit, IndexError, VectorIndex};
-use ascribe_linalg::Stream;
+use ascribe_linalg::{Cholesky, Stream};
 use ascribe_store::features::{Deletion, delete, make_companion};
 use ascribe_store::{FeatureStore, FeatureWriter};
 use ascribe_testkit::{MemoryReader, gradient_spec};
@@ -192,6 +192,63 @@ fn coarse_rows_answer_where_they_rule_most_rows_out_and_are_given_up_elsewhere()
 }
 
 /// Where everything ties, nothing can be ruled out: candidates are thinned out as they come, and ties go by id.
+/// Rows that are long where queries are short, as gradients are under a curvature: in the curvature's own metric the bound of int8
+/// rules nearly all of them out, in theirs nearly none; the hits are those of brute force either way.
+#[test]
+fn a_companion_in_another_basis_finds_the_same_rows_and_looks_at_fewer() {
+    let (n, dim, k) = (2000, 96, 7);
+    // Both sides are rounded to f32 once, from f64.
+    const SLACK: f64 = 1e-6;
+    let mut stream = Stream::new(5, "certified/turned");
+    // L: columns of falling size over six decades, and something beside the diagonal.
+    let size = |i: usize| 10f64.powf(-6.0 * i as f64 / dim as f64);
+    let lower = Array2::from_shape_fn((dim, dim), |(i, j)| match i.cmp(&j) {
+        std::cmp::Ordering::Less => 0.0,
+        std::cmp::Ordering::Equal => size(j),
+        std::cmp::Ordering::Greater => 0.1 * size(i) * stream.normal(),
+    });
+    let factor = Cholesky::from_lower(lower.view()).unwrap();
+    let even = Array2::from_shape_fn((n, dim), |_| stream.normal());
+    let rows = even.dot(&lower.t()).mapv(|x| x as f32);
+    // Queries A⁻¹g of gradients that are rows with something added.
+    let mut queries =
+        Array2::from_shape_fn((3, dim), |(q, j)| f64::from(rows[(100 * q, j)]) + size(j) * stream.normal());
+    factor.solve_rows(queries.view_mut());
+    let queries = queries.mapv(|x| x as f32);
+    let turned_queries = queries.mapv(f64::from).dot(&lower).mapv(|x| x as f32);
+    let mut turned = rows.mapv(f64::from);
+    factor.whiten_rows(turned.view_mut());
+
+    let reader = reader_of(rows, 3);
+    let plain = Kept::new(&reader, RowType::F32, Some(RowType::Int8)).unwrap();
+    let turned = reader_of(turned.mapv(|x| x as f32), 3);
+    let turned = Kept::new(&turned, RowType::Int8, None).unwrap();
+    let index = CertifiedIndex::new(&plain.precise, Some(&turned.precise)).unwrap();
+    let (_, before) = plain.certified(queries.view(), k);
+    for (queries, turned) in [
+        (queries.view(), turned_queries.view()),
+        (queries.slice(ndarray::s![..1, ..]), turned_queries.slice(ndarray::s![..1, ..])),
+    ] {
+        let (hits, certificate) = index.search_turned(queries, turned, SLACK, k, &Filter::default()).unwrap();
+        for (query, hits) in queries.rows().into_iter().zip(&hits) {
+            assert_eq!(*hits, brute_force(&reader, query, k));
+        }
+        assert_eq!((certificate.rows, certificate.scanned), (n as u64, RowType::Int8));
+        for (few, many) in certificate.rescored.iter().zip(&before.rescored) {
+            assert!(*few < 300 && 4 * few < *many, "{certificate:?} {before:?}");
+        }
+        let some = Filter::datasets([1]);
+        let (hits, _) = index.search_turned(queries, turned, SLACK, k, &some).unwrap();
+        assert!(hits.iter().flatten().all(|hit| hit.id.dataset == 1) && hits.iter().all(|hits| hits.len() == k));
+    }
+    let one = turned_queries.slice(ndarray::s![..1, ..]);
+    let refused = |index: &CertifiedIndex<'_>| {
+        index.search_turned(queries.view(), one, SLACK, k, &Filter::default()).unwrap_err()
+    };
+    assert!(matches!(refused(&index), IndexError::NoCompanion { .. }));
+    assert!(matches!(refused(&CertifiedIndex::new(&plain.precise, None).unwrap()), IndexError::NoCompanion { .. }));
+}
+
 #[test]
 fn forty_thousand_equal_rows_are_ranked_by_id() {
     let reader = reader_of(Array2::from_elem((40_000, 16), 0.3), 7);

@@ -33,6 +33,6 @@ mod removal;
 pub use covariance::Covariance;
 pub use precondition::{
     Damped, Factors, Preconditioner, Spectrum, precondition, row_weights, scores_by_module, self_influence,
-    self_influence_of, unit_queries,
+    self_influence_of, unit_queries, whiten_and_solve,
 };
 pub use removal::removal_vectors;

@@ -65,6 +65,26 @@ impl Factors {
     }
 }
 
+/// `L⁻¹q` and `A⁻¹q = L⁻ᵀL⁻¹q` of every query row: `[Q, D]` f32 → twice `[Q, D]` f64, the second with the bytes of [`precondition`].
+///
+/// `⟨L⁻¹x, L⁻¹q⟩ = ⟨x, A⁻¹q⟩` for every training row x. Cost `2·Q·Σ d_m²`, modules side by side.
+///
+/// # Errors
+/// As [`precondition`].
+pub fn whiten_and_solve(by: &Factors, queries: ArrayView2<'_, f32>) -> Result<(Array2<f64>, Array2<f64>), MethodError> {
+    let mut whitened = blocks::query_rows(queries, by.columns())?;
+    let mut solved = Array2::zeros(whitened.dim());
+    let parts = by_module(by.columns(), &mut whitened).into_par_iter().zip(by_module(by.columns(), &mut solved));
+    parts.enumerate().for_each(|(module, (mut whitened, mut solved))| {
+        by.whiten(module, whitened.view_mut());
+        solved.assign(&whitened);
+        if let Some(factor) = &by.factors[module] {
+            factor.back_rows(solved);
+        }
+    });
+    Ok((whitened, solved))
+}
+
 impl Preconditioner for Factors {
     fn columns(&self) -> &[Column] {
         &self.columns
@@ -279,14 +299,19 @@ pub fn scores_by_module(
 
 /// Runs `work` on every module's columns of `rows`, modules side by side.
 fn for_modules(by: &dyn Preconditioner, rows: &mut Array2<f64>, work: impl Fn(usize, ArrayViewMut2<'_, f64>) + Sync) {
+    by_module(by.columns(), rows).into_par_iter().enumerate().for_each(|(module, part)| work(module, part));
+}
+
+/// The columns of every module.
+fn by_module<'r>(columns: &[Column], rows: &'r mut Array2<f64>) -> Vec<ArrayViewMut2<'r, f64>> {
     let mut rest = rows.view_mut();
-    let mut parts = Vec::with_capacity(by.columns().len());
-    for column in by.columns() {
+    let mut parts = Vec::with_capacity(columns.len());
+    for column in columns {
         let (part, others) = rest.split_at(Axis(1), column.len);
         parts.push(part);
         rest = others;
     }
-    parts.into_par_iter().enumerate().for_each(|(module, part)| work(module, part));
+    parts
 }
 
 /// `Σ x²` of one module's columns.

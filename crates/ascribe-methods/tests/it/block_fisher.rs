@@ -190,6 +190,31 @@ fn self_influence_is_the_score_of_a_row_upon_itself() {
     }
 }
 
+/// Half of a solve has the product of a whole one; the other half makes the whole one's bytes of it, for one query and for many.
+#[test]
+fn a_whitened_query_is_half_of_a_solved_one() {
+    let columns = [40, 1, 23];
+    let rows = reader(64, &columns, 3);
+    let factors = Covariance::fit(&rows, &NoProgress).unwrap().cholesky(0.01).unwrap();
+    for n in [1, 8, 9, 70] {
+        let queries = queries(n, 64);
+        let (whitened, solved) = block_fisher::whiten_and_solve(&factors, queries.view()).unwrap();
+        assert_eq!(solved, block_fisher::precondition(&factors, queries.view()).unwrap(), "{n}");
+        let own = block_fisher::self_influence_of(&factors, queries.view()).unwrap();
+        for ((whitened, solved), (query, own)) in
+            whitened.rows().into_iter().zip(solved.rows()).zip(queries.rows().into_iter().zip(own))
+        {
+            let squared: f64 = whitened.iter().map(|z| z * z).sum();
+            let product: f64 = query.iter().zip(solved).map(|(&q, s)| f64::from(q) * s).sum();
+            // Sums of 64 terms, and a solve of a condition below 1e4.
+            assert!(
+                (squared / own - 1.0).abs() < 1e-12 && (product / own - 1.0).abs() < 1e-9,
+                "{squared} {product} {own}"
+            );
+        }
+    }
+}
+
 #[test]
 fn unit_norms_make_a_cosine_and_survive_summing() {
     let rows = reader(64, &[12, 6], 4);
