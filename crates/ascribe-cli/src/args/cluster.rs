@@ -7,8 +7,17 @@ use clap::Args;
 
 use super::RunArgs;
 
+/// What `score` writes, and where.
+const SCORE_OUT: &str = "Run folder: reads its rows and factors, writes scores.parquet into it (per method and response the best examples \
+                         and the score of every dataset). With --store or --join: the file that is written, JSON with the best rows of \
+                         every query and the exact sums of datasets, or one part of it (--shard)";
+/// The same of `shares`.
+const SHARES_OUT: &str = "Run folder: reads its scores, writes shares.json into it (integer weights per response and payee, with coverage \
+                          and intervals). With --cluster: the file that is written, Parquet, with the exact sum of every response and dataset";
+
 /// A run's scores, or (with `--store`) those of any store, here, in parts, or on many machines.
 #[derive(Clone, Debug, Args)]
+#[command(mut_arg("out", |out| out.help(SCORE_OUT)))]
 pub struct ScoreArgs {
     /// Where the run is; with --store or --join the file of the result.
     #[command(flatten)]
@@ -35,6 +44,7 @@ pub struct ScoreArgs {
 
 /// A run's shares, or (with `--cluster`) the exact sums of score files on many machines.
 #[derive(Clone, Debug, Args)]
+#[command(mut_arg("out", |out| out.help(SHARES_OUT)))]
 pub struct SharesArgs {
     /// Where the run is, or with --cluster the file that the result goes to.
     #[command(flatten)]
