@@ -32,7 +32,8 @@ METRICS = {"lds": "LDS", "tv_shapley": "total variation to exact Shapley shares"
 
 
 def number(value, form="{:.3f}"):
-    return "—" if value is None else form.format(value)
+    # No "-0.000": what rounds to nothing has no sign.
+    return "—" if value is None else form.format(round(value, 3) + 0.0)
 
 
 def figure(method, name):
