@@ -220,11 +220,31 @@ unsafe fn vnni_block<const R: usize, const Q: usize, const FOUR: bool>(
             }
         }
     }
-    for r in 0..R {
-        for q in 0..Q {
-            out[r][q] = _mm512_reduce_add_epi32(sums[r][q]);
+    for q in 0..Q {
+        if R == 4 {
+            let mut four = [0i32; 4];
+            let added = across(std::array::from_fn(|r| sums[r][q]));
+            // SAFETY: room for four sums.
+            unsafe { _mm_storeu_si128(four.as_mut_ptr().cast(), added) };
+            (0..4).for_each(|r| out[r][q] = four[r]);
+        } else {
+            (0..R).for_each(|r| out[r][q] = _mm512_reduce_add_epi32(sums[r][q]));
         }
     }
+}
+
+/// The sums of the lanes of four registers at once: pairs of lanes, then of pairs, then the four quarters. Thirteen instructions in the
+/// place of some forty.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn across([a, b, c, d]: [std::arch::x86_64::__m512i; 4]) -> std::arch::x86_64::__m128i {
+    use std::arch::x86_64::*;
+    let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    let all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    let half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64::<1>(all));
+    _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half))
 }
 
 /// Rows of int8 codes of one length without gaps between lines of 64, for a walk that visits them one by one.
@@ -351,14 +371,8 @@ unsafe fn vnni_at(codes: Codes<'_>, query: &[i8], sum: i32, rows: &[u32], out: &
     for (i, (four, out)) in fours.iter().zip(out).enumerate() {
         rows.iter().skip(4 * i + ahead).take(4).for_each(|&row| codes.ask(row));
         // SAFETY: lines of existing rows and of a query as long as a row.
-        let [a, b, c, d] = unsafe { vnni_lines(four.map(start), query) };
-        // Four sums across at once: pairs of lanes, then of pairs, then the four quarters of a register.
-        let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-        let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-        let all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-        let half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64::<1>(all));
-        let four = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half));
-        let four = _mm_sub_epi32(four, _mm_set1_epi32(bias));
+        let lanes = unsafe { vnni_lines(four.map(start), query) };
+        let four = _mm_sub_epi32(across(lanes), _mm_set1_epi32(bias));
         // SAFETY: `out` has room for four sums.
         unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), four) };
     }
