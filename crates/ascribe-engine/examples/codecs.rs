@@ -1,12 +1,12 @@
 #![allow(clippy::print_stdout)] // an example talks to a person
 //! What a stored row may cost: bytes per example against what scores keep, for every projection and code.
 //!
-//! `cargo run --release -p ascribe-engine --example codecs -- MODEL [BANK|-] [DAMPING] [trajectory|store]` prints a table for a model
+//! `cargo run --release -p ascribe-engine --example codecs -- MODEL [BANK|-] [DAMPING] [trajectory|store|whitened]` prints a table for a model
 //! folder whose recipe's datasets are registered (`finch`, `wren`): Spearman over examples, per query, of each kind's scores with
 //! those of the same rows in f32 (`own`) and with unprojected EK-FAC (`ekfac`), both means over queries; and with a retrain bank
 //! over random halves of the examples the mean LDS. With `trajectory` the table is of the kept checkpoints, alone and summed
 //! with the weights of their learning rates. With `store` it is of the row types of the feature store, written to one and read
-//! back, and of LoRIF's factors in them; bytes are those of the shard files. The tables stand in `benches/SETTINGS.md`.
+//! back, and of LoRIF's factors in them; with `whitened` of factors of whitened matrices; bytes are those of the shard files. The tables stand in `benches/SETTINGS.md`.
 
 use std::path::Path;
 use std::time::Instant;
@@ -25,7 +25,7 @@ use ascribe_eval::rank::spearman;
 use ascribe_linalg::Code;
 use ascribe_methods::block_fisher::{Covariance, Factors, precondition};
 use ascribe_methods::coded::{CodedRows, Coding, Groups, whiten_queries};
-use ascribe_methods::lorif::{self, Expanded, Layout, LowRank, Tail};
+use ascribe_methods::lorif::{self, BothSides, Expanded, Layout, LowRank, Tail};
 use ascribe_methods::normalise::Normalisation;
 use ascribe_methods::rows::{self, InMemory};
 use ascribe_methods::source::Labels;
@@ -57,6 +57,10 @@ const FACTORED: [(usize, usize, RowType); 11] = [
     (32, 1, RowType::Int4),
     (48, 1, RowType::Int4),
 ];
+
+/// Side and rank of factors of whitened matrices; what they take in codes of four bits is about the same. The first is the longest
+/// row of at most a sixteenth of 16 × 16 numbers in f32, then others of that length.
+const WHITENED: [(usize, usize); 3] = [(22, 2), (14, 3), (11, 4)];
 
 /// What a line of the table is held against.
 struct Board {
@@ -116,21 +120,24 @@ impl Rows {
     }
 
     /// Every module's numbers (of a factored one the left factors and the right ones) divided by their root mean square over the
-    /// training rows. Damping is relative to a module, so scores do not change; codes with one scale for a row do.
-    fn balanced(mut self, shapes: &[Option<[usize; 2]>]) -> Self {
-        for (column, shape) in self.columns.iter().zip(shapes) {
+    /// training rows. Damping is relative to a module, so scores do not change; codes with one scale for a row do. Also what every
+    /// module, multiplied out, was divided by.
+    fn balanced(mut self, shapes: &[Option<[usize; 2]>]) -> (Self, Vec<f64>) {
+        let mut sizes = vec![1.0; shapes.len()];
+        for ((column, shape), total) in self.columns.iter().zip(shapes).zip(&mut sizes) {
             let middle = column.start + if shape.is_some() { column.len / 2 } else { column.len };
             for range in [column.start..middle, middle..column.start + column.len] {
                 let part = self.train.slice(ndarray::s![.., range.clone()]);
                 let square = part.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / part.len().max(1) as f64;
                 if square > 0.0 {
                     let size = square.sqrt() as f32;
+                    *total *= f64::from(size);
                     self.train.slice_mut(ndarray::s![.., range.clone()]).mapv_inplace(|v| v / size);
                     self.queries.slice_mut(ndarray::s![.., range]).mapv_inplace(|v| v / size);
                 }
             }
         }
-        self
+        (self, sizes)
     }
 
     fn reader(&self) -> Result<InMemory<'_>> {
@@ -229,7 +236,7 @@ fn store_lines(board: &mut Board, decoder: &Decoder, data: &DecoderData, damping
         let shape = |(stored, dense): (&Column, &Column)| (stored.len != dense.len).then_some([k, k]);
         let shapes: Vec<_> = rows.columns.iter().zip(dense.columns()).map(shape).collect();
         let layout = Layout::new(&rows.columns, &shapes, rank)?;
-        let rows = rows.balanced(&shapes);
+        let (rows, _) = rows.balanced(&shapes);
         let (_dir, store) = stored(&rows, row_type)?;
         let expanded = Expanded::new(&store, &layout)?;
         let factors = Covariance::fit(&expanded, &NoProgress)?.cholesky(damping)?;
@@ -237,6 +244,46 @@ fn store_lines(board: &mut Board, decoder: &Decoder, data: &DecoderData, damping
         let scores = dot::score(&expanded, solved.view(), None, &NoProgress)?.values;
         let name = format!("LoRIF {k}x{k}, rank {rank}, store {}", row_type.name());
         board.line(&name, shard_bytes(&store), &scores, Some(&own))?;
+    }
+    Ok(())
+}
+
+/// Factors of matrices that were whitened from both sides, in the bytes of a sixteenth, beside the rows that they are held against.
+fn whitened_lines(board: &mut Board, decoder: &Decoder, data: &DecoderData, damping: f64) -> Result<()> {
+    let dense = Rows::make(decoder, data, TapConfig::all(SEED, 16))?;
+    let own = exact(&dense, damping)?.2;
+    board.line("LoGra 16x16 f32 in memory", dense.bytes(), &own, None)?;
+    let (_dir, store) = stored(&dense, RowType::F32)?;
+    let bytes = shard_bytes(&store);
+    drop(dense);
+    for (k, rank) in WHITENED {
+        let dense = Rows::make(decoder, data, TapConfig::all(SEED, k))?;
+        let shapes: Vec<_> = dense.columns.iter().map(|c| (c.len == k * k).then_some([k, k])).collect();
+        let by = BothSides::fit(&dense.reader()?, &shapes, damping, &NoProgress)?;
+        let white = whiten_queries(&by, dense.queries.view())?;
+        let train = whiten_queries(&by, dense.train.view())?.mapv(|v| v as f32);
+        let reader = InMemory::new(train.view()).with_columns(dense.columns.clone())?;
+        let scores = dot::score(&reader, white.view(), None, &NoProgress)?.values;
+        board.line(&format!("LoGra {k}x{k} whitened from both sides"), dense.bytes(), &scores, Some(&own))?;
+        for row_type in [RowType::F32, RowType::Int4] {
+            let columns = by.stored_columns(rank);
+            let train = by.factor(dense.train.view(), rank)?;
+            let layout = Layout::new(&columns, &shapes, rank)?;
+            // One scale for a row: both halves of every module to one size, which the queries take up.
+            let rows = Rows { columns, train, queries: Array2::zeros((0, layout.stored_dim())) };
+            let (rows, sizes) = rows.balanced(&shapes);
+            let mut asked = white.clone();
+            for (module, size) in layout.modules().iter().zip(sizes) {
+                let to = &module.dense;
+                asked.slice_mut(ndarray::s![.., to.start..to.start + to.len]).mapv_inplace(|x| x * size);
+            }
+            let (_dir, store) = stored(&rows, row_type)?;
+            let expanded = Expanded::new(&store, &layout)?;
+            let scores = dot::score(&expanded, asked.view(), None, &NoProgress)?.values;
+            let name = format!("LoRIF {k}x{k} whitened, rank {rank}, store {}", row_type.name());
+            board.line(&name, shard_bytes(&store), &scores, Some(&own))?;
+            println!("    {:.4} of the bytes of 16x16 in f32", shard_bytes(&store) / bytes);
+        }
     }
     Ok(())
 }
@@ -342,7 +389,7 @@ fn embedding(board: &mut Board, decoder: &Decoder, data: &DecoderData) -> Result
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let model = args.first().ok_or("usage: codecs MODEL [BANK|-] [DAMPING] [trajectory|store]")?;
+    let model = args.first().ok_or("usage: codecs MODEL [BANK|-] [DAMPING] [trajectory|store|whitened]")?;
     let bank = match args.get(1).filter(|path| *path != "-") {
         Some(path) => RetrainBank::read(Path::new(path))?,
         None => None,
@@ -363,6 +410,9 @@ fn main() -> Result<()> {
     }
     if args.get(3).is_some_and(|word| word == "store") {
         return store_lines(&mut board, &decoder, &data, damping);
+    }
+    if args.get(3).is_some_and(|word| word == "whitened") {
+        return whitened_lines(&mut board, &decoder, &data, damping);
     }
     let dense = Rows::make(&decoder, &data, TapConfig::all(SEED, 16))?;
     codes(&mut board, "LoGra 16x16", &dense, damping, &Code::ALL)?;

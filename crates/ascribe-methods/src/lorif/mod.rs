@@ -9,13 +9,15 @@
 //! Source: LoRIF, arXiv:2601.21929; Halko et al., arXiv:0909.4061, for the subspace iteration.
 //!
 //! [`Layout`] says how stored rows are laid out, [`Expanded`] multiplies them out for every other method, [`LowRank`] is the
-//! curvature (a `Preconditioner` over multiplied-out rows), [`score`] works on the factors. Here never lives: making factors
-//! (models), files.
+//! curvature (a `Preconditioner` over multiplied-out rows), [`score`] works on the factors. [`BothSides`] makes factors of whitened
+//! matrices, which few bits and a small rank suit better. Here never lives: factors of plain gradients (models), files.
 
 mod factored;
 mod layout;
 mod low_rank;
+mod sides;
 
 pub use factored::score;
 pub use layout::{Expanded, Layout, Module};
 pub use low_rank::{LowRank, Options, Tail};
+pub use sides::BothSides;
