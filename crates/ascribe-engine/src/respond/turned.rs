@@ -63,7 +63,7 @@ impl Turned {
         key.extend(SEED.to_le_bytes());
         let dir = cache.join(format!("turned-{}", &Digest::of(&key).to_string()[..16]));
         let stream = Stream::new(SEED, "respond/turned");
-        let signs = (0..dim as u64).map(|i| if stream.at(i) >> 63 == 0 { 1.0 } else { -1.0 }).collect();
+        let signs: Vec<f64> = (0..dim as u64).map(|i| if stream.at(i) >> 63 == 0 { 1.0 } else { -1.0 }).collect();
         let store = match FeatureStore::open(&dir, None) {
             Ok(store) => store,
             Err(_) => write(rows, factors, &signs, &dir, progress)?,
@@ -88,7 +88,7 @@ impl Turned {
 fn write(
     rows: &FeatureStore,
     factors: &Factors,
-    signs: &Vec<f64>,
+    signs: &[f64],
     dir: &Path,
     progress: &dyn Progress,
 ) -> Result<FeatureStore, EngineError> {
