@@ -10,13 +10,14 @@
 use std::fs::File;
 use std::ops::Deref;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::StoreError;
 
 /// How mapped pages will be used. Only a hint: what is read is the same.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Advice {
-    /// Read ahead: they are wanted soon.
+    /// Read ahead: they are wanted soon. Asked once until they are dropped: to ask takes a while even where they are there.
     WillNeed,
     /// Drop them from this process; they are read again from the page cache or the disk when they are wanted again.
     DontNeed,
@@ -27,6 +28,8 @@ pub enum Advice {
 pub struct Map {
     // None for an empty file, which the system refuses to map.
     inner: Option<memmap2::Mmap>,
+    /// Asked for since it was dropped last.
+    is_asked: AtomicBool,
 }
 
 impl Map {
@@ -43,19 +46,22 @@ impl Map {
         })?;
         let len_bytes = file.metadata().map_err(|source| StoreError::io("measure", path, source))?.len();
         if len_bytes == 0 {
-            return Ok(Self { inner: None });
+            return Ok(Self { inner: None, is_asked: AtomicBool::new(false) });
         }
         // SAFETY: the file is immutable by the law of this crate (head of this file), so the bytes do not change
         // under the shared reference that `deref` gives out.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|source| StoreError::io("map", path, source))?;
-        Ok(Self { inner: Some(map) })
+        Ok(Self { inner: Some(map), is_asked: AtomicBool::new(false) })
     }
 
     /// Gives the system a hint about all pages. A system that refuses it changes nothing, so refusals are not told.
     pub fn advise(&self, advice: Advice) {
         #[cfg(unix)]
         if let Some(map) = &self.inner {
+            // Only a hint, so it matters to nobody in which order two threads ask.
+            let was_asked = self.is_asked.swap(advice == Advice::WillNeed, Ordering::Relaxed);
             let _ = match advice {
+                Advice::WillNeed if was_asked => return,
                 Advice::WillNeed => map.advise(memmap2::Advice::WillNeed),
                 // SAFETY: dropping pages loses changes that were not written back; a read-only map of a file that never
                 // changes has none, so the next read brings the same bytes.

@@ -21,9 +21,10 @@
 //! Without a companion the store itself is scanned; then the bound is that of the arithmetic, and of nothing for codes.
 //!
 //! Determinism: rows are cut into parts of fixed size, a part starts from the threshold of the parts before its wave, so
-//! hits *and* the count of rows scored again do not depend on threads. Memory: some MiB per thread, at most
-//! [`MAPPED_MAX_BYTES`] of mapped pages (dropped as the scan goes on, asked for ahead of it), and candidates, which are
-//! scored and thinned out when they get many.
+//! hits *and* the count of rows scored again do not depend on threads. Memory: some MiB per thread, mapped pages, and candidates,
+//! which are scored and thinned out when they get many. Of what is scanned first at most [`KEPT_MAX_BYTES`] stay mapped from query
+//! to query, its first shards: to map a page anew costs more than to read it. The others, and those of larger stores that are
+//! looked at after it, are asked for ahead of the scan and dropped behind it, 48 MiB at a time.
 
 mod refine;
 mod rescore;
@@ -33,13 +34,16 @@ mod thresholds;
 use ascribe_core::{FeatureReader, RowType};
 use ascribe_linalg::scan::{FEW, MAX_CODED_DIM};
 use ascribe_store::FeatureStore;
+use ascribe_store::features::ShardEntry;
 use ndarray::{ArrayView2, s};
 
 use crate::error::IndexError;
 use crate::{Effort, ExactIndex, Filter, Hit, VectorIndex, check_queries};
 
-/// A store larger than this is not kept mapped while it is scanned.
-pub const MAPPED_MAX_BYTES: u64 = 256 << 20;
+/// What is scanned first keeps as many bytes mapped.
+pub const KEPT_MAX_BYTES: u64 = 384 << 20;
+/// A store larger than this that is looked at after it is not kept mapped. A companion that comes first is at most half as large.
+const MAPPED_MAX_BYTES: u64 = 256 << 20;
 /// Queries of one pass: the products of a part of the rows stay in the second cache.
 const QUERY_GROUP: usize = 64;
 
@@ -63,6 +67,8 @@ pub struct CertifiedIndex<'s> {
     coarse: Option<&'s FeatureStore>,
     /// Live rows before each shard, and in all.
     firsts: Vec<u64>,
+    /// Shards of what is scanned first that stay mapped.
+    n_kept: usize,
 }
 
 impl<'s> CertifiedIndex<'s> {
@@ -74,9 +80,9 @@ impl<'s> CertifiedIndex<'s> {
         if precise.n_rows() == 0 {
             return Err(IndexError::EmptyStore);
         }
-        let index = Self { precise, companion, coarse: None, firsts: live(precise) };
+        let index = Self { precise, companion, coarse: None, firsts: live(precise), n_kept: 0 };
         index.check(companion)?;
-        Ok(index)
+        Ok(index.keeping())
     }
 
     /// The same with another companion in still fewer bits (`None` changes nothing). Up to four queries are answered through it
@@ -86,7 +92,30 @@ impl<'s> CertifiedIndex<'s> {
     /// [`IndexError::NoCompanion`] as [`CertifiedIndex::new`].
     pub fn with_coarse(self, coarse: Option<&'s FeatureStore>) -> Result<Self, IndexError> {
         self.check(coarse)?;
-        Ok(Self { coarse, ..self })
+        Ok(Self { coarse, ..self }.keeping())
+    }
+
+    /// With the shards that stay mapped counted.
+    fn keeping(self) -> Self {
+        let fits = |kept: &mut u64, entry: &ShardEntry| {
+            *kept += entry.bytes + entry.side_bytes;
+            (*kept <= KEPT_MAX_BYTES).then_some(())
+        };
+        let n_kept = self.scanned_first().entries().iter().scan(0, fits).count();
+        Self { n_kept, ..self }
+    }
+
+    /// What a query looks at before anything else.
+    fn scanned_first(&self) -> &'s FeatureStore {
+        self.coarse.unwrap_or_else(|| self.scanned_store())
+    }
+
+    /// Whether pages of a shard are dropped once it has been looked at.
+    fn is_dropped(&self, store: &FeatureStore, shard: usize) -> bool {
+        match std::ptr::eq(store, self.scanned_first()) {
+            true => shard >= self.n_kept,
+            false => store.len_bytes() > MAPPED_MAX_BYTES,
+        }
     }
 
     /// Refuses a companion of other rows, or one that certifies nothing.

@@ -4,7 +4,6 @@ use ascribe_linalg::scan::{Bounds, Queries, Scores};
 use ascribe_store::mmap::Advice;
 use rayon::prelude::*;
 
-use super::MAPPED_MAX_BYTES;
 use super::scan::{Aligned, Pass};
 use super::thresholds::{Candidate, Candidates};
 use crate::error::IndexError;
@@ -22,7 +21,6 @@ impl Pass<'_, '_, '_> {
         };
         let prepared = Queries::new(fine.row_type(), self.queries);
         let bounds = Bounds::new(&prepared);
-        let is_large = fine.len_bytes() > MAPPED_MAX_BYTES;
         for (query, all) in found.iter_mut().enumerate() {
             let mut wanted = all.all().to_vec();
             wanted.sort_unstable_by_key(Candidate::place);
@@ -42,7 +40,7 @@ impl Pass<'_, '_, '_> {
                         candidate.within(value - bound, value + bound)
                     };
                     let narrowed = group.iter().map(narrow).collect();
-                    if is_large {
+                    if self.index.is_dropped(fine, shard) {
                         fine.advise(shard, Advice::DontNeed);
                     }
                     Ok(narrowed)

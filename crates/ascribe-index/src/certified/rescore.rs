@@ -6,7 +6,6 @@ use ascribe_store::features::ShardView;
 use ascribe_store::mmap::Advice;
 use rayon::prelude::*;
 
-use super::MAPPED_MAX_BYTES;
 use super::scan::Pass;
 use super::thresholds::{Candidate, Candidates};
 use crate::Hit;
@@ -78,7 +77,6 @@ impl Pass<'_, '_, '_> {
     fn score(&self, mut wanted: Vec<(usize, Candidate)>) -> Result<Vec<Scored>, IndexError> {
         wanted.sort_unstable_by_key(|(query, c)| (c.place(), *query));
         let store = self.index.precise;
-        let is_large = store.len_bytes() > MAPPED_MAX_BYTES;
         let by_shard: Vec<&[(usize, Candidate)]> = wanted.chunk_by(|a, b| a.1.shard == b.1.shard).collect();
         let scored: Vec<Vec<Scored>> = by_shard
             .into_par_iter()
@@ -87,7 +85,7 @@ impl Pass<'_, '_, '_> {
                 let rows = group.iter().map(|(_, c)| c.row as usize..c.row as usize + 1);
                 let view = store.shard_rows(shard, rows).map_err(IndexError::reader)?;
                 let scored = self.score_shard(shard, &view, group);
-                if is_large {
+                if self.index.is_dropped(store, shard) {
                     store.advise(shard, Advice::DontNeed);
                 }
                 Ok(scored)

@@ -11,8 +11,8 @@ use ascribe_store::mmap::Advice;
 use ndarray::{ArrayView2, s};
 use rayon::prelude::*;
 
+use super::CertifiedIndex;
 use super::thresholds::{Candidate, Candidates};
-use super::{CertifiedIndex, MAPPED_MAX_BYTES};
 use crate::error::IndexError;
 use crate::{Filter, Hit};
 
@@ -23,7 +23,7 @@ const PART_ROWS: usize = 32;
 /// Parts of one task, which one thread scans with thresholds of its own.
 const TASK_PARTS: usize = 8;
 /// Tasks that start from one threshold. Fixed, so that nothing depends on the number of threads.
-const WAVE_TASKS: usize = 64;
+const WAVE_TASKS: usize = 24;
 /// Candidates of a query that a task holds before it scores them precisely.
 const TASK_CANDIDATES: usize = 16 << 10;
 /// A pass over a coarse companion is given up when more than one row in so many stays a candidate of some query: a row that is
@@ -64,8 +64,6 @@ pub(super) struct Pass<'p, 's, 'q> {
     bounds: Bounds,
     /// What a product may be off beyond the rows' errors, relative to both norms.
     slack: f64,
-    /// Drop pages behind the scan.
-    is_large: bool,
 }
 
 impl<'p, 's, 'q> Pass<'p, 's, 'q> {
@@ -83,8 +81,7 @@ impl<'p, 's, 'q> Pass<'p, 's, 'q> {
         let (scanning, slack) = turned.map_or((queries, 0.0), |turned| (turned.queries, turned.slack));
         let prepared = Queries::new(scanned.row_type(), scanning);
         let bounds = Bounds::new(&prepared);
-        let is_large = scanned.len_bytes() > MAPPED_MAX_BYTES;
-        Self { index, queries, k, filter, scanned, is_companion, prepared, bounds, slack, is_large }
+        Self { index, queries, k, filter, scanned, is_companion, prepared, bounds, slack }
     }
 
     /// Hits of every query, and how many rows were scored precisely for it.
@@ -208,13 +205,12 @@ impl<'p, 's, 'q> Pass<'p, 's, 'q> {
         Ok(found)
     }
 
-    /// Tells the system what becomes of a wave's pages, where a store is not kept mapped: asked for before it, let go after it.
+    /// Tells the system what becomes of a wave's pages: asked for before it, and let go after it where they do not stay mapped.
     fn advise(&self, wave: &[Part], advice: Advice) {
-        if self.is_large {
-            let mut shards: Vec<usize> = wave.iter().map(|(shard, _)| *shard).collect();
-            shards.dedup();
-            shards.into_par_iter().for_each(|shard| self.scanned.advise(shard, advice));
-        }
+        let mut shards: Vec<usize> = wave.iter().map(|(shard, _)| *shard).collect();
+        shards.dedup();
+        shards.retain(|&shard| advice == Advice::WillNeed || self.index.is_dropped(self.scanned, shard));
+        shards.into_par_iter().for_each(|shard| self.scanned.advise(shard, advice));
     }
 }
 

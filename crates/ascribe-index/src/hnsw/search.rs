@@ -1,5 +1,7 @@
 //! Searching: each graph nominates, the store decides.
 
+use std::cmp::Ordering;
+
 use ascribe_core::{ExampleId, FeatureReader, RowType};
 use ascribe_linalg::elementwise::sum_squares;
 use ascribe_linalg::scan::Queries;
@@ -122,9 +124,10 @@ impl<R: FeatureReader> HnswIndex<'_, R> {
         }
         // In the units of an estimate; a query of zeros has no k-th score that anything could miss.
         let length = if cosine { 1.0 } else { sum_squares(query).sqrt() };
-        let kth = hits.get(k - 1).map_or(f64::NEG_INFINITY, |hit| hit.score / length);
+        let kth = k.checked_sub(1).and_then(|last| hits.get(last)).map_or(f64::NEG_INFINITY, |hit| hit.score / length);
         // Written so that a threshold that is no number leaves everything in.
-        let reaches = |n: &&Nominee| !(n.estimate + n.slack < kth) && self.orphans.binary_search(&n.row).is_err();
+        let is_below = |n: &Nominee| (n.estimate + n.slack).partial_cmp(&kth) == Some(Ordering::Less);
+        let reaches = |n: &&Nominee| !is_below(n) && self.orphans.binary_search(&n.row).is_err();
         let mut rows: Vec<u64> = others.iter().filter(reaches).map(|n| n.row).collect();
         self.score(query, &mut rows, filter, &mut hits)?;
         hits.truncate(k);
