@@ -104,10 +104,11 @@ def section(report):
     print(line + "\n")
     main_table(methods)
     further_table(methods)
-    gates = [g for g in report.get("gates", []) if g["met"] is not None]
+    gates = report.get("gates", [])
     if gates:
-        verdict = lambda g: "met" if g["met"] else "**missed**"
-        form = lambda g: [g["about"], f"`{g['method']}`", number(g["threshold"]), number(g["found"]), verdict(g)]
+        # A gate that no figure decides stays in the table: it was not met.
+        verdict = lambda g: "no figure" if g["met"] is None else "met" if g["met"] else "**missed**"
+        form = lambda g: [g["about"], f"`{g['method']}`" if g["method"] else "—", number(g["threshold"]), number(g["found"]), verdict(g)]
         table(["gate", "method", "asked", "found", ""], [form(g) for g in gates])
     for note in report.get("notes", []):
         print(f"- {note}")
