@@ -20,11 +20,21 @@ struct Kept {
 
 impl Kept {
     fn new(reader: &MemoryReader, precise: RowType, companion: Option<RowType>) -> Result<Self, IndexError> {
+        // Shards of 100 rows: parts end at shards, and rows count on over them.
+        Self::in_shards(reader, precise, companion, 100)
+    }
+
+    fn in_shards(
+        reader: &MemoryReader,
+        precise: RowType,
+        companion: Option<RowType>,
+        rows_per_shard: u32,
+    ) -> Result<Self, IndexError> {
         let failed = |error| IndexError::Reader(Box::new(error));
         let dir = tempfile::tempdir().unwrap();
-        // Shards of 100 rows: parts end at shards, and rows count on over them.
-        let mut writer = FeatureWriter::create_or_resume(dir.path(), reader.spec(), precise, 100, reader.n_rows())
-            .map_err(failed)?;
+        let writer =
+            FeatureWriter::create_or_resume(dir.path(), reader.spec(), precise, rows_per_shard, reader.n_rows());
+        let mut writer = writer.map_err(failed)?;
         writer.push(reader.ids(), reader.rows().view()).map_err(failed)?;
         let precise = writer.finish().map_err(failed)?;
         let companion = companion.map(|row_type| make_companion(&precise, row_type, &NoProgress)).transpose();
@@ -191,7 +201,6 @@ fn coarse_rows_answer_where_they_rule_most_rows_out_and_are_given_up_elsewhere()
     }
 }
 
-/// Where everything ties, nothing can be ruled out: candidates are thinned out as they come, and ties go by id.
 /// Rows that are long where queries are short, as gradients are under a curvature: in the curvature's own metric the bound of int8
 /// rules nearly all of them out, in theirs nearly none; the hits are those of brute force either way.
 #[test]
@@ -249,6 +258,7 @@ fn a_companion_in_another_basis_finds_the_same_rows_and_looks_at_fewer() {
     assert!(matches!(refused(&CertifiedIndex::new(&plain.precise, None).unwrap()), IndexError::NoCompanion { .. }));
 }
 
+/// Where everything ties, nothing can be ruled out: candidates are thinned out as they come, and ties go by id.
 #[test]
 fn forty_thousand_equal_rows_are_ranked_by_id() {
     let reader = reader_of(Array2::from_elem((40_000, 16), 0.3), 7);
@@ -277,6 +287,67 @@ fn deleted_rows_are_not_shown_and_others_keep_their_places() {
     for (query, hits) in queries.rows().into_iter().zip(index.search_many(queries.view(), 10, Effort::new(1)).unwrap())
     {
         assert_eq!(hits, brute_force(&expected, query, 10));
+    }
+}
+
+/// Where the tensor `name` begins and ends in a shard file, and where its first number lies.
+fn tensor(bytes: &[u8], name: &str) -> std::ops::Range<usize> {
+    let head = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let text = std::str::from_utf8(&bytes[8..head]).unwrap();
+    let entry = &text[text.find(&format!("\"{name}\":{{")).unwrap()..];
+    let offsets = &entry[entry.find("\"data_offsets\":[").unwrap() + 16..];
+    let mut ends = offsets[..offsets.find(']').unwrap()].split(',').map(|n| head + n.trim().parse::<usize>().unwrap());
+    ends.next().unwrap()..ends.next().unwrap()
+}
+
+/// What a proof stands on: codes, scales, norms and error bounds of a companion. A changed byte anywhere in them is an error that
+/// names the shard, or lies where the search did not look; never other hits.
+#[test]
+fn a_changed_byte_of_a_companion_is_named_and_never_believed() {
+    // 1 MiB and more to a shard has leaves: groups of 16 KiB are checked one by one.
+    for (row_type, n, dim, rows_per_shard, leaves) in [
+        (RowType::Int8, 240, 40, 100, false),
+        (RowType::Int4, 240, 40, 100, false),
+        (RowType::Int8, 1800, 1024, 1100, true),
+    ] {
+        let reader = clustered(n, dim, 6, 47);
+        let queries = queries(&reader, 2, 48);
+        let kept = Kept::in_shards(&reader, RowType::F32, Some(row_type), rows_per_shard).unwrap();
+        let truth: Vec<_> = queries.rows().into_iter().map(|query| brute_force(&reader, query, 5)).collect();
+        assert_eq!(kept.certified(queries.view(), 5).0, truth);
+        let shard = kept.dir.path().join(row_type.name()).join("shards/s-000000.safetensors");
+        assert_eq!(shard.with_extension("leaves").exists(), leaves);
+        let bytes = std::fs::read(&shard).unwrap();
+        let row = tensor(&bytes, "grad").len() / rows_per_shard as usize;
+        let mut caught = 0;
+        for name in ["grad", "scale", "norm", "error"] {
+            let at = tensor(&bytes, name);
+            // First, middle and last row; in `grad` a number of it and not the room after it.
+            let step = if name == "grad" { row } else { 4 };
+            for number in [0, rows_per_shard as usize / 2, rows_per_shard as usize - 1] {
+                let place = at.start + number * step + 3;
+                let mut changed = bytes.clone();
+                // In a float the sign or the exponent, in a code its greatest bits.
+                changed[place] ^= 0x60;
+                std::fs::write(&shard, changed).unwrap();
+                let search = || -> Result<_, IndexError> {
+                    let precise = FeatureStore::open(kept.dir.path(), None)?;
+                    let companion = precise.companion(row_type)?;
+                    let index = CertifiedIndex::new(&precise, Some(&companion))?;
+                    Ok(index.search_certified(queries.view(), 5, &Filter::default())?.0)
+                };
+                match search() {
+                    Ok(hits) => assert_eq!(hits, truth, "{row_type:?} {name} {number}"),
+                    Err(error) => {
+                        assert!(error.to_string().contains("s-000000"), "{row_type:?} {name} {number}: {error}");
+                        caught += 1;
+                    }
+                }
+            }
+        }
+        // A scan without a filter reads the numbers and facts of every row.
+        assert_eq!(caught, 12, "{row_type:?}");
+        std::fs::write(&shard, bytes).unwrap();
     }
 }
 
