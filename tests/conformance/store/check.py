@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -111,6 +112,7 @@ def walk(work, run, n, dim):
     same_rows(Store(mine), rows, ids, "f32", f"{name} Python reads Python")
     report = run("store", "verify", mine)
     check(report.get("n_rows") == n, f"{name} Ascribe verifies what Python wrote")
+    searches(work, run, mine, rows, ids, [None], f"{name} alone")
     for row_type in ["f32", "bf16", "f16", "int8", "int4"]:
         what = f"{name} {row_type}"
         out = f"{work}/{n}-{row_type}"
@@ -130,6 +132,7 @@ def walk(work, run, n, dim):
             companion = Store(f"{mine}/{row_type}")
             same_rows(companion, rows, ids, row_type, f"{what} companion")
             check(companion.head["companion_of"]["rows_blake3"] == Store(mine).rows_blake3(), f"{what}: tied to its store")
+    searches(work, run, mine, rows, ids, [None, "bf16", "f16", "int8", "int4"], name)
     deletes_and_merges(work, run, mine, rows, ids, name)
     damages(run, mine, name)
 
@@ -153,6 +156,41 @@ def exports(work, run, out, store, what):
         check(table["example_id"].to_pylist() == store.ids.tolist(), f"{what}: ids in .{ending}")
 
 
+def best(rows, ids, query, k):
+    """The k best rows: inner products of products that f64 holds exactly, added without an error, ties to the lower id."""
+    scores = [math.fsum(products) for products in (rows.astype(np.float64) * query.astype(np.float64)).tolist()]
+    order = sorted(range(len(ids)), key=lambda i: (-scores[i], int(ids[i])))[:k]
+    return [int(ids[i]) for i in order], np.array([scores[i] for i in order])
+
+
+def searches(work, run, store, rows, ids, companions, name):
+    """Every query's ids and scores, exact and certified through every companion, against brute force in numpy."""
+    rng = np.random.default_rng(len(rows))
+    # One query alone, few and many: three ways through the kernels. The last are rows themselves, and one that ties all rows.
+    made = rng.standard_normal((20, rows.shape[1])).astype(np.float32)
+    made[-3:] = [rows[0], rows[-1], np.zeros(rows.shape[1])]
+    k = min(len(ids), 10)
+    for queries in [made[:1], made[-3:], made]:
+        np.save(f"{work}/queries.npy", queries)
+        asked = ["search", "--store", store, "--queries", f"{work}/queries.npy", "--k", k, "--mode"]
+        wanted = [best(rows, ids, query, k) for query in queries]
+        size = np.linalg.norm(rows.astype(np.float64), axis=1).max() * np.linalg.norm(queries.astype(np.float64), axis=1)
+        for mode in ["exact", *companions]:
+            if mode == "exact":
+                found = run(*asked, "exact")
+            else:
+                found = run(*asked, "certified", *(["--companion", mode] if mode else []))
+                # Unless one is named: int8, with int4 before it for few queries.
+                scanned = [mode] if mode else ["f32"] if companions == [None] else ["int8", "int4"]
+                check(found.get("scanned") in scanned, f"{name}: scanned {found.get('scanned')}, not {scanned}")
+            what = f"{name}: search by {mode} for {len(queries)}"
+            answers = found.get("queries", [])
+            check(found.get("proven") is True and len(answers) == len(queries), f"{what}: {len(answers)} answers")
+            for q, (answer, (want_ids, want)) in enumerate(zip(answers, wanted)):
+                check(answer["ids"] == want_ids, f"{what}, query {q}: ids {answer['ids']} for {want_ids}")
+                close(np.array(answer["scores"]), want, 1e-13 * size[q], f"{what}, query {q}: scores")
+
+
 def deletes_and_merges(work, run, mine, rows, ids, name):
     n = len(rows)
     if n < 8:
@@ -167,6 +205,7 @@ def deletes_and_merges(work, run, mine, rows, ids, name):
     sums, counts = store.sums()
     check(not sums[2].any() and counts[2] == 0, f"{name}: a withdrawn dataset's sum is zero")
     run("store", "verify", out)
+    searches(work, run, out, rows[keep], ids[keep], ["int8", "int4"], f"{name} without the deleted")
     run("store", "compact", out)
     packed = Store(out)
     check(not packed.dead and np.array_equal(packed.rows, rows[keep].astype(np.float64)), f"{name}: compacted")
