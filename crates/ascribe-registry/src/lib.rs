@@ -60,6 +60,7 @@ mod status;
 pub mod tiles;
 pub mod typed_data;
 mod usage;
+mod usage_each;
 mod usage_log;
 mod usage_run;
 mod verify;
@@ -99,6 +100,7 @@ pub use usage::{
     SealedUsage, SettledRevenue, SignedUsage, USAGE_FORMAT_VERSION, Usage, UsageError, UsageReceipt, UsageShare,
     salted_hash,
 };
+pub use usage_each::each_usage_receipt;
 pub use usage_log::{UsageAudit, UsageLog, usage_checkpoint, verify_usage_log, verify_usage_proof};
 pub use usage_run::{
     DEMO_USAGE_ORIGIN, PaidResponse, PaidShares, Settled, SharesDigest, UsageRun, UsageSalts, check_usage_run,

@@ -47,12 +47,16 @@ pub enum LedgerCommand {
         #[command(flatten)]
         book: BookArgs,
     },
-    /// Book responses that were paid for, or take a payout run in. What is there already changes nothing.
+    /// Book responses that were paid for, the receipts of a usage log, or a payout run. What is there already changes nothing.
+    ///
+    /// Of a usage log (DIR/usage of a server's state folder) everything is verified first; then each receipt with revenue is a response,
+    /// covered as far as its weights go.
     ///
     /// Each line of EVENTS is a JSON object: id, at (RFC 3339), revenue (such as "0.0012 USD"), shares ([{"dataset", "weight"}]), and
     /// optionally coverage_ppm and customer, whose prepaid balance is debited.
     #[command(
         after_help = "Example:\n  ascribe ledger accrue --events responses.jsonl --registry datasets --operator-ppm 150000\n  \
+        ascribe ledger accrue --usage state/usage --key usage.vkey --registry datasets --operator-ppm 150000\n  \
         ascribe ledger accrue --run payout"
     )]
     Accrue(AccrueArgs),
@@ -170,8 +174,14 @@ pub struct AccrueArgs {
     #[command(flatten)]
     pub book: BookArgs,
     /// Responses, a JSON object a line; - is stdin.
-    #[arg(long, value_name = "FILE", requires = "registry", required_unless_present = "run")]
+    #[arg(long, value_name = "FILE", requires = "registry", required_unless_present_any = ["run", "usage"])]
     pub events: Option<PathBuf>,
+    /// A usage log's folder, as `ascribe serve` keeps it: its receipts with revenue are booked.
+    #[arg(long, value_name = "DIR", requires = "registry", conflicts_with_all = ["events", "run"])]
+    pub usage: Option<PathBuf>,
+    /// Verifier key of the usage log: a file or the line itself [default: the log's own log.vkey, which proves nothing about who signed].
+    #[arg(long, value_name = "VKEY", requires = "usage")]
+    pub key: Option<String>,
     /// Registry folder, for the terms of the datasets.
     #[arg(long, value_name = "DIR")]
     pub registry: Option<PathBuf>,

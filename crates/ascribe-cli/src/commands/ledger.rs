@@ -1,31 +1,25 @@
 //! `ascribe ledger …`: arguments to calls of the book, results to words.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, BufWriter, Write as _};
+use std::io::{BufWriter, Write as _};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use ascribe_book::{
-    Book, Claimed, Dispute, NamedWeight, Outcome, OwnerStatement, PaidResponse, PayTable, PayoutRun, Purpose,
-    RevenueSplit, RunRow, SettleTerms, Settled, Source, parse_amount, show_amount,
+    Book, Claimed, Dispute, Outcome, OwnerStatement, PayoutRun, RunRow, SettleTerms, Settled, parse_amount, show_amount,
 };
 use ascribe_core::Progress;
 use ascribe_ledger::{Currency, Dialect, Money, Payee, PayoutRow, SubUnits, UnattributedReason, read_payout_csv};
-use ascribe_payout::terms::{PaidDataset, PaySource};
 use ascribe_payout::{self as payout, PayRunRecord};
-use ascribe_registry::{Registry, parse_moment};
-use serde::{Deserialize, Serialize};
+use ascribe_registry::parse_moment;
+use serde::Serialize;
 use serde_json::json;
 
 use crate::args::Format;
-use crate::args::ledger::{
-    AccrueArgs, BookArgs, DisputeCommand, Journal, LedgerCommand, MomentArgs, PayeeArgs, SettleArgs,
-};
+use crate::args::ledger::{BookArgs, DisputeCommand, Journal, LedgerCommand, MomentArgs, PayeeArgs, SettleArgs};
+use crate::commands::accrue;
 use crate::commands::guide::now_unix_s;
 use crate::output::{print, table};
-
-/// Longest line of an events file, in bytes.
-const LINE_MAX_BYTES: usize = 1 << 20;
 
 /// Runs one of the commands.
 ///
@@ -39,7 +33,7 @@ pub fn run(command: &LedgerCommand, format: Format, progress: &dyn Progress) -> 
         }
         LedgerCommand::Accrue(args) => match &args.run {
             Some(dir) => import(&args.book, dir, format, progress),
-            None => accrue(args, format, progress),
+            None => accrue::run(args, format, progress),
         },
         LedgerCommand::TopUp { book, customer, amount, reference, moment } => {
             let (amount, currency) = parse_amount(amount).context("--amount")?;
@@ -72,11 +66,11 @@ pub fn run(command: &LedgerCommand, format: Format, progress: &dyn Progress) -> 
     }
 }
 
-fn open(book: &BookArgs) -> Result<Book> {
+pub(super) fn open(book: &BookArgs) -> Result<Book> {
     Ok(Book::open(&book.ledger)?)
 }
 
-fn moment(option: &str, text: &str) -> Result<u64> {
+pub(super) fn moment(option: &str, text: &str) -> Result<u64> {
     match parse_moment(text) {
         Some(moment) => Ok(moment),
         None => bail!("{option}: expected RFC 3339 in whole seconds such as 2026-11-29T12:00:00Z, found {text:?}"),
@@ -90,148 +84,6 @@ fn at(args: &MomentArgs) -> Result<u64> {
 fn claimed(payee: &PayeeArgs, currency: Currency) -> Result<Claimed> {
     let account = payee.account.as_deref().map(str::parse).transpose().context("--account")?;
     Ok(Claimed { currency, owner: payee.owner.clone(), account })
-}
-
-/// One line of an events file.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct EventLine {
-    id: String,
-    at: String,
-    revenue: String,
-    shares: Vec<NamedWeight>,
-    #[serde(default = "whole")]
-    coverage_ppm: u32,
-    customer: Option<String>,
-}
-
-const fn whole() -> u32 {
-    1_000_000
-}
-
-#[derive(Default, Serialize)]
-struct Accrued {
-    responses: u64,
-    posted: u64,
-    already_there: u64,
-}
-
-/// Why each dataset may not be paid for a response at `moment`, if it may not.
-fn blocked(datasets: &[PaidDataset], moment: u64) -> Vec<Option<UnattributedReason>> {
-    let why = |dataset: &PaidDataset| {
-        let (from, until) = dataset.valid;
-        let in_force = from <= moment && (until == 0 || moment < until);
-        let revoked = dataset.revoked_from.is_some_and(|from| from <= moment);
-        let licensed = dataset.permits && dataset.licence_index.is_some() && in_force && !revoked;
-        (!licensed).then_some(UnattributedReason::NotLicensed)
-    };
-    datasets.iter().map(why).collect()
-}
-
-/// Events on their way into a book.
-struct Accruing<'a> {
-    args: &'a AccrueArgs,
-    book: Book,
-    datasets: Vec<PaidDataset>,
-    /// The terms in force, by currency and by who may not be paid.
-    table: Option<(Currency, Vec<Option<UnattributedReason>>, PayTable)>,
-    entries: Vec<ascribe_book::Entry>,
-    accrued: Accrued,
-}
-
-impl Accruing<'_> {
-    fn table(&mut self, currency: Currency, moment: u64) -> Result<&PayTable> {
-        let blocked = blocked(&self.datasets, moment);
-        let fits = self.table.as_ref().is_some_and(|(code, before, _)| (*code, before) == (currency, &blocked));
-        if !fits {
-            let terms: Vec<_> = self.datasets.iter().map(|dataset| dataset.terms.clone()).collect();
-            let split = RevenueSplit { operator_ppm: self.args.operator_ppm, reserve_ppm: self.args.reserve_ppm };
-            let table = self.book.pay_table(currency, &terms, &blocked, split)?;
-            self.table = Some((currency, blocked, table));
-        }
-        match &self.table {
-            Some((_, _, table)) => Ok(table),
-            None => bail!("no terms"),
-        }
-    }
-
-    fn line(&mut self, text: &str) -> Result<()> {
-        let mut event: EventLine = serde_json::from_str(text)?;
-        let (revenue, currency) = parse_amount(&event.revenue).context("revenue")?;
-        let at_unix_s = moment("at", &event.at)?;
-        // Short names stand for datasets, too.
-        for share in &mut event.shares {
-            if let Some(found) = self.datasets.iter().find(|dataset| dataset.name == share.dataset) {
-                share.dataset.clone_from(&found.uuid);
-            }
-        }
-        let source = match &event.customer {
-            None => Source::Cash,
-            Some(customer) => {
-                let purpose = Purpose::Prepaid { customer: customer.clone() };
-                Source::Prepaid(self.book.account(currency, purpose)?)
-            }
-        };
-        let table = self.table(currency, at_unix_s)?;
-        let (lines, unknown_weight) = table.lines(&event.shares)?;
-        let (request, coverage_ppm) = (event.id.as_str(), event.coverage_ppm);
-        let response =
-            PaidResponse { request, at_unix_s, revenue, source, coverage_ppm, lines: &lines, unknown_weight };
-        let entry = table.entry(&response)?;
-        self.entries.push(entry);
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        let outcomes = self.book.post(&self.entries)?;
-        self.accrued.responses += outcomes.len() as u64;
-        let posted = outcomes.iter().filter(|outcome| **outcome == Outcome::Posted).count() as u64;
-        self.accrued.posted += posted;
-        self.accrued.already_there += outcomes.len() as u64 - posted;
-        self.entries.clear();
-        Ok(())
-    }
-}
-
-fn accrue(args: &AccrueArgs, format: Format, progress: &dyn Progress) -> Result<()> {
-    let (Some(events), Some(registry)) = (&args.events, &args.registry) else {
-        bail!("expected --events FILE with --registry DIR, or --run DIR");
-    };
-    let registry = Registry::open(registry)?;
-    let datasets = PaySource::datasets(&registry)?;
-    let (book, entries, accrued) = (open(&args.book)?, Vec::new(), Accrued::default());
-    let mut accruing = Accruing { args, book, datasets, table: None, entries, accrued };
-    let reader: Box<dyn std::io::Read> = if events == Path::new("-") {
-        Box::new(std::io::stdin())
-    } else {
-        Box::new(File::open(events).with_context(|| events.display().to_string())?)
-    };
-    progress.start("accrue", 0, "responses");
-    let mut reader = BufReader::new(reader);
-    let mut text = String::new();
-    for number in 1u64.. {
-        text.clear();
-        let limited = &mut std::io::Read::take(&mut reader, LINE_MAX_BYTES as u64 + 1);
-        let len = limited.read_line(&mut text).with_context(|| events.display().to_string())?;
-        if len == 0 {
-            break;
-        }
-        let place = || format!("{}: line {number}", events.display());
-        if len > LINE_MAX_BYTES {
-            bail!("{}: expected at most {LINE_MAX_BYTES} bytes, found more", place());
-        }
-        if !text.trim().is_empty() {
-            accruing.line(text.trim()).with_context(place)?;
-        }
-        if accruing.entries.len() >= args.batch as usize {
-            accruing.flush().with_context(place)?;
-        }
-    }
-    accruing.flush().with_context(|| events.display().to_string())?;
-    progress.finish("");
-    print(format, &accruing.accrued, |a| {
-        format!("{} responses: {} booked, {} were there already", a.responses, a.posted, a.already_there)
-    })
 }
 
 /// A payout run's folder as the book takes it in. Verified first: it is made again from its own inputs.

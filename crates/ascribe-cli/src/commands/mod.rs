@@ -1,5 +1,6 @@
 //! Commands: each turns its arguments into calls of the engine and its result into output.
 
+mod accrue;
 mod audit;
 mod bench;
 mod cluster;

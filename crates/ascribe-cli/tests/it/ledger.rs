@@ -2,6 +2,10 @@
 
 use std::fs;
 
+use ascribe_core::{Digest, NoProgress};
+use ascribe_registry::{
+    Registry, SettledRevenue, Usage, UsageLog, UsageReceipt, UsageShare, demo_usage_signer, salted_hash,
+};
 use serde_json::Value;
 
 use crate::common::{run, stderr, stdout};
@@ -218,6 +222,110 @@ fn runs_come_in_and_journals_go_out() {
         book.ok(&["export", "--to", to, "--out", journal.to_str().unwrap()]);
         assert!(fs::read_to_string(&journal).unwrap().contains(word));
     }
+    // Its receipts are the same money.
+    let receipts = out.join("usage");
+    book.refused(&["accrue", "--usage", receipts.to_str().unwrap(), "--registry", "datasets"], "--run");
     fs::write(out.join("safe.csv"), "changed").unwrap();
     book.refused(&["accrue", "--run", &dir], "SHA-256");
+}
+
+/// A receipt as the server makes it: weights are parts of 10¹².
+fn receipt(id: &str, settled: (u128, &str), shares: &[(&str, u128)]) -> UsageReceipt {
+    let share = |(dataset, weight): &(&str, u128)| UsageShare { dataset: (*dataset).to_owned(), weight: *weight };
+    UsageReceipt::new(Usage {
+        request_id: id.to_owned(),
+        model_sha256: Digest::of(b"model"),
+        run_id: "run".to_owned(),
+        output_salted_sha256: salted_hash(&[7; 32], id.as_bytes()),
+        method: "calibrated".to_owned(),
+        spec_sha256: Digest::of(b"spec"),
+        attribution_sha256: None,
+        shares: shares.iter().map(share).collect(),
+        weight_total: 1_000_000_000_000,
+        revenue: SettledRevenue { currency: settled.1.to_owned(), minor_units: settled.0 },
+        // 2026-11-29T12:00:00Z
+        settled_unix_s: 1_795_953_600,
+    })
+    .unwrap()
+}
+
+fn append(dir: &std::path::Path, receipts: Vec<UsageReceipt>) {
+    let signer = demo_usage_signer();
+    let signed = receipts.into_iter().map(|receipt| receipt.sign(signer.key())).collect();
+    UsageLog::open(dir, demo_usage_signer()).unwrap().append(signed, &NoProgress).unwrap();
+}
+
+/// Receipts of a usage log to balances: what was settled arrives whole, once, and nothing of a log in which one receipt is forged.
+#[test]
+fn receipts_of_a_usage_log_are_booked_once_and_whole() {
+    let book = Book::new();
+    let registry =
+        Registry::open(std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../datasets"))).unwrap();
+    let uuid = |name: &str| registry.datasets().iter().find(|d| d.manifest.name == name).unwrap().manifest.uuid.clone();
+    let (kjv, foldoc) = (uuid("kjv-bible"), uuid("foldoc"));
+    let (kjv, foldoc) = (kjv.as_str(), foldoc.as_str());
+    let stranger = "urn:uuid:00000000-0000-4000-8000-000000000001";
+    let log = book.dir.path().join("usage");
+    append(
+        &log,
+        vec![
+            receipt("r1", (100, "USD"), &[(kjv, 600_000_000_000), (foldoc, 200_000_000_000)]),
+            receipt("r2", (0, "XXX"), &[(kjv, 1_000_000_000_000)]),
+            receipt("r3", (5, "XYZ"), &[(kjv, 1_000_000_000_000)]),
+        ],
+    );
+    append(
+        &log,
+        vec![
+            receipt("r4", (10, "USD"), &[(kjv, 500_000_000_000), (stranger, 500_000_000_000)]),
+            receipt("r5", (7, "USD"), &[]),
+            receipt("r6", (1, "USD"), &[(foldoc, 333_333_333_333)]),
+        ],
+    );
+    let (dir, key) = (log.display().to_string(), demo_usage_signer().verifier().to_string());
+    let args = ["accrue", "--usage", &dir, "--key", &key, "--registry", "datasets", "--operator-ppm", "100000"];
+    let first = book.ok(&args);
+    let found = |value: &Value, name: &str| value[name].as_u64().unwrap();
+    assert_eq!((found(&first, "responses"), found(&first, "posted"), found(&first, "already_there")), (4, 4, 0));
+    assert_eq!((found(&first, "without_revenue"), found(&first, "erased")), (1, 0));
+    assert_eq!(first["other_currencies"], serde_json::json!({ "XYZ": 1 }));
+    // Of a dollar a tenth is the operator's; of 90 cents four fifths are covered, three to one. Of 9 cents a stranger has half.
+    assert_eq!(book.holds(&["ayable", OLIVER[0]]), 54_000_000 + 4_500_000);
+    assert_eq!(book.holds(&["perator"]), 11_800_000);
+    // Not covered: 18 cents, 6.3 cents, two thirds of 0.9 by parts per million; the stranger's 4.5.
+    assert_eq!(book.holds(&["nattributed"]), 18_000_000 + 6_300_000 + 600_001 + 4_500_000);
+    let report = book.ok(&["verify"]);
+    assert_eq!(found(&report, "entries"), 4);
+    let all = book.ok(&["balance"]);
+    let sum = |asset: bool| -> u128 {
+        let rows = all["accounts"].as_array().unwrap().iter();
+        let of = rows.filter(|row| row["account"].as_str().unwrap().to_lowercase().contains("cash") == asset);
+        of.map(|row| row["available_subunits"].as_str().unwrap().parse::<u128>().unwrap()).sum()
+    };
+    assert_eq!((sum(true), sum(false)), (118_000_000, 118_000_000), "what was settled is what is owed");
+    // Again: nothing, whatever the operator's part is by then. What entered the log since is booked, what was erased is not.
+    let again = book.ok(&args);
+    assert_eq!((found(&again, "posted"), found(&again, "already_there")), (0, 4));
+    let other = book.ok(&[&args[..7], &["--operator-ppm", "500000"]].concat());
+    assert_eq!((found(&other, "posted"), found(&other, "already_there")), (0, 4));
+    assert_eq!(book.ok(&["verify"])["chain"], report["chain"]);
+    append(&log, vec![receipt("r7", (1, "USD"), &[(kjv, 1)]), receipt("r8", (1, "USD"), &[(kjv, 1)])]);
+    assert!(UsageLog::open(&log, demo_usage_signer()).unwrap().erase(7).unwrap());
+    let more = book.ok(&args);
+    assert_eq!((found(&more, "posted"), found(&more, "already_there"), found(&more, "erased")), (1, 4, 1));
+    // One digit in the second batch: nothing of the first is booked either.
+    let fresh = Book::new();
+    let batch = log.join("receipts/3.jsonl");
+    let honest = fs::read_to_string(&batch).unwrap();
+    fs::write(&batch, honest.replacen("\"minorUnits\":\"10\"", "\"minorUnits\":\"90\"", 1)).unwrap();
+    fresh.refused(&args, "signature");
+    assert_eq!(fresh.ok(&["verify"])["entries"], 0);
+    fs::write(&batch, honest).unwrap();
+    let secret = fresh.dir.path().join("other.key").display().to_string();
+    let made = run(&["log", "keygen", "else.example/usage", "--out", &secret, "--format", "json"]);
+    let made: Value = serde_json::from_str(&stdout(&made)).unwrap();
+    let wrong = ["accrue", "--usage", &dir, "--key", made["key"].as_str().unwrap(), "--registry", "datasets"];
+    fresh.refused(&wrong, "else.example/usage");
+    assert_eq!(fresh.ok(&["verify"])["entries"], 0);
+    assert_eq!(found(&fresh.ok(&args), "posted"), 5);
 }
