@@ -1,16 +1,22 @@
-//! Cases worked out on paper: approximate inverses, bases of leading eigenvectors, rows kept as factors. Every number is exact in f32.
+//! Cases worked out on paper: products and cosines, approximate inverses, segments of a run, bases of leading eigenvectors, rows kept
+//! as factors, masked sparse rows, TRAK.
 
 use ascribe_core::{Column, NoProgress};
+use ascribe_linalg::Sjlt;
+use ascribe_linalg::sparse::mask;
 use ascribe_methods::MethodError;
 use ascribe_methods::captured;
 use ascribe_methods::inverse::astra::Step;
 use ascribe_methods::inverse::datainf::Ridge;
 use ascribe_methods::inverse::lissa::Scale;
 use ascribe_methods::inverse::{Astra, AstraOptions, DataInf, DataInfOptions, InverseCurvature, Lissa, LissaOptions};
-use ascribe_methods::kron::{Kind, Kron, Options as KronOptions};
+use ascribe_methods::kron::{Kind, Kron, Options as KronOptions, Segment, source_vectors};
 use ascribe_methods::lorif::{self, Layout, LowRank, Options, Tail};
+use ascribe_methods::normalise::{Normalisation, Own, normalise};
 use ascribe_methods::projected::Projected;
+use ascribe_methods::rows::InMemory;
 use ascribe_methods::source::{CaptureSource, Captured, Labels, Layer, LayerCapture};
+use ascribe_methods::trak::{self, Ridge as KernelRidge, SoftThreshold};
 use ascribe_testkit::{MemoryReader, gradient_spec};
 use ndarray::{Array2, ArrayView2, arr2};
 
@@ -127,6 +133,101 @@ fn factored_rows_by_hand() {
         // The kept direction is divided by 2 + λ, everything else by what is taken of the rest.
         for (found, expected) in found.iter().zip([2.0 * 3.0 / 3.0, 1.0 / rest]) {
             assert!((f64::from(*found) - expected).abs() < 1e-6, "{tail:?}: {found} against {expected}");
+        }
+    }
+}
+
+#[test]
+fn dot_and_cosine_by_hand() {
+    // Gradients δxᵀ: (2, 4) of the query; (3, 0), (2, −1) and (−1, −2) of the examples.
+    let query = Given::new(arr2(&[[1.0, 2.0]]), arr2(&[[2.0]]));
+    let train = Given::new(arr2(&[[3.0, 0.0], [-2.0, 1.0], [1.0, 2.0]]), arr2(&[[1.0], [-1.0], [-1.0]]));
+    let rows = captured::gradients(&query, &[0], Labels::Given).unwrap();
+    let mut scores = captured::score(&train, rows.view(), Labels::Given, &NoProgress).unwrap();
+    assert_eq!(scores, arr2(&[[6.0, 0.0, -10.0]]));
+    let own = |source: &Given| captured::square_norms(source, Labels::Given, &NoProgress).unwrap();
+    let (query, train) = (own(&query), own(&train));
+    assert_eq!((query.as_slice(), train.as_slice()), (&[20.0][..], &[9.0, 5.0, 5.0][..]));
+    let own = Own { query: Some(&query), train: Some(&train), moved: None };
+    normalise(&mut scores, Normalisation::Cosine, &own).unwrap();
+    // 6/√(20·9), 0, −10/√(20·5).
+    for (found, expected) in scores.iter().zip([1.0 / 5f64.sqrt(), 0.0, -1.0]) {
+        assert!((f64::from(*found) - expected).abs() < 1e-6, "{scores}");
+    }
+}
+
+/// Factors of one weight: gradients ±2, curvature 4.
+fn one_weight() -> Kron {
+    let source = Given::new(arr2(&[[1.0], [1.0]]), arr2(&[[2.0], [-2.0]]));
+    let options = KronOptions { kind: Kind::Ekfac, labels: Labels::Given, redraw: false };
+    Kron::fit(&source, &options, &NoProgress).unwrap()
+}
+
+#[test]
+fn source_of_one_weight_by_hand() {
+    // Momentum ½ doubles the reach of rates that add up to ¼: k = ½, kh = 2, (1 − e⁻²)/4 of a query of 1, and 3 of those of 3.
+    let kron = one_weight();
+    let segment = Segment { factors: &kron, learning_rate_sum: 0.25, momentum: 0.5, weight_decay: 0.0 };
+    let found = source_vectors(&[segment], arr2(&[[1.0], [3.0]]).view()).unwrap().remove(0);
+    let hand = (1.0 - (-2f64).exp()) / 4.0;
+    assert!((f64::from(found[(0, 0)]) - hand).abs() < 1e-7 && (f64::from(found[(1, 0)]) - 3.0 * hand).abs() < 1e-6);
+    // L2 is curvature: with 1 the weight has 5, kh = 2.5.
+    let decayed = source_vectors(&[Segment { weight_decay: 1.0, ..segment }], arr2(&[[1.0]]).view()).unwrap();
+    assert!((f64::from(decayed[0][(0, 0)]) - (1.0 - (-2.5f64).exp()) / 5.0).abs() < 1e-7);
+}
+
+#[test]
+fn two_equal_segments_are_one_of_twice_the_sum() {
+    let source = Given::new(
+        Array2::from_shape_fn((40, 3), |(i, j)| ((i * 3 + j) as f32 * 0.7).sin()),
+        Array2::from_shape_fn((40, 2), |(i, j)| ((i * 2 + j) as f32 * 1.3).cos()),
+    );
+    let options = KronOptions { kind: Kind::Ekfac, labels: Labels::Given, redraw: false };
+    let kron = Kron::fit(&source, &options, &NoProgress).unwrap();
+    let query = Array2::from_shape_fn((2, 6), |(q, j)| ((q * 6 + j) as f32).cos());
+    let of = |sum: f64| Segment { factors: &kron, learning_rate_sum: sum, momentum: 0.9, weight_decay: 1e-3 };
+    let parts = source_vectors(&[of(0.3), of(0.3)], query.view()).unwrap();
+    let whole = source_vectors(&[of(0.6)], query.view()).unwrap().remove(0);
+    let top = whole.iter().fold(0f32, |top, v| top.max(v.abs()));
+    // What the first half adds has passed the second one: it is not the second half again.
+    assert!((&parts[0] - &parts[1]).iter().any(|d| d.abs() > 1e-3 * top));
+    assert!((&parts[0] + &parts[1] - &whole).iter().all(|d| d.abs() < 1e-6 * top));
+}
+
+#[test]
+fn a_masked_transform_by_hand() {
+    // Of 100 numbers six are kept, the first three of them not zero: 2, 3 and −1. Their places and signs in 64 numbers, two each, are
+    // those that are pinned beside the transform: 21 −, 63 +; 31 −, 55 −; 4 −, 56 −. Each entry is 1/√2.
+    let kept = mask(7, "layers.0.attn.qkv/in", 100, 6);
+    assert_eq!(kept, [1, 32, 54, 75, 76, 82]);
+    let mut gradient = vec![9.0f32; 100];
+    for (&i, value) in kept.iter().zip([2.0, 3.0, -1.0, 0.0, 0.0, 0.0]) {
+        gradient[i] = value;
+    }
+    let masked: Vec<f32> = kept.iter().map(|&i| gradient[i]).collect();
+    let mut row = [0.0f32; 64];
+    Sjlt::new(7, "layers.0.attn.qkv", 64, 2).add(0, &masked, &mut row);
+    let mut hand = [0.0f64; 64];
+    for (place, value) in [(21, -2.0), (63, 2.0), (31, -3.0), (55, -3.0), (4, 1.0), (56, 1.0)] {
+        hand[place] = value / 2f64.sqrt();
+    }
+    for (place, (found, hand)) in row.iter().zip(hand).enumerate() {
+        assert!((f64::from(*found) - hand).abs() < 1e-6, "{place}: {found} against {hand}");
+    }
+}
+
+#[test]
+fn trak_by_hand() {
+    // ΦᵀΦ + 1 = diag(5, 2): 1·2/5·½ and 1·1/2·½.
+    let rows = arr2(&[[2.0f32, 0.0], [0.0, 1.0]]);
+    let (ridge, query) = (KernelRidge::Absolute { lambda: 1.0 }, arr2(&[[1.0f32, 1.0]]));
+    let run = |residuals: &[f32]| {
+        let rows = InMemory::new(rows.view());
+        trak::score(&rows, query.view(), residuals, ridge, SoftThreshold::None, &NoProgress).unwrap().values
+    };
+    for (residuals, hand) in [([0.5f32, 0.5], [0.2, 0.25]), ([0.25, 1.0], [0.1, 0.5])] {
+        for (found, hand) in run(&residuals).iter().zip(hand) {
+            assert!((f64::from(*found) - hand).abs() < 1e-7, "{residuals:?}: {found} against {hand}");
         }
     }
 }

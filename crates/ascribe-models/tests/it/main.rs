@@ -6,6 +6,7 @@ mod files;
 mod gguf;
 mod hostile;
 mod lora;
+mod magic;
 mod published;
 mod taps;
 
