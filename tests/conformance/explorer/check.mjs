@@ -1,10 +1,11 @@
-// Clicks through the explorer page of a running server. `node check.mjs http://127.0.0.1:PORT`.
+// Clicks through the explorer page of a running server. `node check.mjs http://127.0.0.1:PORT REPUTATION.json`.
 
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { chromium } from "playwright-core";
 
 const base = process.argv[2].replace(/\/$/, "");
+const reputations = JSON.parse(readFileSync(process.argv[3])).datasets;
 const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox"] });
 
@@ -51,6 +52,16 @@ const titleOf = new Map(registered.map((row) => [row.dataset_id, row.title]));
 const english = examples.find((e) => e.language === "en");
 const chinese = examples.find((e) => e.language === "zh");
 check("there are examples in English and Chinese", english && chinese);
+
+/** Digits of a text alone. */
+const digits = (text) => text.replace(/\D/g, "");
+/** Smallest units over the payees. */
+const sumOf = (rows) => rows.reduce((sum, row) => sum + BigInt(row.amount), 0n);
+/** What a dataset's page says under a label of its figures, without the small print. */
+const figure = (page, label) => page.$eval("dl.figures", (list, wanted) => [...list.querySelectorAll("div")].find((one) => one.querySelector("dt").textContent === wanted)?.querySelector("dd").firstChild.textContent ?? "", label);
+const ordinal = (n) => `${n}${n % 100 > 10 && n % 100 < 14 ? "th" : ["th", "st", "nd", "rd"][n % 10] ?? "th"}`;
+/** Three digits that count. */
+const near = (text, value) => Math.abs(Number(text.replace("−", "-")) - value) <= 0.006 * Math.abs(value) + 1e-4;
 
 const answered = (page) => page.waitForFunction(() => document.querySelector("#answer-h") && !document.querySelector("#go").hasAttribute("aria-busy"));
 const open = async (page, fragment = "") => {
@@ -99,10 +110,7 @@ await scenario("pick a response", {}, async (page) => {
   check("records are those of the contract, in its order", JSON.stringify(cards) === JSON.stringify(answer.hits.map((hit) => hit.record_id)), cards);
   for (const [place, hit] of answer.hits.entries()) {
     const card = page.locator(".card").nth(place);
-    if (typeof hit.text !== "string") {
-      check("a withheld text is not shown", (await card.locator("blockquote").count()) === 0);
-      continue;
-    }
+    if (typeof hit.text !== "string") continue; // "withheld" below
     check(`record ${place + 1} is shown as it is`, (await card.locator("blockquote").first().textContent()) === hit.text);
     const letters = [...hit.text];
     const own = hit.spans.filter((s) => s.record_id === hit.record_id).sort((a, b) => a.start - b.start);
@@ -112,6 +120,27 @@ await scenario("pick a response", {}, async (page) => {
   }
   check("the answer's heading has the focus", await page.evaluate(() => document.activeElement?.id === "answer-h"));
   check("ears are told", (await page.textContent("#status")).startsWith("Traced."), await page.textContent("#status"));
+});
+
+await scenario("withheld", {}, async (page) => {
+  // As the server answers where a licence does not permit showing: ids and offsets, no words.
+  let kept;
+  await page.route("**/v1/attributions", async (route) => {
+    const original = await route.fetch();
+    const answer = await original.json();
+    kept = structuredClone(answer.hits);
+    delete answer.hits[0].text;
+    for (const span of answer.hits[0].spans) delete span.text;
+    await route.fulfill({ response: original, body: JSON.stringify(answer) });
+  });
+  await open(page, `#/e/${english.id}`);
+  await answered(page);
+  check("there was a text to withhold", kept?.length > 1 && kept[0].text.length > 20, kept?.length);
+  const [first, second] = [page.locator(".card").nth(0), page.locator(".card").nth(1)];
+  check("a withheld text is not shown, nowhere in its card", (await first.locator("blockquote").count()) === 0 && !(await first.textContent()).includes(kept[0].text.slice(0, 20)), await first.textContent());
+  check("the page says that it is withheld", (await first.locator("p.withheld").textContent()).includes("not shown: the licence does not permit it"));
+  check("its id, owner and score stand there all the same", (await first.locator("p.fine code").textContent()) === kept[0].record_id && (await first.textContent()).includes(kept[0].owner) && (await first.locator(".score").count()) === 1, await first.textContent());
+  check("the next record is shown", (await second.locator("blockquote").first().textContent()) === kept[1].text);
 });
 
 await scenario("tokens", {}, async (page) => {
@@ -235,6 +264,9 @@ await scenario("datasets", {}, async (page) => {
   const row = registered.find((one) => one.title === title);
   check("a share leads to its dataset", words.includes(row.owner) && words.includes(row.licence.replaceAll("LicenseRef-", "")), words);
   check("it says what the dataset earned and what it is worth", words.includes("Earned") && words.includes("Reputation"), words);
+  const known = reputations.find((one) => one.dataset === row.dataset);
+  check("its reputation is the measured one", (await figure(page, "Place")) === ordinal(known.rank), [known.rank, await figure(page, "Place")]);
+  check("so is its score", near(await figure(page, "Reputation score"), known.score), [known.score, await figure(page, "Reputation score")]);
   check("the new place has the focus", await page.evaluate(() => document.activeElement?.tagName === "H1"));
   await page.goBack();
   check("back keeps the answer", await page.isVisible("#answer-h"));
@@ -242,6 +274,44 @@ await scenario("datasets", {}, async (page) => {
   await page.waitForSelector("table.wide");
   check("all datasets are listed", (await page.locator("table.wide tbody tr").count()) === registered.length);
   check("the menu says where one is", (await page.getAttribute("[data-nav=datasets]", "aria-current")) === "page");
+});
+
+await scenario("earnings", {}, async (page) => {
+  const earned = async (id) => (await api(`/v1/datasets/${encodeURIComponent(id)}`)).earned;
+  const before = new Map();
+  for (const row of registered) before.set(row.dataset_id, sumOf(await earned(row.dataset_id)));
+  // The first response that is payable; one that is not leaves its revenue unattributed.
+  const minor = 123_456_789_012n;
+  let sold;
+  for (const example of examples) {
+    const answer = await api("/v1/attributions", { example: example.id, k: 0, receipt: true, revenue: { currency: "USD", minor_units: String(minor) } });
+    if (answer.verdict === "payable") {
+      sold = answer.receipt.receipt;
+      break;
+    }
+  }
+  check("a response is payable", sold?.shares.length > 1, sold);
+  const largest = [...sold.shares].sort((a, b) => (BigInt(b.weight) > BigInt(a.weight) ? 1 : -1))[0];
+  // What the receipt makes due, by hand; each of its payees may have lost less than a unit to rounding.
+  for (const { dataset_id: id } of registered) {
+    const weight = BigInt(sold.shares.find((share) => share.dataset === id)?.weight ?? 0);
+    const due = (minor * weight) / BigInt(sold.weightTotal);
+    const rows = await earned(id);
+    const lost = due - (sumOf(rows) - before.get(id));
+    check(`${id} earned its weight's part of the revenue`, lost >= 0n && lost < BigInt(Math.max(1, rows.length)), [String(due), rows]);
+  }
+  await page.goto(`${base}/#/datasets/${encodeURIComponent(largest.dataset)}`);
+  await page.waitForSelector("dl.figures");
+  const total = sumOf(await earned(largest.dataset));
+  check("the page has that sum, to the last unit", total > 0n && digits(await figure(page, "Earned")) === String(total) && (await figure(page, "Earned")).includes("USD"), [String(total), await figure(page, "Earned")]);
+  const accounts = await page.$$eval("section[aria-labelledby=worth-h] table tbody td.n", (cells) => cells.map((cell) => cell.textContent));
+  check("by account, too", accounts.length > 0 && accounts.reduce((sum, text) => sum + BigInt(digits(text)), 0n) === total, accounts);
+  await page.goto(`${base}/#/receipts/${encodeURIComponent(sold.requestId)}`);
+  await page.waitForSelector(".check-line.good");
+  const weights = await page.$$eval("table.shares td:last-child code", (cells) => cells.map((cell) => cell.textContent));
+  check("the receipt's page has its weights", JSON.stringify(weights) === JSON.stringify(sold.shares.map((share) => share.weight)), weights);
+  const facts = await page.textContent("dl.list");
+  check("and its revenue", digits(facts.split("Revenue")[1].split("smallest")[0]) === String(minor) && facts.includes("smallest units of USD"), facts);
 });
 
 await scenario("refusals", {}, async (page) => {

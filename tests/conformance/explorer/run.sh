@@ -56,6 +56,7 @@ cp "$here"/package.json "$here"/*.mjs "$work/node"
   broken "npm could not install the browser's driver"
 
 cd "$root"
+"$ASCRIBE" reputation --out "$demo" --quiet --format json > "$work/reputation.json" || broken "the reputation was not measured"
 "$ASCRIBE" serve --run "$demo" --listen 127.0.0.1:0 > "$work/serve.out" 2> "$work/serve.err" &
 server=$!
 for _ in $(seq 600); do
@@ -68,6 +69,6 @@ base=$(python3 -c 'import json; print(json.loads(input())["url"])' < "$work/serv
 
 cd "$work/node"
 status=0
-CHROMIUM=$CHROMIUM node check.mjs "$base" || status=$?
+CHROMIUM=$CHROMIUM node check.mjs "$base" "$work/reputation.json" || status=$?
 [ "$status" -le 1 ] || broken "the checks ended with $status"
 exit "$status"

@@ -77,7 +77,8 @@ def holds(receipt_id, prompt, completion):
     total = int(signed["receipt"]["weightTotal"])
     weights = {s["dataset"]: int(s["weight"]) / total for s in signed["receipt"]["shares"]}
     due = {s["dataset_id"]: s["share"] * same["coverage"] for s in same["shares"]} if same["verdict"] == "payable" else {}
-    wrong = [d for d in due if abs(due[d] - weights.get(d, 0.0)) > 1e-9]
+    # Both ways: a dataset too many is as wrong as one too few. A weight below one part of 10¹² is left out of a receipt.
+    wrong = [d for d in due.keys() | weights.keys() if abs(due.get(d, 0.0) - weights.get(d, 0.0)) > 1e-9]
     return f"other shares: {wrong}" if wrong else None
 
 
