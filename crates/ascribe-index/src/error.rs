@@ -67,6 +67,12 @@ pub enum IndexError {
         /// What it has.
         found: String,
     },
+    /// Rows whose inner products are no scores.
+    #[error(
+        "the store: expected rows whose inner products are scores, found factors (LoRIF) (hint: multiply them out first: \
+         `ascribe.score` and `Store.expand` in Python do)"
+    )]
+    Factors,
     /// A setting outside its range.
     #[error("{setting}: expected {expected}, found {found}")]
     BadSetting {

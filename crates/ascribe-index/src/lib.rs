@@ -31,7 +31,7 @@ pub mod hnsw;
 pub mod recall;
 pub mod shard_job;
 
-use ascribe_core::ExampleId;
+use ascribe_core::{ExampleId, FeatureSpec, ProjectorSpec};
 use ndarray::{ArrayView1, ArrayView2};
 
 pub use certified::{Certificate, CertifiedIndex};
@@ -40,6 +40,18 @@ pub use exact::ExactIndex;
 pub use filter::Filter;
 pub use hnsw::{GraphBuilder, HnswIndex, HnswParams, Metric, RecallCurve};
 pub use recall::{Recall, recall_at_k};
+
+/// Refuses rows that must be multiplied out before they are dotted, summed or averaged. Every way to scores and moments that
+/// reads a store's rows as they are asks first: such a number would look like any other.
+///
+/// # Errors
+/// [`IndexError::Factors`] if the rows of `spec` are factors.
+pub const fn refuse_factors(spec: &FeatureSpec) -> Result<(), IndexError> {
+    match spec.projector {
+        ProjectorSpec::Factored { .. } => Err(IndexError::Factors),
+        _ => Ok(()),
+    }
+}
 
 /// A row that was found.
 #[derive(Clone, Copy, PartialEq, Debug)]

@@ -22,6 +22,9 @@ pub struct SearchArgs {
     /// How rows are found. `exact` and `certified` give the same rows.
     #[arg(long, value_enum, default_value_t = SearchMode::Certified)]
     pub mode: SearchMode,
+    /// Score by these modules only: whole names, or what stands before a dot (`layers.0`). Queries stay as wide as rows.
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    pub modules: Vec<String>,
     /// Companion to scan [default: the first there is of int8, bf16, f16, int4; without any the store itself].
     #[arg(long, value_enum, value_name = "ROWS")]
     pub companion: Option<CompanionRows>,
@@ -85,6 +88,7 @@ impl SearchArgs {
             store: self.store.clone(),
             queries: self.queries.clone(),
             k: self.k,
+            modules: self.modules.clone(),
             mode: match self.mode {
                 SearchMode::Exact => Mode::Exact,
                 SearchMode::Certified => Mode::Certified,

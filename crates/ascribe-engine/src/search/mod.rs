@@ -7,13 +7,15 @@ pub mod bench;
 
 use std::path::PathBuf;
 
-use ascribe_core::{FeatureReader, Progress, ProjectorSpec, RowType};
-use ascribe_index::{CertifiedIndex, Effort, Filter, Hit, HnswIndex, HnswParams, RecallCurve, VectorIndex};
+use ascribe_core::{FeatureReader, Progress, RowType};
+use ascribe_index::{
+    CertifiedIndex, Effort, Filter, Hit, HnswIndex, HnswParams, RecallCurve, VectorIndex, refuse_factors,
+};
 use ascribe_models::vision::data::read_matrix;
 use ascribe_pgvector::{PgParams, PgVectorIndex};
 use ascribe_registry::Registry;
 use ascribe_store::{FeatureStore, StoreError};
-use ndarray::ArrayView2;
+use ndarray::{Array2, ArrayView2};
 use serde::Serialize;
 
 use crate::error::EngineError;
@@ -44,6 +46,8 @@ pub struct SearchRequest {
     pub queries: PathBuf,
     /// Rows per query.
     pub k: usize,
+    /// Score by the columns of these modules only, named as [`FeatureStore::modules`] has them; all of them if none is named.
+    pub modules: Vec<String>,
     /// How.
     pub mode: Mode,
     /// Scan this companion; without it, the first there is (and before it, for a few queries, that of int4 rows).
@@ -71,6 +75,8 @@ pub struct SearchReport {
     pub mode: Mode,
     /// Rows asked for per query.
     pub k: usize,
+    /// Modules that were scored by; none where all were.
+    pub modules: Option<Vec<String>>,
     /// Rows of the store.
     pub rows: u64,
     /// The store's generation.
@@ -83,7 +89,8 @@ pub struct SearchReport {
     pub nominated_by: Option<&'static str>,
     /// True if the hits are proven to be the best; false where only recall was measured.
     pub proven: bool,
-    /// Recall that was measured for this effort when the index was built; approximate searches only.
+    /// Recall that was measured for this effort when the index was built, over all rows; approximate searches only. A filter's own
+    /// recall is not measured.
     pub recall: Option<f64>,
     /// By query.
     pub queries: Vec<QueryHits>,
@@ -122,19 +129,13 @@ impl QueryHits {
 /// Files that are missing, damaged or of another shape; a name that is not registered; those of the search.
 pub fn run(request: &SearchRequest, progress: &dyn Progress) -> Result<SearchReport, EngineError> {
     let store = FeatureStore::open(&request.store, None)?;
-    if matches!(store.spec().projector, ProjectorSpec::Factored { .. }) {
-        let expected = "a store of rows whose inner products say something".to_owned();
-        return Err(EngineError::Setting {
-            setting: "store",
-            expected,
-            found: "factors (LoRIF), which are scored".to_owned(),
-        });
-    }
-    let queries = read_matrix(&request.queries)?;
+    refuse_factors(store.spec())?;
+    let (queries, modules) = of_modules(&store, &request.modules, read_matrix(&request.queries)?)?;
     let filter = filter(request)?;
     let mut report = SearchReport {
         mode: request.mode,
         k: request.k,
+        modules,
         rows: store.n_rows(),
         generation: store.generation().generation,
         manifest_blake3: store.manifest_blake3().to_owned(),
@@ -175,6 +176,23 @@ pub fn run(request: &SearchRequest, progress: &dyn Progress) -> Result<SearchRep
         }
     }
     Ok(report)
+}
+
+/// Queries with zeros in the columns of all modules but those named, and which modules these are. Rows are scanned whole: the products
+/// with zeros are zero, and the bounds hold for whatever query.
+fn of_modules(
+    store: &FeatureStore,
+    names: &[String],
+    queries: Array2<f32>,
+) -> Result<(Array2<f32>, Option<Vec<String>>), EngineError> {
+    // Queries of another width are the search's to refuse.
+    if names.is_empty() || queries.ncols() != store.spec().dim {
+        return Ok((queries, None));
+    }
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let modules = store.modules(&names)?;
+    let used = modules.spec().columns.iter().map(|column| column.name.clone()).collect();
+    Ok((modules.mask(queries.view()), Some(used)))
 }
 
 /// The companion that is asked for, or the first that is there and fresh; a stale one is passed over.
