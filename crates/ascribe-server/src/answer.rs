@@ -2,7 +2,7 @@
 
 use ascribe_core::Digest;
 use ascribe_engine::respond::{Answer, Found};
-use ascribe_registry::{SettledRevenue, Usage, UsageReceipt, UsageShare, salted_hash};
+use ascribe_registry::{SettledRevenue, Usage, UsageReceipt, UsageSalts, UsageShare, salted_hash};
 use ascribe_tlog::random_bytes;
 
 use crate::generation::Known;
@@ -126,7 +126,8 @@ fn run(run: &ascribe_engine::respond::VerbatimRun, known: &Known) -> WireRun {
 }
 
 /// The receipt of an answer. Weights are parts per 10¹² of the whole, `⌊share · coverage · 10¹²⌋`: what is left is unattributed,
-/// and an answer that is not payable leaves all of it.
+/// and an answer that is not payable leaves all of it. The output's salt is derived from the operator's key and the answer's id, so
+/// that the operator, and nobody else, can open the receipt (`ascribe log usage open`).
 ///
 /// # Errors
 /// Revenue that cannot be read.
@@ -134,9 +135,10 @@ pub fn receipt(
     attribution: &Attribution,
     request: &AttributionRequest,
     known: &Known,
+    salts: &UsageSalts,
     unix_s: u64,
 ) -> Result<UsageReceipt, Problem> {
-    let salt = random_bytes().map_err(|_| Problem::fault())?;
+    let salt = salts.salt(&attribution.id);
     let sample = request.example.and_then(|n| known.samples.get(n as usize));
     let output = request.completion.as_ref().or(sample.map(|s| &s.completion)).cloned().unwrap_or_default();
     let payable = attribution.verdict == "payable";

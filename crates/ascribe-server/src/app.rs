@@ -103,12 +103,14 @@ impl App {
     }
 
     /// Loads index, model, registry and API keys again and swaps them in; the old ones go on until then, and for ever if the new
-    /// ones cannot be loaded.
+    /// ones cannot be loaded. Keys count from the moment that their file is read: a revoked one is gone though a model is spoilt.
     ///
     /// # Errors
     /// A reload in progress; what could not be loaded.
     pub async fn reload(&self, who: &str) -> Result<Arc<Generation>, Problem> {
         let Ok(_one) = self.reloading.try_lock() else {
+            self.metrics.reload("busy");
+            self.note(who, &self.generation().known.opened.generation, "refused: a reload is in progress");
             return Err(Problem::new(
                 axum::http::StatusCode::CONFLICT,
                 "reloading",
@@ -122,9 +124,7 @@ impl App {
             Err(why) => (why.clone(), self.generation().known.opened.generation.clone()),
         };
         self.metrics.reload(if outcome.is_ok() { "ok" } else { "refused" });
-        if let Err(error) = self.audit.note(who, "reload", &kept, &said) {
-            tracing::error!(%error, "the audit could not be written");
-        }
+        self.note(who, &kept, &said);
         outcome.map_err(|why| {
             tracing::error!(why, "reload refused; the old generation goes on");
             Problem::new(
@@ -136,11 +136,17 @@ impl App {
         })
     }
 
+    fn note(&self, who: &str, generation: &str, outcome: &str) {
+        if let Err(error) = self.audit.note(who, "reload", generation, outcome) {
+            tracing::error!(%error, "the audit could not be written");
+        }
+    }
+
     async fn load_again(&self) -> Result<Arc<Generation>, String> {
         let keys = self.config.api_keys.as_deref().map(KeyFile::read).transpose().map_err(|e| e.to_string())?;
+        self.keys.store(Arc::new(keys));
         let generation = Arc::new(Generation::load(self.source.clone(), workers(&self.config)).await?);
         self.metrics.load_seconds.set(generation.known.load_s);
-        self.keys.store(Arc::new(keys));
         self.current.store(Arc::clone(&generation));
         tracing::info!(generation = generation.known.opened.generation, "loaded");
         Ok(generation)

@@ -13,7 +13,7 @@ use crate::error::ServerError;
 pub const ENV_PREFIX: &str = "ASCRIBE_SERVE_";
 
 /// Names, defaults and meanings, in the order of `config show`.
-const SETTINGS: [(&str, &str, &str); 28] = [
+const SETTINGS: [(&str, &str, &str); 29] = [
     ("run", "", "finished run folder that is served"),
     ("store", "", "feature store that is served without a model, instead of a run"),
     ("datasets", "", "registry folder that describes a store's datasets"),
@@ -33,6 +33,7 @@ const SETTINGS: [(&str, &str, &str); 28] = [
     ("request_timeout_ms", "30000", "time limit of a request"),
     ("header_timeout_ms", "10000", "time limit for a request's head"),
     ("body_timeout_ms", "10000", "time limit for a request's body"),
+    ("write_timeout_ms", "10000", "time in which a client must take some of an answer"),
     ("body_limit_bytes", "4194304", "largest body"),
     ("drain_timeout_ms", "30000", "time for requests in flight after SIGTERM"),
     ("per_second", "0", "requests a second and key; 0 for no limit"),
@@ -244,6 +245,7 @@ impl Settings {
             request_timeout: self.millis("request_timeout_ms")?,
             header_timeout: self.millis("header_timeout_ms")?,
             body_timeout: self.millis("body_timeout_ms")?,
+            write_timeout: self.millis("write_timeout_ms")?,
             body_limit: self.number("body_limit_bytes", 1, 1 << 40)? as usize,
             drain_timeout: self.millis("drain_timeout_ms")?,
             per_second: self.number("per_second", 0, 1_000_000)? as u32,
@@ -300,6 +302,7 @@ pub struct Config {
     pub request_timeout: Duration,
     pub header_timeout: Duration,
     pub body_timeout: Duration,
+    pub write_timeout: Duration,
     pub body_limit: usize,
     pub drain_timeout: Duration,
     pub per_second: u32,

@@ -152,7 +152,7 @@ impl Generation {
         match tokio::time::timeout_at(deadline.into(), answer).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(Problem::fault()),
-            Err(_) => Err(Problem::late("expected an answer within the time limit; hint: ask for less")),
+            Err(_) => Err(late()),
         }
     }
 
@@ -160,6 +160,10 @@ impl Generation {
     pub fn waiting(&self) -> usize {
         self.queue.len()
     }
+}
+
+fn late() -> Problem {
+    Problem::late("expected an answer within the time limit; hint: ask for less")
 }
 
 type Ready = oneshot::Sender<Result<Known, String>>;
@@ -232,24 +236,11 @@ where
     tell(ready, Ok(known));
     let one = || {
         while let Some(job) = queue.pop() {
-            // Nobody waits any more, or nobody would wait for the end of it.
-            if job.reply.is_closed() || Instant::now() >= job.deadline {
+            // Nobody waits any more.
+            if job.reply.is_closed() {
                 continue;
             }
-            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| answer(&job.ask)));
-            let outcome = match outcome {
-                Ok(Ok(answer)) => Ok(answer),
-                Ok(Err(error)) => {
-                    if let RespondError::Engine(inner) = &error {
-                        report(inner);
-                    }
-                    Err(Problem::of(&error))
-                }
-                Err(_) => {
-                    tracing::error!("a worker met a broken invariant; it goes on with the next question");
-                    Err(Problem::fault())
-                }
-            };
+            let outcome = attend(&job, &answer);
             drop(job.reply.send(outcome));
         }
     };
@@ -261,6 +252,44 @@ where
     });
 }
 
+/// One question. Nobody would wait for the end of one that is late already: it is told so, whoever sees the deadline first.
+fn attend<F>(job: &Job, answer: &F) -> Result<Answer, Problem>
+where
+    F: Fn(&Ask) -> Result<Answer, RespondError>,
+{
+    if Instant::now() >= job.deadline {
+        return Err(late());
+    }
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| answer(&job.ask))) {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => {
+            if let RespondError::Engine(inner) = &error {
+                report(inner);
+            }
+            Err(Problem::of(&error))
+        }
+        Err(_) => {
+            tracing::error!("a worker met a broken invariant; it goes on with the next question");
+            Err(Problem::fault())
+        }
+    }
+}
+
 fn report(error: &EngineError) {
     tracing::error!(error = %error, "an answer failed");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_question_that_is_late_in_the_queue_is_told_so_and_not_worked_on() {
+        let job = |deadline| Job { ask: warm(), deadline, reply: oneshot::channel().0 };
+        let never = |_: &Ask| panic!("nobody waits for this");
+        assert_eq!(attend(&job(Instant::now()), &never).unwrap_err().status, 504);
+        // With time left it is worked on, and a broken invariant is a fault of one answer.
+        assert_eq!(attend(&job(Instant::now() + Duration::from_secs(60)), &never).unwrap_err().status, 500);
+    }
 }

@@ -27,6 +27,7 @@ pub mod receipts;
 pub mod routes;
 pub mod serve;
 pub mod shop;
+pub mod socket;
 pub mod traces;
 pub mod wire;
 pub mod x402;

@@ -15,7 +15,7 @@ use prometheus_client::registry::Registry;
 pub struct RequestLabels {
     /// Route as registered, so that ids in paths make no new series.
     pub route: String,
-    /// Method.
+    /// Method; `other` for one that HTTP does not define.
     pub method: String,
     /// Status.
     pub status: u16,

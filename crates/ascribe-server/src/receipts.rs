@@ -15,13 +15,14 @@ use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ascribe_core::{Digest, NoProgress};
-use ascribe_registry::{SealedUsage, SignedUsage, UsageLog, UsageReceipt};
+use ascribe_core::NoProgress;
+use ascribe_registry::{SealedUsage, SignedUsage, UsageLog, UsageReceipt, UsageSalts};
 use ascribe_tlog::NoteSigner;
 use tokio::sync::oneshot;
 
@@ -38,8 +39,6 @@ const JOURNAL: usize = 1_024;
 const BATCH: usize = 8_192;
 /// Age at which a journal is moved though it is not full.
 const JOURNAL_AGE: Duration = Duration::from_secs(2);
-const REQUESTS_FILE: &str = "requests.bin";
-const ID_LEN_BYTES: usize = 32;
 
 /// Why a receipt is not durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,8 +72,8 @@ struct Shared {
     log: Mutex<UsageLog>,
     /// Durable, not yet in the log.
     recent: Mutex<HashMap<String, Arc<SealedUsage>>>,
-    /// Index in the log by digest of the request id.
-    places: Mutex<HashMap<Digest, u64>>,
+    /// Receipts in the log. Changes with `recent` locked; the log itself is locked for as long as a batch takes.
+    logged: AtomicU64,
     earned: Mutex<Earned>,
 }
 
@@ -82,6 +81,7 @@ struct Shared {
 pub struct Receipts {
     shared: Arc<Shared>,
     operator: Arc<NoteSigner>,
+    salts: UsageSalts,
     waiting: Mutex<Option<SyncSender<Entry>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -107,7 +107,7 @@ impl Receipts {
         }
         let shared = Arc::new(Shared {
             dir: dir.to_owned(),
-            places: Mutex::new(places(dir, log.size())?),
+            logged: AtomicU64::new(log.size()),
             earned: Mutex::new(Earned::read(&dir.join("receipts"))?),
             log: Mutex::new(log),
             recent: Mutex::default(),
@@ -122,13 +122,19 @@ impl Receipts {
             std::thread::Builder::new().name(name.into()).spawn(work).map_err(|e| ServerError::io(dir, e))
         };
         let threads = vec![spawn("receipts", Box::new(writer))?, spawn("usage log", Box::new(mover))?];
+        let salts = UsageSalts::of(operator.key());
         let (operator, waiting, threads) = (Arc::new(operator), Mutex::new(Some(waiting)), Mutex::new(threads));
-        Ok(Self { shared, operator, waiting, threads })
+        Ok(Self { shared, operator, salts, waiting, threads })
     }
 
     /// The operator's keys.
     pub fn operator(&self) -> &NoteSigner {
         &self.operator
+    }
+
+    /// Salts of the outputs, derived from the operator's key.
+    pub fn salts(&self) -> &UsageSalts {
+        &self.salts
     }
 
     /// Signs a receipt and returns when it is durable.
@@ -150,7 +156,7 @@ impl Receipts {
         Ok(sealed.signed().clone())
     }
 
-    /// A receipt by its request id. Reads files: call it where that may take time.
+    /// A receipt by its request id. Reads files, and waits while a batch enters the log: call it where that may take time.
     ///
     /// # Errors
     /// A damaged log.
@@ -158,17 +164,18 @@ impl Receipts {
         if let Some(sealed) = lock(&self.shared.recent).get(request_id) {
             return Ok(Some(Kept { signed: sealed.signed().clone(), proof: None, index: None }));
         }
-        let Some(index) = lock(&self.shared.places).get(&Digest::of(request_id.as_bytes())).copied() else {
-            return Ok(None);
-        };
-        let proof = lock(&self.shared.log).prove(index)?;
+        let log = lock(&self.shared.log);
+        let Some(index) = log.find(request_id) else { return Ok(None) };
+        let proof = log.prove(index)?;
+        drop(log);
         let signed = SignedUsage::parse(proof.extra.as_deref().unwrap_or_default())?;
         Ok(Some(Kept { signed, proof: Some(proof.to_text()), index: Some(index) }))
     }
 
     /// Receipts that are durable: in the log and before it.
     pub fn n_receipts(&self) -> u64 {
-        lock(&self.shared.places).len() as u64 + lock(&self.shared.recent).len() as u64
+        let recent = lock(&self.shared.recent);
+        self.shared.logged.load(Ordering::SeqCst) + recent.len() as u64
     }
 
     /// What datasets have earned by these receipts.
@@ -234,33 +241,22 @@ struct Finished {
     receipts: Vec<Arc<SealedUsage>>,
 }
 
-/// Moves finished journals into the log as one batch and removes them; returns what was new, with the index of the first.
-fn move_finished(log: &mut UsageLog, journals: &[Finished]) -> Result<(u64, Vec<Arc<SealedUsage>>), ServerError> {
+/// Moves finished journals into the log as one batch and removes them.
+fn move_finished(log: &mut UsageLog, journals: &[Finished]) -> Result<(), ServerError> {
     let all = journals.iter().flat_map(|journal| &journal.receipts);
     // Half of an attempt that failed may be in the log already.
     let new = |sealed: &&Arc<SealedUsage>| !log.has_request(&sealed.signed().receipt.request_id);
     let batch: Vec<Arc<SealedUsage>> = all.filter(new).cloned().collect();
-    let first = match batch.is_empty() {
-        true => log.size(),
-        false => log.append_sealed(batch.iter().map(Arc::as_ref), &NoProgress)?.0,
-    };
+    if !batch.is_empty() {
+        log.append_sealed(batch.iter().map(Arc::as_ref), &NoProgress)?;
+    }
     for journal in journals {
         // One that stays is recognised by its ids at the next start.
         if let Err(error) = fs::remove_file(&journal.path) {
             tracing::warn!(%error, path = %journal.path.display(), "a journal that is in the log could not be removed");
         }
     }
-    Ok((first, batch))
-}
-
-fn places(dir: &Path, size: u64) -> Result<HashMap<Digest, u64>, ServerError> {
-    let path = dir.join(REQUESTS_FILE);
-    if size == 0 {
-        return Ok(HashMap::new());
-    }
-    let bytes = fs::read(&path).map_err(|e| ServerError::io(&path, e))?;
-    let ids = bytes.as_chunks::<ID_LEN_BYTES>().0.iter().take(size as usize);
-    Ok(ids.zip(0..).map(|(id, index)| (Digest(*id), index)).collect())
+    Ok(())
 }
 
 /// The journal that is written to.
@@ -384,14 +380,12 @@ fn move_all(shared: &Shared, finished: &Receiver<Finished>) {
             let n_journals = left.iter().take_while(fits).count().max(1);
             let mut log = lock(&shared.log);
             match move_finished(&mut log, &left[..n_journals]) {
-                Ok((first, batch)) => {
-                    let (mut places, mut recent) = (lock(&shared.places), lock(&shared.recent));
-                    for (sealed, index) in batch.iter().zip(first..) {
-                        let id = &sealed.signed().receipt.request_id;
-                        places.insert(Digest::of(id.as_bytes()), index);
-                        recent.remove(id);
+                Ok(()) => {
+                    let mut recent = lock(&shared.recent);
+                    shared.logged.store(log.size(), Ordering::SeqCst);
+                    for sealed in left.drain(..n_journals).flat_map(|journal| journal.receipts) {
+                        recent.remove(&sealed.signed().receipt.request_id);
                     }
-                    left.drain(..n_journals);
                 }
                 Err(error) => {
                     tracing::error!(%error, dir = %shared.dir.display(), "journals stay where they are; they are tried again");
@@ -408,6 +402,7 @@ fn move_all(shared: &Shared, finished: &Receiver<Finished>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ascribe_core::Digest;
     use ascribe_registry::{SettledRevenue, Usage};
     use ascribe_tlog::{Ed25519Key, SignatureKind};
 

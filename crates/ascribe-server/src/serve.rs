@@ -26,6 +26,7 @@ use crate::config::Config;
 use crate::error::ServerError;
 use crate::generation::Source;
 use crate::routes::{Peer, router};
+use crate::socket::Impatient;
 
 /// Time for a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -55,7 +56,7 @@ async fn serve(config: Config, source: Source) -> Result<(), ServerError> {
     let listener = TcpListener::bind(config.listen).await.map_err(at)?;
     let address = listener.local_addr().map_err(at)?;
     let (max_connections, drain) = (config.max_connections, config.drain_timeout);
-    let header_timeout = config.header_timeout;
+    let (header_timeout, write_timeout) = (config.header_timeout, config.write_timeout);
     let app = Arc::new(App::start(config, source).await?);
     let paid = paid_routes(&app).await?;
     let router = router(Arc::clone(&app), paid);
@@ -72,7 +73,7 @@ async fn serve(config: Config, source: Source) -> Result<(), ServerError> {
             accepted = accept(&listener, &connections) => accepted,
         };
         let Some((stream, peer, permit)) = accepted else { continue };
-        let service = service(router.clone(), peer);
+        let (stream, service) = (Impatient::new(stream, write_timeout), service(router.clone(), peer));
         match &tls {
             None => {
                 let connection = builder.serve_connection(TokioIo::new(stream), service);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use ascribe_core::{Column, Digest, ExampleId, FeatureReader as _, Progress, RowType};
 use ascribe_index::{HnswIndex, HnswParams, Metric};
 use ascribe_methods::block_fisher::{Factors, Preconditioner};
-use ascribe_methods::combine::{CalibratedMethod, Calibration, FitOptions, fit};
+use ascribe_methods::combine::{CalibratedMethod, Calibration, Conformal, FitOptions, Holdout, fit};
 use ascribe_methods::controls::{bm25::Bm25, embedding::Examples, ngram::Bigrams, text::terms};
 use ascribe_methods::group::intervals::PreparedColumns;
 use ascribe_models::Decoder;
@@ -116,6 +116,8 @@ pub struct Sample {
 pub(super) struct Single {
     pub(super) calibration: Calibration,
     pub(super) coverage: f64,
+    /// Its own intervals, of the held-out shares whose error is `1 - coverage`.
+    pub(super) conformal: Conformal,
 }
 
 /// Everything, loaded.
@@ -319,11 +321,13 @@ fn calibrations(context: &Context, names: &[String]) -> Result<Calibrations, Eng
     let seeds = seed_calibrations(context, &bank, &channels_of(&tables(&scores, names)?))?;
     let board = TruthBoard::new(context, &bank, None)?;
     let alone = tables(&scores, &[super::EMBEDDING.to_owned()])?;
-    let calibration =
-        fit(&channels_of(&alone), board.truth.shares.view(), &board.truth.usable, &FitOptions::default())?;
+    let (channels, truth, usable) = (channels_of(&alone), board.truth.shares.view(), &board.truth.usable);
+    let calibration = fit(&channels, truth, usable, &FitOptions::default())?;
+    let held_out = board.cross_fit(&channels, Holdout::Queries)?.mean_shares();
+    let conformal = Conformal::fit(held_out.view(), truth, usable, context.attribution.interval_level)?;
     let run = RunFile::read(&context.out)?;
     let error = run.summary.methods.get(super::EMBEDDING).map_or(1.0, |m| m.calibrated);
-    Ok((method, spec, seeds, Some(Single { calibration, coverage: (1.0 - error).clamp(0.0, 1.0) })))
+    Ok((method, spec, seeds, Some(Single { calibration, coverage: (1.0 - error).clamp(0.0, 1.0), conformal })))
 }
 
 /// The last checkpoint's rows in a folder of their own: links to the run's files, so that a companion can stand below them

@@ -252,9 +252,9 @@ impl<'m> Responder<'m> {
             Some(single) => {
                 let tables: Tables = vec![(EMBEDDING.to_owned(), scores.clone())];
                 let row = single.calibration.predict(&channels_of(&tables))?.row(0).to_vec();
-                // Nothing is known of the spread of one control's shares but what the whole method's rule says.
+                // How far such shares were off on held-out responses is known; what they owe to chance is not, so they pay nobody.
                 let share = |share: f64| {
-                    let (low, high) = m.method.conformal.interval(share);
+                    let (low, high) = single.conformal.interval(share);
                     ShareInterval { share, std_error: 0.0, low, high }
                 };
                 (row.into_iter().map(share).collect(), single.coverage)

@@ -91,7 +91,7 @@ pub async fn answer(
     let mut answer = attribution(new_id("attr")?, &found?, known);
     if request.receipt {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let usage = receipt(&answer, request, known, now)?;
+        let usage = receipt(&answer, request, known, app.receipts.salts(), now)?;
         match traces::part("receipt", app.receipts.log(usage)).await {
             Ok(signed) => {
                 app.metrics.receipt("logged");

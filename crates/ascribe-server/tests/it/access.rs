@@ -71,6 +71,26 @@ fn without_keys_only_the_state_folders_token_administers() {
 }
 
 #[test]
+fn a_reload_beside_another_is_refused_and_audited() {
+    let tiny = finished().tiny.copy_with_run();
+    let server = Server::start(&tiny, &[]);
+    let together = std::sync::Barrier::new(4);
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        let reload = || {
+            together.wait();
+            server.reload().status
+        };
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(reload)).collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    let n_refused = statuses.iter().filter(|s| **s == 409).count();
+    assert!(n_refused > 0 && statuses.iter().all(|s| [200, 409].contains(s)), "{statuses:?}");
+    let audit = server.get_with("/admin/audit", &server.admin()).body;
+    let refused = |line: &&serde_json::Value| line["outcome"].as_str().unwrap().starts_with("refused: a reload");
+    assert_eq!(audit["actions"].as_array().unwrap().iter().filter(refused).count(), n_refused);
+}
+
+#[test]
 fn it_speaks_tls() {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     let (certificate, key) = (fixtures.join("localhost.pem"), fixtures.join("localhost.key"));

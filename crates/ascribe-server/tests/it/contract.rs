@@ -1,11 +1,14 @@
 //! What outsiders build on: routes, answers, receipts, refusals.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
 use ascribe_core::NoProgress;
 use ascribe_engine::walk::calibrate::{channels_of, tables};
 use ascribe_engine::walk::intervals::Intervals;
-use ascribe_registry::{SignedUsage, verify_usage_log};
+use ascribe_registry::{SignedUsage, UsageSalts, salted_hash, verify_usage_log};
 use ascribe_store::read_scores;
-use ascribe_tlog::{Ed25519PublicKey, NoteVerifier};
+use ascribe_tlog::{Ed25519PublicKey, NoteSigner, NoteVerifier};
 use serde_json::{Value, json};
 
 use crate::common::finished;
@@ -73,6 +76,11 @@ fn an_answer_has_all_its_parts_and_a_receipt_that_outsiders_check() {
     let signed: SignedUsage = serde_json::from_slice(&signed).unwrap();
     signed.verify(&operator).unwrap();
     assert_eq!(signed.receipt.request_id, a["id"].as_str().unwrap());
+    // The operator finds the salt again and opens the receipt; no other output has that hash.
+    let secret = std::fs::read_to_string(server.state.join("operator.key")).unwrap();
+    let salt = UsageSalts::of(NoteSigner::parse(&secret).unwrap().key()).salt(&signed.receipt.request_id);
+    let opens = |output: &str| salted_hash(&salt, output.as_bytes()) == signed.receipt.output_salted_sha256;
+    assert!(opens(" universally acknowledged, that a single man") && !opens("another"));
     let payable = a["verdict"] == "payable";
     assert_eq!(!signed.receipt.shares.is_empty(), payable);
     let kept = server.get(&format!("/v1/receipts/{}", a["id"].as_str().unwrap())).body;
@@ -202,4 +210,39 @@ fn the_contract_names_every_route_and_the_page_is_there() {
     let metrics = server.get("/metrics").text;
     assert!(metrics.contains("ascribe_receipts_total{outcome=\"logged\"} 1"), "{metrics}");
     assert!(metrics.contains("route=\"/v1/attributions\""));
+}
+
+#[test]
+fn intervals_of_the_embedding_are_its_own_and_pay_nobody() {
+    let tiny = &finished().tiny.copy_with_run();
+    let server = Server::start(tiny, &[]);
+    let dim = server.get("/v1/index").body["embedding_dim"].as_u64().unwrap() as usize;
+    let answer = server.post("/v1/attributions", &json!({ "embedding": vec![0.25; dim], "k": 1 })).body;
+    assert_eq!(answer["verdict"], "too noisy to pay");
+    // The rule's quantile, found again from an interval that is not cut off at 0 or 1: ± r (√(p(1-p)) + 0.05).
+    let whole = Intervals::read(&tiny.out()).unwrap().method.conformal;
+    let mut n_whole = 0;
+    for share in answer["shares"].as_array().unwrap() {
+        let [share, low, high] = ["share", "low", "high"].map(|f| share[f].as_f64().unwrap());
+        assert!(low <= share && share <= high && (low, high) != (share, share), "{low} {share} {high}");
+        n_whole += usize::from((low, high) == whole.interval(share));
+    }
+    assert_eq!(n_whole, 0, "intervals of another method: {}", answer["shares"]);
+}
+
+/// Any token is a method of HTTP: counters must not grow by what clients invent.
+#[test]
+fn invented_methods_make_no_series() {
+    let tiny = finished().tiny.copy_with_run();
+    let server = Server::start(&tiny, &[]);
+    for i in 0..50 {
+        let mut stream = TcpStream::connect(server.address).unwrap();
+        write!(stream, "INVENTED{i} /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        assert!(text.starts_with("HTTP/1.1 405"), "{text}");
+    }
+    let metrics = server.get("/metrics").text;
+    let series = metrics.lines().find(|l| l.contains("method=\"other\"")).unwrap();
+    assert!(series.ends_with(" 50") && !metrics.contains("INVENTED"), "{metrics}");
 }
