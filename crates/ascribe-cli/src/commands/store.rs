@@ -17,8 +17,9 @@ pub fn run(command: &StoreCommand, format: Format, bars: &dyn Progress) -> Resul
     match command {
         StoreCommand::Verify(args) => print(format, &store::verify(&args.dir)?, |v| {
             let companions = if v.companions.is_empty() { "no".to_owned() } else { v.companions.join(", ") };
+            let beside = v.beside.iter().map(|name| format!("; {name}")).collect::<String>();
             format!(
-                "generation {}: {} rows ({} deleted) in {} shards, {} bytes as they were written; {companions} companions",
+                "generation {}: {} rows ({} deleted) in {} shards, {} bytes as they were written; {companions} companions{beside}",
                 v.generation, v.n_rows, v.n_dead, v.n_shards, v.bytes
             )
         }),

@@ -42,7 +42,11 @@ fn ids(datasets: &[u32], from: u32, to: u32) -> Vec<ExampleId> {
 }
 
 fn build(dir: &Path, ids: &[ExampleId]) {
-    let mut writer = FeatureWriter::create_or_resume(dir, &spec(), RowType::F32, 16, ids.len() as u64).unwrap();
+    build_of(dir, &spec(), ids);
+}
+
+fn build_of(dir: &Path, spec: &FeatureSpec, ids: &[ExampleId]) {
+    let mut writer = FeatureWriter::create_or_resume(dir, spec, RowType::F32, 16, ids.len() as u64).unwrap();
     push(&mut writer, ids);
     writer.finish().unwrap();
 }
@@ -139,6 +143,65 @@ fn what_cannot_be_done_is_said() {
     let wide = refused(&["store", "convert", &at("store"), "--rows", "f32", "--companion"]);
     assert!(wide.contains("narrower than f32"), "{wide}");
     object(&["store", "verify", &at("store")]);
+}
+
+/// A changed byte in what lies beside the rows is named as one in the rows is.
+#[test]
+fn what_lies_beside_the_rows_is_verified_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    build(Path::new(&at("store")), &ids(&[0, 1, 2], 0, 40));
+    let bare = object(&["store", "verify", &at("store")]);
+    assert_eq!(bare["beside"].as_array().map(Vec::len), Some(0));
+    object(&["store", "curvature", &at("store")]);
+    build(Path::new(&at("few")), &ids(&[1], 0, 4));
+    object(&["store", "export", &at("few"), "--out", &at("q.npy")]);
+    object(&["search", "--store", &at("store"), "--queries", &at("q.npy"), "--k", "3", "--mode", "ann"]);
+    let whole = object(&["store", "verify", &at("store")]);
+    assert_eq!(whole["beside"], serde_json::json!(["curvature.safetensors", "hnsw"]));
+    assert!(whole["bytes"].as_u64() > bare["bytes"].as_u64());
+    for name in ["curvature.safetensors", "hnsw/graph-000.bin"] {
+        let path = dir.path().join("store").join(name);
+        let bytes = std::fs::read(&path).unwrap();
+        for at_byte in [bytes.len() / 2, bytes.len() - 1] {
+            let mut changed = bytes.clone();
+            changed[at_byte] ^= 1;
+            std::fs::write(&path, changed).unwrap();
+            let text = refused(&["store", "verify", &at("store")]);
+            assert!(text.contains(name), "byte {at_byte} of {name}: {text}");
+        }
+        std::fs::write(&path, bytes).unwrap();
+    }
+    // Rows that the graph does not know make it old, not damaged; so do they the moments.
+    let mut writer = FeatureWriter::append(Path::new(&at("store")), &spec(), 40).unwrap();
+    push(&mut writer, &ids(&[3], 0, 40));
+    writer.finish().unwrap();
+    assert_eq!(object(&["store", "verify", &at("store")])["n_rows"], 160);
+}
+
+/// Factors that are dotted as if they were gradients give numbers like any other: every door asks first.
+#[test]
+fn factored_rows_are_scored_by_nobody_who_does_not_multiply_them_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    let projector = ProjectorSpec::Factored { seed: 1, k_in: 6, k_out: 4, rank: 1, version: 1 };
+    build_of(Path::new(&at("store")), &FeatureSpec { projector, ..spec() }, &ids(&[0, 1], 0, 20));
+    build(Path::new(&at("few")), &ids(&[1], 0, 4));
+    object(&["store", "export", &at("few"), "--out", &at("q.npy")]);
+    let (store, queries, out) = (at("store"), at("q.npy"), at("out.json"));
+    for door in [
+        &["score", "--store", &store, "--queries", &queries, "--k", "2", "--out", &out][..],
+        &["search", "--store", &store, "--queries", &queries, "--k", "2", "--mode", "exact"],
+        &["search", "--store", &store, "--queries", &queries, "--k", "2", "--mode", "ann"],
+        &["store", "curvature", &store],
+    ] {
+        let text = refused(door);
+        assert!(text.contains("found factors (LoRIF)") && text.contains("multiply them out"), "{door:?}: {text}");
+    }
+    assert!(!Path::new(&out).exists() && !dir.path().join("store/curvature.safetensors").exists());
+    // Rows as such are kept, checked and taken elsewhere as any others.
+    assert_eq!(object(&["store", "verify", &store])["n_rows"], 40);
+    object(&["store", "export", &store, "--out", &at("rows.npy")]);
 }
 
 #[test]

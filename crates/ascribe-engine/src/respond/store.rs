@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use ascribe_core::{Digest, FeatureReader as _, Progress, RowType};
-use ascribe_index::{CertifiedIndex, Effort, GraphBuilder, Hit, HnswIndex, HnswParams, VectorIndex as _};
+use ascribe_index::{
+    CertifiedIndex, Effort, GraphBuilder, Hit, HnswIndex, HnswParams, VectorIndex as _, refuse_factors,
+};
 use ascribe_linalg::Bf16Rows;
 use ascribe_registry::Registry;
 use ascribe_store::FeatureStore;
@@ -74,7 +76,7 @@ impl StoreMaterial {
     /// there is one.
     ///
     /// # Errors
-    /// A damaged store or index; a registry with fewer datasets than the store.
+    /// A damaged store or index; rows that are factors; a registry with fewer datasets than the store.
     pub fn open(
         dir: &Path,
         registry: Option<&Path>,
@@ -82,6 +84,7 @@ impl StoreMaterial {
         progress: &dyn Progress,
     ) -> Result<Self, EngineError> {
         let store = FeatureStore::open(dir, None)?;
+        refuse_factors(store.spec())?;
         let sums = store.dataset_sums()?.sums();
         let registry = registry.map(Registry::open).transpose()?;
         let catalog = match &registry {

@@ -7,6 +7,7 @@
 use std::path::Path;
 
 use ascribe_core::{FeatureReader, Progress};
+use ascribe_index::refuse_factors;
 use ascribe_methods::block_fisher::Covariance;
 use ascribe_store::features::Generation;
 use ascribe_store::{FactorData, FactorFile, FeatureStore, StoreError};
@@ -38,9 +39,10 @@ pub struct Curvature {
 /// Reads the moments beside the store, brings them up to date by appended rows, or fits them; writes them back.
 ///
 /// # Errors
-/// From the store; a store without rows.
+/// From the store; a store without rows, or one of factors: moments of factors are not those of gradients.
 pub fn refresh(dir: &Path, progress: &dyn Progress) -> Result<Curvature, EngineError> {
     let store = FeatureStore::open(dir, None)?;
+    refuse_factors(store.spec())?;
     let (covariance, how) = match read_current(dir, &store)? {
         Some(kept) => (kept, "kept"),
         None => match appended(dir, &store, progress)? {
@@ -88,7 +90,16 @@ pub fn write(dir: &Path, covariance: &Covariance, store: &FeatureStore) -> Resul
     Ok(file.write(&dir.join(CURVATURE_FILE))?)
 }
 
-/// Takes rows out of the moments and writes what is left as those of `after`; without rows left the file goes.
+/// Writes moments as those of `after`, if they average as many rows as it has; else the old file stays, which no later generation
+/// uses.
+///
+/// # Errors
+/// From writing.
+pub fn carry(dir: &Path, covariance: &Covariance, after: &FeatureStore) -> Result<(), EngineError> {
+    if covariance.n_rows() as u64 == after.n_rows() { write(dir, covariance, after) } else { Ok(()) }
+}
+
+/// Takes rows out of the moments and writes what is left as those of `after` ([`carry`]); without rows left the file goes.
 ///
 /// # Errors
 /// From reading and writing.
@@ -104,7 +115,7 @@ pub fn take_out<R: FeatureReader>(
         return std::fs::remove_file(&path).map_err(|source| EngineError::io(&path, source));
     }
     let left = kept.without(gone, progress)?;
-    write(dir, &left, after)
+    carry(dir, &left, after)
 }
 
 /// Moments of an earlier generation, to which only shards were added since.

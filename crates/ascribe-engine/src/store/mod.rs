@@ -9,13 +9,15 @@ pub mod scoring;
 use std::path::{Path, PathBuf};
 
 use ascribe_core::{FeatureReader as _, Progress, RowType};
-use ascribe_store::features::{self, Deletion, ExportFormat, StoreStats};
-use ascribe_store::{FeatureStore, StoreError};
+use ascribe_index::{HnswIndex, IndexError};
+use ascribe_store::features::{self, Deletion, ExportFormat, Generation, StoreStats};
+use ascribe_store::{FactorFile, FeatureStore, StoreError};
 use serde::Serialize;
 
 use crate::error::EngineError;
 use crate::files;
 use crate::lab::features::{EXAMPLES_FILE, LAB_FILE};
+use crate::search::INDEX_FOLDER;
 
 /// What `verify` checked.
 #[derive(Clone, Debug, Serialize)]
@@ -30,16 +32,20 @@ pub struct Verified {
     pub n_dead: u64,
     /// Shards.
     pub n_shards: u32,
-    /// Bytes hashed, companions too.
+    /// Bytes checked, companions and what lies beside the rows too.
     pub bytes: u64,
     /// Companions that were checked as well.
     pub companions: Vec<&'static str>,
+    /// What else lies beside the rows and was checked: `curvature.safetensors`, `hnsw`.
+    pub beside: Vec<&'static str>,
 }
 
-/// Hashes every file of the store and of its companions, and adds up the rows again.
+/// Hashes every file of the store, of its companions, of its curvature and the graphs of its index, and adds up the rows again.
+/// `hnsw/index.json` has no checksum of its own: it is parsed, and its graphs, spec and settings must fit together.
 ///
 /// # Errors
-/// The first file that is not as it was written; a stale companion.
+/// The first file that is not as it was written; a stale companion. Curvature and an index of an earlier generation are whole files
+/// as well: they are hashed, and it is no error that they are old.
 pub fn verify(dir: &Path) -> Result<Verified, EngineError> {
     let store = FeatureStore::open(dir, None)?;
     let report = store.verify()?;
@@ -54,6 +60,27 @@ pub fn verify(dir: &Path) -> Result<Verified, EngineError> {
             Err(error) => return Err(error.into()),
         }
     }
+    let mut beside = Vec::new();
+    let moments = dir.join(curvature::CURVATURE_FILE);
+    if moments.exists() {
+        FactorFile::read(&moments, Some(store.header().spec_sha256))?;
+        bytes += len_of(&moments)?;
+        beside.push(curvature::CURVATURE_FILE);
+    }
+    let index = dir.join(INDEX_FOLDER);
+    if index.exists() {
+        match HnswIndex::open(&store, &index) {
+            Ok(_) => {}
+            // Too many rows are newer than the graphs, which were hashed before this was seen (not those of an index of version 1):
+            // a search asks for a new build.
+            Err(IndexError::SpecMismatch { expected, found, .. }) if expected.spec == found.spec => {}
+            Err(error) => return Err(error.into()),
+        }
+        for entry in std::fs::read_dir(&index).map_err(|error| EngineError::io(&index, error))? {
+            bytes += len_of(&entry.map_err(|error| EngineError::io(&index, error))?.path())?;
+        }
+        beside.push(INDEX_FOLDER);
+    }
     Ok(Verified {
         store: dir.to_path_buf(),
         generation: store.generation().generation,
@@ -62,7 +89,12 @@ pub fn verify(dir: &Path) -> Result<Verified, EngineError> {
         n_shards: report.n_shards,
         bytes,
         companions,
+        beside,
     })
+}
+
+fn len_of(path: &Path) -> Result<u64, EngineError> {
+    Ok(std::fs::metadata(path).map_err(|error| EngineError::io(path, error))?.len())
 }
 
 /// Numbers of a store.
@@ -179,13 +211,22 @@ pub fn export(dir: &Path, out: &Path, progress: &dyn Progress) -> Result<Exporte
 pub fn delete(dir: &Path, what: &Deletion, progress: &dyn Progress) -> Result<Made, EngineError> {
     let before = FeatureStore::open(dir, None)?;
     let kept = curvature::read_current(dir, &before)?;
-    features::delete(dir, what)?;
+    let made = features::delete(dir, what)?;
     let after = FeatureStore::open(dir, None)?;
-    if let Some(kept) = kept {
+    if let Some(kept) = kept
+        && follows(&before, &made, &after)
+    {
         let gone = |id: ascribe_core::ExampleId| what.datasets.contains(&id.dataset) || what.examples.contains(&id);
         curvature::take_out(dir, kept, &before.subset(gone), &after, progress)?;
     }
     Ok(Made::of(dir, &after))
+}
+
+/// True if nobody else's commit lies between the generation that was read (`before`), the one that was `made` and the one that is open
+/// now. Only then is what was kept of `before` brought up to `after`: the lock of a change does not span what was read before it.
+fn follows(before: &FeatureStore, made: &Generation, after: &FeatureStore) -> bool {
+    let (was, is) = (before.generation().generation, after.generation().generation);
+    is == made.generation && (is == was || is == was + 1)
 }
 
 /// Takes the bytes of deleted rows away.
@@ -195,11 +236,13 @@ pub fn delete(dir: &Path, what: &Deletion, progress: &dyn Progress) -> Result<Ma
 pub fn compact(dir: &Path) -> Result<Made, EngineError> {
     let before = FeatureStore::open(dir, None)?;
     let kept = curvature::read_current(dir, &before)?;
-    features::compact(dir)?;
+    let made = features::compact(dir)?;
     let after = FeatureStore::open(dir, None)?;
-    if let Some(kept) = kept {
+    if let Some(kept) = kept
+        && follows(&before, &made, &after)
+    {
         // The rows are the same; only their generation is another.
-        curvature::write(dir, &kept, &after)?;
+        curvature::carry(dir, &kept, &after)?;
     }
     Ok(Made::of(dir, &after))
 }
@@ -250,4 +293,89 @@ pub fn pull(from: &str, out: &Path, progress: &dyn Progress) -> Result<Made, Eng
 
 fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use ascribe_core::{Column, Digest, ExampleId, FeatureSink as _, FeatureSpec, NoProgress, ProjectorSpec};
+    use ascribe_store::FeatureWriter;
+    use ndarray::Array2;
+
+    use super::*;
+
+    fn spec(projector: ProjectorSpec) -> FeatureSpec {
+        FeatureSpec {
+            model: Digest::of(b"weights"),
+            checkpoint: "final".into(),
+            quantity: "gradient".into(),
+            loss: "next_token_nll_sum".into(),
+            normalizer: "none".into(),
+            projector,
+            columns: vec![Column { name: "layers.0.up".into(), start: 0, len: 4 }],
+            dim: 4,
+            corpus: Digest::of(b"corpus"),
+        }
+    }
+
+    fn push(mut writer: FeatureWriter, dataset: u32, n: u32) {
+        let ids: Vec<ExampleId> = (0..n).map(|idx| ExampleId { dataset, idx }).collect();
+        let number = |(i, j): (usize, usize)| ((7 * i + 3 * j + dataset as usize) % 11) as f32 - 5.0;
+        writer.push(&ids, Array2::from_shape_fn((ids.len(), 4), number).view()).unwrap();
+        writer.finish().unwrap();
+    }
+
+    fn build(dir: &Path, projector: ProjectorSpec, n: u32) {
+        push(FeatureWriter::create_or_resume(dir, &spec(projector), RowType::F32, 8, n.into()).unwrap(), 0, n);
+    }
+
+    /// What [`delete`] and [`compact`] read before they take the lock is not what they change, if somebody else commits in between.
+    #[test]
+    fn moments_are_never_stamped_with_a_generation_that_they_do_not_cover() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        build(dir, ProjectorSpec::Identity, 20);
+        curvature::refresh(dir, &NoProgress).unwrap();
+        let what = |idx| Deletion { examples: [ExampleId { dataset: 0, idx }].into(), ..Deletion::default() };
+        // Nobody else is there: the moments follow.
+        delete(dir, &what(3), &NoProgress).unwrap();
+        assert_eq!(curvature::refresh(dir, &NoProgress).unwrap().how, "kept");
+        // An append between the first look and the lock, for either command.
+        for change in [
+            |dir: &Path, what: &Deletion| features::delete(dir, what).unwrap(),
+            |dir: &Path, _: &Deletion| features::compact(dir).unwrap(),
+        ] {
+            let before = FeatureStore::open(dir, None).unwrap();
+            let n = before.n_rows();
+            push(FeatureWriter::append(dir, before.spec(), 5).unwrap(), before.generation().generation as u32, 5);
+            let made = change(dir, &what(4));
+            let after = FeatureStore::open(dir, None).unwrap();
+            assert_eq!(after.generation().generation, before.generation().generation + 2);
+            assert!(!follows(&before, &made, &after));
+            // Even as the next generation in name: fewer rows were averaged than it has.
+            let moments = ascribe_methods::block_fisher::Covariance::fit(&before, &NoProgress).unwrap();
+            assert_eq!(moments.n_rows() as u64, n);
+            curvature::carry(dir, &moments, &after).unwrap();
+            assert!(curvature::read_current(dir, &after).unwrap().is_none());
+            assert_eq!(curvature::refresh(dir, &NoProgress).unwrap().n_rows, after.n_rows());
+        }
+        // One commit after ours, before we look again.
+        let before = FeatureStore::open(dir, None).unwrap();
+        let made = features::delete(dir, &what(5)).unwrap();
+        assert!(follows(&before, &made, &FeatureStore::open(dir, None).unwrap()));
+        features::delete(dir, &what(6)).unwrap();
+        assert!(!follows(&before, &made, &FeatureStore::open(dir, None).unwrap()));
+    }
+
+    #[test]
+    fn the_server_does_not_open_factors() {
+        let (dir, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let open = |dir: &Path| crate::respond::StoreMaterial::open(dir, None, cache.path(), &NoProgress);
+        let factored = dir.path().join("factored");
+        build(&factored, ProjectorSpec::Factored { seed: 1, k_in: 3, k_out: 1, rank: 1, version: 1 }, 20);
+        let error = open(&factored).err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(error.contains("found factors (LoRIF)"), "{error}");
+        let plain = dir.path().join("plain");
+        build(&plain, ProjectorSpec::Identity, 20);
+        assert!(open(&plain).is_ok());
+    }
 }

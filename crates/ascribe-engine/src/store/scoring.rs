@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
+use ascribe_index::refuse_factors;
 use ascribe_index::shard_job::{Partial, Scored, run_opened};
 use ascribe_models::vision::data::read_matrix;
 use ascribe_store::blake3_hex;
@@ -62,7 +63,7 @@ struct PartHead {
 /// Scores a store, or a part of its shards. Cost `2·Q·n·dim` in f64, on all threads.
 ///
 /// # Errors
-/// Those of the store and the queries; parts without shards; the file system's.
+/// Those of the store and the queries; rows that are factors; parts without shards; the file system's.
 pub fn run(request: &ScoringRequest) -> Result<Scoring, EngineError> {
     let objects = match request.store.to_str().filter(|text| text.starts_with("s3://")) {
         Some(url) => Some(ascribe_objects::open(url, &environment)?),
@@ -72,6 +73,7 @@ pub fn run(request: &ScoringRequest) -> Result<Scoring, EngineError> {
         Some(objects) => Snapshot::read(&**objects)?,
         None => Snapshot::open(&request.store)?,
     };
+    refuse_factors(&store.header().spec)?;
     let queries_at = fetched::local(&request.queries, &request.out)?;
     let queries = read_matrix(&queries_at)?;
     let queries_blake3 = blake3_hex(&files::read(&queries_at)?);
