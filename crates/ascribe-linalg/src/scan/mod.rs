@@ -8,10 +8,10 @@
 //! |---|---|---|
 //! | int8, int4 | VNNI (else AVX2 by pairs of bytes), 4 rows × 1–4 queries in registers | AMX int8 tiles over the rows as they lie (int4: spread into bytes in the cache first), else VNNI, else AVX2 over rows widened in the cache |
 //! | f32, f16 | widened in registers, 16 lanes of f32 FMA (AVX-512 or AVX2) | widened into the cache, then the f32 product of `packed` |
-//! | bf16 | the same | AMX bf16 tiles over the rows as they lie (queries rounded to bf16), else as f16 |
+//! | bf16 | the same | AMX bf16 tiles, else AVX-512's products of bf16 pairs (`vdpbf16ps`), over the rows as they lie (queries rounded to bf16 for both); else as f16 |
 //!
-//! Integer products are exact, so every route gives the same numbers; plain loops are the twin that tests hold them
-//! against. Float products with few queries have one order (16 lanes of fused multiply-adds, joined as a tree), equal bit for
+//! Integer products are exact, so every route gives the same numbers; plain loops are the twin that tests hold those routes
+//! against that the processor under them has (AMX where there is AMX). Float products with few queries have one order (16 lanes of fused multiply-adds, joined as a tree), equal bit for
 //! bit to the plain twin; with more they have the order of `packed`. [`Scores`] says how far a product may be off.
 //!
 //! Here never lives: files, threads, which rows are worth a second look (`select` says which reach a threshold).
