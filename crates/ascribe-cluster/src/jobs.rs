@@ -89,6 +89,7 @@ pub struct SqlArgs {
 /// Those of the store, the queries, the engine; a result that lacks rows.
 pub async fn score(args: ScoreArgs) -> Result<()> {
     let opened = Opened::open(&shared(&args.store)?)?;
+    ascribe_index::refuse_factors(&opened.snapshot.header().spec)?;
     let queries_at = shared(&args.queries)?;
     let (queries, queries_blake3) = stores::read_queries(&queries_at)?;
     let (dim, found) = (opened.dim(), queries.ncols());
