@@ -7,13 +7,14 @@
 
 pub mod channels;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ascribe_core::{Digest, Progress};
-use ascribe_eval::game::{Fit, Game, additivity, royalty};
+use ascribe_eval::game::{Fit, Game, additivity, banzhaf_msr, royalty, shapley_permutations};
 use ascribe_eval::rank::spearman;
 use ascribe_eval::shares::{raw_shares, total_variation};
 use ascribe_eval::{Estimate, bootstrap_mean, paired_difference};
+use ascribe_linalg::Stream;
 use ascribe_methods::combine::{Channel, FitOptions, Holdout, Splits, TrueShares, cross_fit};
 use ascribe_methods::group::utility::{GroupCalibration, GroupChannel, cross_fit_group, mean_table};
 use ndarray::{Array2, ArrayView2, Axis};
@@ -34,6 +35,8 @@ const PROXY: &str = "bigram_game";
 const DEFAULT_CHANNELS: [&str; 3] = ["trajectory_fisher", "embedding_top20", "bm25_top20"];
 /// Splits into halves, and the seed of splits and intervals.
 const SPLITS: (usize, u64) = (5, 7);
+/// Pairs of orders, and subsets, that are drawn of the measured table to show what sampling costs where no table can be had.
+const SAMPLED: (usize, usize) = (4, 32);
 
 /// A method that can take part in a game of datasets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -346,7 +349,59 @@ fn truths(board: &Board, report: &mut SettingReport) -> Result<(), EngineError> 
         lds.unwrap_or(f64::NAN),
         r2.unwrap_or(f64::NAN)
     ));
+    let found = sampled(&board.game)?;
+    let all = board.game.utilities().nrows();
+    report.notes.push(format!(
+        "Shapley shares from {} orders, which ask for {} of the {all} subsets, differ from the exact ones by {:.3} (total variation); \
+         Banzhaf shares from {} subsets drawn with chance ½ each, {} of them different, from theirs by {:.3}",
+        2 * SAMPLED.0,
+        found.orders.subsets,
+        found.orders.tv,
+        SAMPLED.1,
+        found.draws.subsets,
+        found.draws.tv
+    ));
     Ok(())
+}
+
+/// A sampled estimate held against the exact values of the same table.
+struct AgainstExact {
+    /// Different subsets whose utilities were asked for.
+    subsets: usize,
+    /// Mean total variation over queries between shares of sampled and of exact values.
+    tv: f64,
+}
+
+/// What sampling costs where the table could be had.
+struct SampledGame {
+    /// Permutations, against Shapley values.
+    orders: AgainstExact,
+    /// Maximum sample reuse, against Banzhaf values.
+    draws: AgainstExact,
+}
+
+/// Permutation and Banzhaf sampling on a table that knows the answer. Seeded; cost of a few dozen look-ups.
+fn sampled(game: &Game) -> Result<SampledGame, EngineError> {
+    let (k, utilities) = (game.n_players(), game.utilities());
+    let mean_tv = |a: &Array2<f64>, b: &Array2<f64>| {
+        let (a, b) = (Board::shares_of(a), Board::shares_of(b));
+        let total: f64 = a.rows().into_iter().zip(b.rows()).map(|(a, b)| total_variation(a, b)).sum();
+        total / a.nrows().max(1) as f64
+    };
+    let mut asked = BTreeSet::new();
+    let orders = shapley_permutations(k, SAMPLED.0, SPLITS.1, |kept| -> Result<Vec<f64>, EngineError> {
+        let mask = kept.iter().enumerate().fold(0usize, |mask, (k, &kept)| mask | usize::from(kept) << k);
+        asked.insert(mask);
+        Ok(utilities.row(mask).to_vec())
+    })?;
+    let orders = AgainstExact { subsets: asked.len(), tv: mean_tv(&orders.values, &game.shapley()) };
+    let mut stream = Stream::new(SPLITS.1, "bench/banzhaf");
+    let masks: Vec<usize> = (0..SAMPLED.1).map(|_| stream.below(1 << k) as usize).collect();
+    let kept = Array2::from_shape_fn((masks.len(), k), |(m, k)| masks[m] >> k & 1 == 1);
+    let draws = banzhaf_msr(kept.view(), utilities.select(Axis(0), &masks).view())?;
+    let different: BTreeSet<usize> = masks.into_iter().collect();
+    let draws = AgainstExact { subsets: different.len(), tv: mean_tv(&draws.values, &game.banzhaf()) };
+    Ok(SampledGame { orders, draws })
 }
 
 fn gates(lds: &BTreeMap<String, (bool, PerQuery)>, report: &mut SettingReport) -> Result<(), EngineError> {
@@ -367,4 +422,27 @@ fn gates(lds: &BTreeMap<String, (bool, PerQuery)>, report: &mut SettingReport) -
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In an additive game every order gives the exact values; so do orders and their reverses in a game of pairs, but not in
+    /// steeper ones. Half of the subsets leave Banzhaf values an error.
+    #[test]
+    fn sampling_is_held_against_the_table_it_draws_from() {
+        let weight = |mask: usize| (0..6).filter(|k| mask >> k & 1 == 1).map(|k| (k + 1) as f64).sum::<f64>();
+        let additive = Game::new(Array2::from_shape_fn((64, 2), |(mask, q)| (q + 1) as f64 * weight(mask))).unwrap();
+        let found = sampled(&additive).unwrap();
+        assert!(found.orders.tv < 1e-12 && found.orders.subsets < 64, "{}", found.orders.tv);
+        assert!(found.draws.tv > 1e-3 && found.draws.tv < 0.5, "{}", found.draws.tv);
+        assert!(found.draws.subsets <= SAMPLED.1);
+        let pairs = Game::new(Array2::from_shape_fn((64, 2), |(mask, _)| weight(mask).powi(2))).unwrap();
+        let again = sampled(&pairs).unwrap();
+        // Antithetic orders are exact for games of pairs: gains are linear in who came before.
+        assert!(again.orders.tv < 1e-12, "{}", again.orders.tv);
+        let steep = Game::new(Array2::from_shape_fn((64, 2), |(mask, _)| weight(mask).powi(4))).unwrap();
+        assert!(sampled(&steep).unwrap().orders.tv > 1e-4);
+    }
 }

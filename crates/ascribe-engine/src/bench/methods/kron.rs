@@ -91,7 +91,8 @@ pub(super) fn astra(
     Ok(Timed::new(values, fit, score))
 }
 
-/// SOURCE: a segment per kept checkpoint, its curvature that of both ends.
+/// SOURCE: a segment per two kept checkpoints, its curvature and its examples' gradients means over both; of an odd number the
+/// first stands alone.
 pub(super) fn source(lab: &dyn Lab, models: u64, redraw: bool, progress: &dyn Progress) -> Result<Timed, EngineError> {
     if models != 1 {
         return Err(super::lacks("checkpoints of more than one model"));

@@ -51,7 +51,8 @@ pub enum Spec {
         /// What scores are divided by, per checkpoint.
         normalise: Normalisation,
     },
-    /// LESS: training gradients as the Adam step that they would make, cosine, over kept checkpoints.
+    /// LESS at the final weights: training gradients as the Adam step that they would make, cosine. One model, not a sum over
+    /// checkpoints, and without Adam's first moment: model folders keep second moments of the last step only.
     Less,
     /// The whole Gauss–Newton matrix, factored.
     Explicit {
@@ -129,7 +130,7 @@ pub enum Spec {
         /// Queries at most.
         queries: usize,
     },
-    /// SOURCE over the kept checkpoints, a segment each.
+    /// SOURCE over the kept checkpoints of a run, two to a segment.
     Source {
         /// Models whose scores are averaged.
         models: u64,

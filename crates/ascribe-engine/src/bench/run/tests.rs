@@ -227,9 +227,10 @@ fn foreign_banks_and_unknown_names_are_refused() {
     assert!(Setting::named(&home, "tiny").unwrap_err().to_string().contains("setting.toml"));
 }
 
-/// Grey images alone: every gradient is a multiple of one vector, the curvature has rank 1, embeddings are all zero.
+/// Grey images alone: every gradient is a multiple of one vector, the curvature has rank 1, embeddings are all zero. Damping,
+/// or a definition for lengths of zero, leaves every method an answer: none refuses, and none has a number that is none.
 #[test]
-fn images_without_content_give_defined_results_or_a_reason() {
+fn images_without_content_give_defined_results() {
     let dir = tempfile::tempdir().unwrap();
     let (home, setting) = tiny_of(dir.path(), |_| [127; 4]);
     build(&home, &setting);
@@ -238,23 +239,17 @@ fn images_without_content_give_defined_results_or_a_reason() {
     let options = RunOptions { out: Some(out.clone()), methods, ..RunOptions::default() };
     let report = run(&home, &setting, &options, &NoProgress).unwrap();
     let known = known_methods(&home, &setting).unwrap();
+    assert!(known.len() > 30 && report.methods.len() == known.len(), "{:#?}", report.notes);
     for method in &known {
-        match report.methods.get(&method.name) {
-            Some(figure) => {
-                let numbers = [figure.value, figure.low, figure.high].into_iter().chain(figure.extra.values().copied());
-                assert!(numbers.flatten().all(f64::is_finite), "{figure:?}");
-                let path = out.join("tiny/scores").join(format!("{}.safetensors", method.name));
-                let file = ascribe_store::FactorFile::read(&path, None).unwrap();
-                let values = file.tensors["values"].as_f32().unwrap();
-                assert!(values.iter().all(|v| v.is_finite()), "{}", method.name);
-            }
-            None => {
-                let told = format!("{} did not run: ", method.name);
-                assert!(report.notes.iter().any(|n| n.starts_with(&told)), "{} in {:?}", method.name, report.notes);
-            }
-        }
+        let figure = &report.methods[&method.name];
+        let numbers = [figure.value, figure.low, figure.high].into_iter().chain(figure.extra.values().copied());
+        assert!(numbers.flatten().all(f64::is_finite), "{figure:?}");
+        let path = out.join("tiny/scores").join(format!("{}.safetensors", method.name));
+        let file = ascribe_store::FactorFile::read(&path, None).unwrap();
+        let values = file.tensors["values"].as_f32().unwrap();
+        assert!(values.iter().all(|v| v.is_finite()), "{}", method.name);
     }
-    assert!(report.methods.len() + report.notes.len() >= known.len() && report.methods.len() > known.len() / 2);
+    assert!(report.notes.iter().all(|note| !note.contains("did not run")), "{:#?}", report.notes);
 }
 
 #[test]
