@@ -86,7 +86,7 @@ impl Index {
         let whole = store.store.spec().dim.next_multiple_of(8).min(HnswParams::default().point_dim);
         let point_dim = point_dim.unwrap_or(whole);
         let metric = self::metric(metric)?;
-        layout::searchable(store.store.spec())?;
+        layout::refuse_factors("search", store.store.spec())?;
         let params =
             HnswParams { n_neighbours, ef_construction, point_dim, n_graphs, seed, metric, ..HnswParams::default() };
         py.detach(|| Self::with(store, |reader| HnswIndex::build(reader, params))).or_raise()

@@ -49,14 +49,16 @@ pub fn carry(from: &Path, to: &Path) -> PyResult<()> {
     Ok(())
 }
 
-/// Refuses what ranks by inner products of stored rows.
+/// Refuses what reads stored rows as gradients: `what` it is that was asked for.
 ///
 /// # Errors
 /// `SearchError` where rows are factors.
-pub fn searchable(spec: &FeatureSpec) -> PyResult<()> {
+pub fn refuse_factors(what: &str, spec: &FeatureSpec) -> PyResult<()> {
     if matches!(spec.projector, ProjectorSpec::Factored { .. }) {
-        let text = "search: expected rows whose inner products say something, found factors (LoRIF); hint: score() multiplies them \
-                    out, as expand() does";
+        let text = format!(
+            "{what}: expected rows that are gradients as they lie, found factors (LoRIF); hint: score() multiplies them out, as \
+             expand() does"
+        );
         return Err(SearchError::new_err(text));
     }
     Ok(())

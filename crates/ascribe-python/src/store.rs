@@ -212,8 +212,9 @@ impl Store {
         Ok(py.detach(|| layout.expand_rows(view)).or_raise()?.into_pyarray(py))
     }
 
-    /// Exact sums per dataset `[K, dim]` f64, and rows of each `[K]`.
+    /// Exact sums per dataset `[K, dim]` f64, and rows of each `[K]`. Refused for factors: a sum of factors is no factor of a sum.
     fn dataset_sums<'py>(&self, py: Python<'py>) -> PyResult<Sums<'py>> {
+        layout::refuse_factors("dataset_sums", self.store.spec())?;
         let (sums, counts) =
             py.detach(|| self.store.dataset_sums().map(|sums| (sums.sums(), sums.counts.clone()))).or_raise()?;
         Ok((sums.into_pyarray(py), counts.into_pyarray(py)))
@@ -233,7 +234,7 @@ impl Store {
     ) -> PyResult<(Table, Bound<'py, PyDict>)> {
         let queries = arrays::matrix::<f32>("queries", queries)?;
         let view = queries.as_array();
-        layout::searchable(self.store.spec())?;
+        layout::refuse_factors("search", self.store.spec())?;
         let companion = companion.map(row_type).transpose()?;
         let store = &self.store;
         let companion = py.detach(|| companion.map(|t| store.companion(t)).transpose()).or_raise()?;

@@ -106,6 +106,8 @@ def test_what_would_dot_factors_is_refused(tmp_path):
         store.search(store.rows(0, 1), 1)
     with pytest.raises(ascribe.SearchError, match="factors"):
         ascribe.Index.build(store)
+    with pytest.raises(ascribe.SearchError, match="dataset_sums: .*factors"):
+        store.dataset_sums()
     plain = collect(model, ids(8), tmp_path / "p", k=8)
     with pytest.raises(ValueError, match="LoRIF"):
         plain.expand(plain.rows())

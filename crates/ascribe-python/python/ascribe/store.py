@@ -184,7 +184,7 @@ class Store:
         return pa.table({"id": ids, "dataset": dataset, "position": position, "norm": norm, "row": lists})
 
     def dataset_sums(self) -> tuple[F64, U64]:
-        """Exact sums of the rows per dataset ``[K, dim]``, and how many rows each has."""
+        """Exact sums of the rows per dataset ``[K, dim]``, and how many rows each has. Not of factored rows."""
         return self._raw.dataset_sums()
 
     def search(
