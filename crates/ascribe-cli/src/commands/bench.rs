@@ -111,8 +111,26 @@ fn list_text(settings: &[ListedSetting]) -> String {
     text
 }
 
+fn number(value: Option<f64>, digits: usize) -> String {
+    value.map_or_else(|| "—".to_owned(), |v| format!("{v:.digits$}"))
+}
+
+/// A line per demand: met, missed, or without a figure that could decide it.
+pub fn gates_text(gates: &[GateFigure]) -> String {
+    let verdict = |gate: &GateFigure| match gate.met {
+        Some(true) => "met",
+        Some(false) => "missed",
+        None => "no figure",
+    };
+    let line = |gate: &GateFigure| {
+        let by = gate.method.as_ref().map_or_else(String::new, |name| format!(" ({name})"));
+        let (found, threshold) = (number(gate.found, 3), number(gate.threshold, 3));
+        format!("gate {}: {}: {found} against {threshold}{by}\n", verdict(gate), gate.about)
+    };
+    gates.iter().map(line).collect()
+}
+
 fn report_text(report: &SettingReport) -> String {
-    let number = |value: Option<f64>, digits: usize| value.map_or_else(|| "—".to_owned(), |v| format!("{v:.digits$}"));
     let mut names: Vec<String> = Vec::new();
     for method in report.methods.values() {
         let shown = |name: &&String| !name.contains('@') && !name.ends_with("_low") && !name.ends_with("_high");
@@ -149,18 +167,35 @@ fn report_text(report: &SettingReport) -> String {
         report.truth.about,
         table(&header, &rows)
     );
-    let verdict = |gate: &GateFigure| match gate.met {
-        Some(true) => "met",
-        Some(false) => "missed",
-        None => "no figure",
-    };
-    for gate in &report.gates {
-        let by = gate.method.as_ref().map_or_else(String::new, |name| format!(" ({name})"));
-        let (found, threshold) = (number(gate.found, 3), number(gate.threshold, 3));
-        text += &format!("gate {}: {}: {found} against {threshold}{by}\n", verdict(gate), gate.about);
-    }
+    text += &gates_text(&report.gates);
     for note in &report.notes {
         text += &format!("note: {note}\n");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gates_are_met_missed_or_without_a_figure() {
+        let gate = |about: &str, method: Option<&str>, found, met| GateFigure {
+            about: about.into(),
+            method: method.map(str::to_owned),
+            threshold: Some(0.15),
+            found,
+            met,
+            anchor: String::new(),
+        };
+        let gates = [
+            gate("share error", Some("calibrated"), Some(0.0763), Some(true)),
+            gate("rank", Some("calibrated"), Some(0.1), Some(false)),
+            gate("lds", None, None, None),
+        ];
+        let lines = "gate met: share error: 0.076 against 0.150 (calibrated)\n\
+                     gate missed: rank: 0.100 against 0.150 (calibrated)\n\
+                     gate no figure: lds: — against 0.150\n";
+        assert_eq!(gates_text(&gates), lines);
+    }
 }

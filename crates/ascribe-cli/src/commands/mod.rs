@@ -164,8 +164,12 @@ fn run_station(home: &Home, command: Command, format: Format, bars: &Bars) -> Re
         Command::Eval(_) => {
             let found = evaluate::run(&context, &mut stamps, bars)?;
             let intervals = calibrate::run(&context, &mut stamps, bars)?;
-            let printed = shares::Evaluated { evaluation: &found, intervals: &intervals };
-            print(format, &printed, |p| format!("{}\n{}", eval_text(p.evaluation), shares::text(p.intervals)))?;
+            let gates = walk::gates::walk_gates(&found.methods, &found.default_method);
+            let printed = shares::Evaluated { evaluation: &found, gates, intervals: &intervals };
+            let text = |p: &shares::Evaluated<'_>| {
+                format!("{}\n{}\n{}", eval_text(p.evaluation), bench::gates_text(&p.gates), shares::text(p.intervals))
+            };
+            print(format, &printed, text)?;
         }
         Command::Shares(_) => {
             let book = walk::shares::run(&context, &mut stamps, bars)?;

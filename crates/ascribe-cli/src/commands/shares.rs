@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use ascribe_engine::bench::report::GateFigure;
 use ascribe_engine::walk::evaluate::Evaluation;
 use ascribe_engine::walk::intervals::{Intervals, PoolInterval};
 use ascribe_engine::walk::stamps::Stamp;
@@ -38,6 +39,8 @@ pub struct Evaluated<'a> {
     /// Every method against retraining.
     #[serde(flatten)]
     pub evaluation: &'a Evaluation,
+    /// What is demanded of the default, met or missed.
+    pub gates: Vec<GateFigure>,
     /// Shares of the default method.
     pub intervals: &'a Intervals,
 }
@@ -74,7 +77,7 @@ fn method_text(found: &Intervals) -> String {
         ),
         Origin::Defaults => (
             "documented default weights: this model has no retrain bank".to_owned(),
-            "on wren, where the weights were fitted; on this model not measured",
+            "on finch, which had no say in the weights; on this model not measured",
         ),
     };
     let unseen =

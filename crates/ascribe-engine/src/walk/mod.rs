@@ -10,6 +10,7 @@ pub mod duplicates;
 pub mod evaluate;
 pub mod features;
 pub mod fit;
+pub mod gates;
 pub mod index;
 pub mod intervals;
 pub mod noise;
