@@ -114,12 +114,34 @@ pub fn document(opened: &Opened) -> Value {
                     "content": { PROBLEM_JSON: { "schema": { "$ref": "#/components/schemas/Problem" } } },
                 });
             }
+            if path == "/v1/attributions:batch" {
+                let line = "A question per line is answered by a line each, an answer or a problem, in order";
+                operation["responses"]["200"]["content"]["application/x-ndjson"] =
+                    json!({ "schema": { "type": "string", "description": line } });
+            }
+            headers(operation);
             if path.starts_with("/admin/") {
                 operation["security"] = json!([{ "bearer": [] }]);
             }
         }
     }
     document
+}
+
+/// What stands at the head of answers: the id of every one, and of a refusal for now when to come again.
+fn headers(operation: &mut Value) {
+    let Some(responses) = operation["responses"].as_object_mut() else { return };
+    let id = json!({
+        "description": "Names the request in the server's log",
+        "schema": { "type": "string", "minLength": 1, "maxLength": 128 },
+    });
+    let later = json!({ "description": "Seconds", "schema": { "type": "integer", "minimum": 0 } });
+    for (status, response) in responses {
+        response["headers"]["x-request-id"] = id.clone();
+        if status == "429" || status == "503" {
+            response["headers"]["retry-after"] = later.clone();
+        }
+    }
 }
 
 /// The request by what is explained: each form has its own required field, methods and lengths.
