@@ -8,6 +8,7 @@ mod audit;
 mod bad_input;
 mod calibrated;
 mod common;
+mod decoder_bench;
 mod exact;
 mod full_disk;
 mod respond;
