@@ -136,7 +136,7 @@ fn a_search_by_modules_reads_their_columns_alone() {
     for (named, used, of) in [
         ("layers.0.down", &["layers.0.down"][..], vec![7..16]),
         ("layers.1,layers.0.up", &["layers.0.up", "layers.1.up"], vec![0..7, 16..24]),
-        ("layers", &["layers.0.up", "layers.0.down", "layers.1.up"], vec![0..24]),
+        ("layers", &["layers.0.up", "layers.0.down", "layers.1.up"], vec![0..16, 16..24]),
     ] {
         let best = |query: &Vec<f32>| {
             let product = |i: usize, j: usize| f64::from(query[j]) * f64::from(rows[(i, j)]);
