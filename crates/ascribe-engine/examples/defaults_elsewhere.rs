@@ -1,5 +1,6 @@
 //! The documented default weights of the calibrated combination on a model that they were not fitted on: share error against
-//! leave-one-dataset-out retraining of finch (six datasets, three seeds), and the quantile of their interval rule.
+//! leave-one-dataset-out retraining of finch (six datasets, three seeds), and the quantile of their interval rule. What it prints is what
+//! `CalibratedMethod::defaults` claims, to three places.
 //!
 //! `cargo run --release -p ascribe-engine --example defaults_elsewhere`
 #![allow(clippy::print_stdout, reason = "an example prints its figures")]
@@ -17,6 +18,9 @@ use ascribe_methods::controls::ngram::{Bigrams, FOLLOWER_PSEUDO_COUNT};
 use ndarray::Array2;
 
 const SEED: u64 = 7;
+
+/// Channels by name, `[Q, K]` each.
+type Named = Vec<(String, Array2<f64>)>;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let home = Home::find(None)?;
@@ -38,7 +42,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let truth = Truth::from_seeds(&changes)?;
     let own: Vec<u32> = data.corpus.queries.iter().map(|q| q.dataset).collect();
     let found = channels(&home, "finch", &data, &|_| true)?;
-    let mut named: Vec<(String, Array2<f64>)> = found.list.iter().map(|c| (c.name.clone(), c.scores.clone())).collect();
+    let mut named: Named = found.list.iter().map(|c| (c.name.clone(), c.scores.clone())).collect();
     named.extend(of_the_walk(&data, &named)?);
     let tables: Vec<Channel<'_>> = named.iter().map(|(name, scores)| Channel { name, scores: scores.view() }).collect();
     let defaults = CalibratedMethod::defaults();
@@ -66,10 +70,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// Channels that the walk has and the bench of games has not: datasets against as many examples of the others, counted bigrams.
-fn of_the_walk(
-    data: &DecoderData,
-    known: &[(String, Array2<f64>)],
-) -> Result<Vec<(String, Array2<f64>)>, Box<dyn std::error::Error>> {
+fn of_the_walk(data: &DecoderData, known: &[(String, Array2<f64>)]) -> Result<Named, Box<dyn std::error::Error>> {
     let (corpus, k) = (&data.corpus, data.corpus.n_datasets());
     let ids: Vec<ExampleId> = corpus.examples.iter().map(|e| e.id).collect();
     let sizes = sizes(&ids, k)?;
