@@ -290,7 +290,8 @@ pub async fn statement(
             revenue: sums.revenue.iter().map(|(c, n)| (c.clone(), n.to_string())).collect(),
         });
     }
-    let note = "attributed by receipts of this server; nothing is owed before `ascribe ledger accrue --usage` has booked them";
+    let note =
+        "attributed by receipts of this server; nothing is owed before `ascribe ledger accrue --usage` has booked them";
     Ok(Json(Statement {
         owner,
         receipts_in_all: earned.receipts,
