@@ -24,6 +24,7 @@ pub mod features;
 mod limits;
 pub mod lock;
 pub mod mmap;
+mod pieces;
 pub mod score_rows;
 pub mod scores;
 pub mod tensors;

@@ -8,9 +8,9 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::error::StoreError;
 
@@ -23,11 +23,35 @@ pub enum Advice {
     DontNeed,
 }
 
+/// Files of maps that stay open in a process: a quarter of what most systems allow. Those of further maps are closed, and read
+/// through the map.
+const OPEN_MAX: usize = 256;
+static N_OPEN: AtomicUsize = AtomicUsize::new(0);
+
+/// A file that is counted among the open ones.
+#[derive(Debug)]
+struct Open(File);
+
+impl Open {
+    /// Keeps `file` open if there is room.
+    fn keep(file: File) -> Option<Self> {
+        let more = |n| (n < OPEN_MAX).then_some(n + 1);
+        N_OPEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok().then(|| Self(file))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        N_OPEN.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A whole file as bytes.
 #[derive(Debug)]
 pub struct Map {
     // None for an empty file, which the system refuses to map.
     inner: Option<memmap2::Mmap>,
+    file: Option<Open>,
     /// Asked for since it was dropped last.
     is_asked: AtomicBool,
 }
@@ -46,12 +70,30 @@ impl Map {
         })?;
         let len_bytes = file.metadata().map_err(|source| StoreError::io("measure", path, source))?.len();
         if len_bytes == 0 {
-            return Ok(Self { inner: None, is_asked: AtomicBool::new(false) });
+            return Ok(Self { inner: None, file: None, is_asked: AtomicBool::new(false) });
         }
         // SAFETY: the file is immutable by the law of this crate (head of this file), so the bytes do not change
         // under the shared reference that `deref` gives out.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|source| StoreError::io("map", path, source))?;
-        Ok(Self { inner: Some(map), is_asked: AtomicBool::new(false) })
+        Ok(Self { inner: Some(map), file: Open::keep(file), is_asked: AtomicBool::new(false) })
+    }
+
+    /// Copies the bytes `range` into `out`, which is as long, by reading the file where it is still open: so no page of it becomes one of
+    /// this process, which for a few rows here and there costs more than their bytes (the pages around come along, and are taken away
+    /// on every core again).
+    ///
+    /// # Panics
+    /// If `range` does not lie in the file, or `out` has another length.
+    pub fn copy(&self, range: Range<usize>, out: &mut [u8]) {
+        let mapped = &self[range.clone()];
+        assert_eq!(mapped.len(), out.len(), "room for the bytes that are copied");
+        #[cfg(unix)]
+        if let Some(Open(file)) = &self.file
+            && std::os::unix::fs::FileExt::read_exact_at(file, out, range.start as u64).is_ok()
+        {
+            return;
+        }
+        out.copy_from_slice(mapped);
     }
 
     /// Gives the system a hint about all pages. A system that refuses it changes nothing, so refusals are not told.
@@ -86,6 +128,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn only_so_many_files_stay_open_and_the_others_are_read_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, b"0123456789").unwrap();
+        let maps: Vec<Map> = (0..OPEN_MAX + 3).map(|_| Map::open(&path).unwrap()).collect();
+        assert!(maps.iter().filter(|map| map.file.is_some()).count() <= OPEN_MAX);
+        assert!(maps.last().is_some_and(|map| map.file.is_none()));
+        for map in [&maps[0], maps.last().unwrap()] {
+            let mut out = [0; 3];
+            map.copy(4..7, &mut out);
+            assert_eq!(&out, b"456");
+        }
+    }
+
+    #[test]
     fn a_map_shows_what_reading_shows() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
@@ -96,6 +153,11 @@ mod tests {
             for advice in [Advice::WillNeed, Advice::DontNeed, Advice::DontNeed] {
                 map.advise(advice);
                 assert_eq!(&map[..], std::fs::read(&path).unwrap());
+            }
+            for range in [0..len, len / 3..len / 2, len..len] {
+                let mut out = vec![0xEE; range.len()];
+                map.copy(range.clone(), &mut out);
+                assert_eq!(out, bytes[range]);
             }
         }
         assert!(matches!(Map::open(&dir.path().join("none")), Err(StoreError::Missing { .. })));

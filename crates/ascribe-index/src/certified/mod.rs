@@ -26,6 +26,7 @@
 //! to query, its first shards: to map a page anew costs more than to read it. The others, and those of larger stores that are
 //! looked at after it, are asked for ahead of the scan and dropped behind it, 48 MiB at a time.
 
+mod ahead;
 mod refine;
 mod rescore;
 mod scan;

@@ -1,15 +1,19 @@
 //! Precise scores of candidates: shard by shard, in f64 and in one order.
 
-use ascribe_core::RowType;
+use ascribe_core::{FeatureReader, RowType};
 use ascribe_linalg::sum;
-use ascribe_store::features::ShardView;
-use ascribe_store::mmap::Advice;
+use ascribe_store::features::{Beside, RowCopies};
 use rayon::prelude::*;
 
 use super::scan::Pass;
 use super::thresholds::{Candidate, Candidates};
 use crate::Hit;
 use crate::error::IndexError;
+
+/// Fewer rows than this are scored on the thread that asks.
+const ALONE: usize = 32;
+/// Bytes of rows that are copied at once: they stay in the second cache.
+pub(super) const COPIED_BYTES: usize = 256 << 10;
 
 /// A candidate of a query with its precise score.
 struct Scored {
@@ -76,47 +80,56 @@ impl Pass<'_, '_, '_> {
     /// Scores in the order of the rows, so that a page is visited once; shards in parallel.
     fn score(&self, mut wanted: Vec<(usize, Candidate)>) -> Result<Vec<Scored>, IndexError> {
         wanted.sort_unstable_by_key(|(query, c)| (c.place(), *query));
-        let store = self.index.precise;
         let by_shard: Vec<&[(usize, Candidate)]> = wanted.chunk_by(|a, b| a.1.shard == b.1.shard).collect();
-        let scored: Vec<Vec<Scored>> = by_shard
-            .into_par_iter()
-            .map(|group| {
-                let shard = group[0].1.shard as usize;
-                let rows = group.iter().map(|(_, c)| c.row as usize..c.row as usize + 1);
-                let view = store.shard_rows(shard, rows).map_err(IndexError::reader)?;
-                let scored = self.score_shard(shard, &view, group);
-                if self.index.is_dropped(store, shard) {
-                    store.advise(shard, Advice::DontNeed);
-                }
-                Ok(scored)
-            })
-            .collect::<Result<_, IndexError>>()?;
+        let one = |memory: &mut Memory, group: &[(usize, Candidate)]| self.score_shard(memory, group);
+        let scored: Vec<Vec<Scored>> = if wanted.len() < ALONE {
+            // Sooner done here than handed to another thread.
+            let mut memory = Memory::default();
+            by_shard.into_iter().map(|group| one(&mut memory, group)).collect::<Result<_, _>>()?
+        } else {
+            by_shard.into_par_iter().map_init(Memory::default, one).collect::<Result<_, _>>()?
+        };
         Ok(scored.into_iter().flatten().collect())
     }
 
-    fn score_shard(&self, shard: usize, view: &ShardView<'_>, group: &[(usize, Candidate)]) -> Vec<Scored> {
-        let mut wide = vec![0.0f32; view.dim];
+    fn score_shard(&self, memory: &mut Memory, group: &[(usize, Candidate)]) -> Result<Vec<Scored>, IndexError> {
+        let store = self.index.precise;
+        let shard = group[0].1.shard as usize;
+        let Memory { copies, wide } = memory;
+        wide.resize(store.spec().dim, 0.0);
         let mut scored = Vec::with_capacity(group.len());
-        for of_row in group.chunk_by(|a, b| a.1.row == b.1.row) {
-            let row = of_row[0].1.row as usize;
-            let precise: &[f32] = match bytemuck::try_cast_slice::<u8, f32>(view.row(row)) {
-                Ok(numbers) if view.row_type == RowType::F32 => &numbers[..view.dim],
-                _ => {
-                    view.widen(row, &mut wide);
-                    &wide
+        let by_row: Vec<&[(usize, Candidate)]> = group.chunk_by(|a, b| a.1.row == b.1.row).collect();
+        let at_once = (COPIED_BYTES / store.header().stride().max(1)).max(1);
+        for some in by_row.chunks(at_once) {
+            let rows: Vec<u32> = some.iter().map(|of_row| of_row[0].1.row).collect();
+            store.copy_rows(shard, &rows, Beside::Ids, copies).map_err(IndexError::reader)?;
+            let view = copies.view();
+            for (i, of_row) in some.iter().enumerate() {
+                let precise: &[f32] = match bytemuck::try_cast_slice::<u8, f32>(view.row(i)) {
+                    Ok(numbers) if view.row_type == RowType::F32 => &numbers[..view.dim],
+                    _ => {
+                        view.widen(i, wide);
+                        wide
+                    }
+                };
+                // Its place among the rows that are shown.
+                let place = self.index.firsts[shard] + (rows[i] as usize - store.n_dead_before(shard, rows[i])) as u64;
+                for &(query, candidate) in *of_row {
+                    let numbers = self.queries.row(query).to_slice().expect("queries are in standard layout");
+                    let hit = Hit { row: place, id: view.id(i), score: sum::dot(numbers, precise) };
+                    scored.push(Scored { query, candidate, hit });
                 }
-            };
-            // Its place among the rows that are shown.
-            let n_dead = view.dead.partition_point(|&dead| (dead as usize) < row);
-            let place = self.index.firsts[shard] + (row - n_dead) as u64;
-            for &(query, candidate) in of_row {
-                let numbers = self.queries.row(query).to_slice().expect("queries are in standard layout");
-                let hit = Hit { row: place, id: view.id(row), score: sum::dot(numbers, precise) };
-                scored.push(Scored { query, candidate, hit });
             }
         }
-        scored
+        Ok(scored)
     }
+}
+
+/// What a thread keeps from shard to shard.
+#[derive(Default)]
+struct Memory {
+    copies: RowCopies,
+    wide: Vec<f32>,
 }
 
 /// Candidates that were not scored before.

@@ -12,6 +12,7 @@ use ndarray::{ArrayView2, s};
 use rayon::prelude::*;
 
 use super::CertifiedIndex;
+use super::ahead::Ahead;
 use super::thresholds::{Candidate, Candidates};
 use crate::error::IndexError;
 use crate::{Filter, Hit};
@@ -33,7 +34,7 @@ const COARSE_SHARE: u64 = 32;
 const COARSE_SAMPLE: u64 = 8192;
 
 /// Rows of one shard.
-type Part = (usize, Range<usize>);
+pub(super) type Part = (usize, Range<usize>);
 /// Per query its hits, and how many rows were scored precisely for it.
 type Answers = Vec<(Vec<Hit>, u64)>;
 
@@ -104,15 +105,16 @@ impl<'p, 's, 'q> Pass<'p, 's, 'q> {
         let parts = self.parts();
         // The first part alone: it gives the others a threshold to start from.
         let (first, rest) = parts.split_at(1.min(parts.len()));
-        let mut n_scanned = 0;
+        let (mut n_scanned, mut ahead) = (0, Ahead::new());
         let mut waves = std::iter::once(first).chain(rest.chunks(WAVE_TASKS * TASK_PARTS)).peekable();
         while let Some(wave) = waves.next() {
             let next = waves.peek().copied().unwrap_or_default();
-            // Asking for pages takes a while even where they are there.
-            rayon::join(|| self.wave(wave, &mut found), || self.advise(next, Advice::WillNeed)).0?;
-            self.advise(wave, Advice::DontNeed);
+            let n_rows = wave.iter().map(|(_, rows)| rows.len()).sum::<usize>();
+            let bytes = n_rows * self.scanned.header().stride();
+            ahead.beside(self.scanned, bytes, next, || self.wave(wave, &mut found))?;
+            self.let_go(wave);
             self.sharpen(&mut found)?;
-            n_scanned += wave.iter().map(|(_, rows)| rows.len() as u64).sum::<u64>();
+            n_scanned += n_rows as u64;
             if found.iter().any(|all| !is_worth(n_scanned, all.all().len())) {
                 return Ok(None);
             }
@@ -205,12 +207,12 @@ impl<'p, 's, 'q> Pass<'p, 's, 'q> {
         Ok(found)
     }
 
-    /// Tells the system what becomes of a wave's pages: asked for before it, and let go after it where they do not stay mapped.
-    fn advise(&self, wave: &[Part], advice: Advice) {
+    /// Lets a wave's pages go where they do not stay mapped.
+    fn let_go(&self, wave: &[Part]) {
         let mut shards: Vec<usize> = wave.iter().map(|(shard, _)| *shard).collect();
         shards.dedup();
-        shards.retain(|&shard| advice == Advice::WillNeed || self.index.is_dropped(self.scanned, shard));
-        shards.into_par_iter().for_each(|shard| self.scanned.advise(shard, advice));
+        shards.retain(|&shard| self.index.is_dropped(self.scanned, shard));
+        shards.into_par_iter().for_each(|shard| self.scanned.advise(shard, Advice::DontNeed));
     }
 }
 

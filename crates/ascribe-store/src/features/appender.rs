@@ -1,7 +1,7 @@
 //! Shards on their way to disk: rows gather, a full shard is written, synced, named, and gets its manifest line.
 
 use std::collections::VecDeque;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
@@ -18,6 +18,7 @@ use super::view::ShardView;
 use crate::atomic::{AtomicFile, sync_dir, write_atomic};
 use crate::error::StoreError;
 use crate::lock::Lock;
+use crate::pieces::Pieces;
 use crate::tensors;
 
 /// Shards that are written at once, each by a thread of its own: a disk that is waited for after every file stands still while
@@ -265,7 +266,7 @@ fn write_shard(
             Ok::<_, StoreError>((side.len() as u64, blake3::hash(&side).to_hex().to_string()))
         });
         let mut file = AtomicFile::create(&path)?;
-        let mut out = BufWriter::with_capacity(1 << 20, &mut file);
+        let mut out = Pieces::new(&mut file);
         let written = tensors::write(&mut out, &path, &parts, &metadata);
         let flushed = written.and_then(|len| out.flush().map(|()| len).map_err(|e| StoreError::io("write", &path, e)));
         drop(out);

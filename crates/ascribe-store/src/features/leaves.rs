@@ -61,6 +61,14 @@ impl Write for LeafHasher {
         if self.group.len() == GROUP_BYTES {
             self.end_group();
         }
+        if self.group.is_empty() && bytes.len() > GROUP_BYTES {
+            // Whole groups with more behind them: hashed where they lie.
+            let n = (bytes.len() - 1) / GROUP_BYTES * GROUP_BYTES;
+            for group in bytes[..n].chunks_exact(GROUP_BYTES) {
+                self.leaves.push(leaf(group, self.leaves.len()));
+            }
+            return Ok(n);
+        }
         let n = bytes.len().min(GROUP_BYTES - self.group.len());
         self.group.extend_from_slice(&bytes[..n]);
         Ok(n)
@@ -141,6 +149,30 @@ impl Leaves {
 
     /// Looks at every group that `range` touches, once. On failure the chaining values, expected and found.
     pub fn check(&self, bytes: &[u8], range: Range<usize>) -> Result<(), (String, String)> {
+        self.check_by(bytes.len(), range, |i, group| leaf(&bytes[group], i))
+    }
+
+    /// The same of a shard of `len` bytes; `copy` copies some of them.
+    pub fn check_copied(
+        &self,
+        len: usize,
+        range: Range<usize>,
+        copy: impl Fn(Range<usize>, &mut [u8]),
+    ) -> Result<(), (String, String)> {
+        let mut room = Vec::new();
+        self.check_by(len, range, |i, group| {
+            room.resize(group.len(), 0);
+            copy(group, &mut room);
+            leaf(&room, i)
+        })
+    }
+
+    fn check_by(
+        &self,
+        len: usize,
+        range: Range<usize>,
+        mut leaf_of: impl FnMut(usize, Range<usize>) -> ChainingValue,
+    ) -> Result<(), (String, String)> {
         if range.is_empty() {
             return Ok(());
         }
@@ -149,8 +181,7 @@ impl Leaves {
             if self.is_checked[i].load(Ordering::Relaxed) {
                 continue;
             }
-            let group = &bytes[i * GROUP_BYTES..((i + 1) * GROUP_BYTES).min(bytes.len())];
-            let found = leaf(group, i);
+            let found = leaf_of(i, i * GROUP_BYTES..((i + 1) * GROUP_BYTES).min(len));
             if found != self.leaves[i] {
                 let name = |value: ChainingValue| format!("{} (group {i})", hex::encode(value));
                 return Err((name(self.leaves[i]), name(found)));
@@ -179,13 +210,16 @@ mod tests {
             5 * GROUP_BYTES - 1,
             bytes.len(),
         ] {
-            let mut hasher = LeafHasher::default();
-            for piece in bytes[..len].chunks(1000) {
-                hasher.write_all(piece).unwrap();
+            // Byte by thousand, all at once, and behind a head as a shard is.
+            for (first, then) in [(1000, 1000), (len.max(1), 1), (640, 5 * GROUP_BYTES), (GROUP_BYTES, GROUP_BYTES)] {
+                let (head, rest) = bytes[..len].split_at(first.min(len));
+                let mut hasher = LeafHasher::default();
+                hasher.write_all(head).unwrap();
+                rest.chunks(then).for_each(|piece| hasher.write_all(piece).unwrap());
+                let (hash, leaves) = hasher.finish();
+                assert_eq!(hash, blake3::hash(&bytes[..len]).to_hex().as_str(), "{len} bytes");
+                assert_eq!(leaves.len(), if len <= GROUP_BYTES { 0 } else { len.div_ceil(GROUP_BYTES) });
             }
-            let (hash, leaves) = hasher.finish();
-            assert_eq!(hash, blake3::hash(&bytes[..len]).to_hex().as_str(), "{len} bytes");
-            assert_eq!(leaves.len(), if len <= GROUP_BYTES { 0 } else { len.div_ceil(GROUP_BYTES) });
         }
     }
 
@@ -203,6 +237,10 @@ mod tests {
         bytes[5 * GROUP_BYTES] ^= 1;
         leaves.check(&bytes, 0..10).unwrap(); // seen before the change
         leaves.check(&bytes, 2 * GROUP_BYTES..5 * GROUP_BYTES).unwrap();
+        let copy = |range: Range<usize>, out: &mut [u8]| out.copy_from_slice(&bytes[range]);
+        leaves.check_copied(bytes.len(), 6 * GROUP_BYTES..bytes.len(), copy).unwrap();
+        let (_, found) = leaves.check_copied(bytes.len(), 5 * GROUP_BYTES..bytes.len(), copy).unwrap_err();
+        assert!(found.ends_with("(group 5)"), "{found}");
         let (_, found) = leaves.check(&bytes, 2 * GROUP_BYTES..5 * GROUP_BYTES + 1).unwrap_err();
         assert!(found.ends_with("(group 5)"), "{found}");
         assert!(Leaves::read(&path, bytes.len(), &blake3::hash(b"other").to_hex()).is_none());

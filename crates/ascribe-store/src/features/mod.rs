@@ -57,6 +57,7 @@ mod appender;
 mod buffer;
 mod compact;
 mod convert;
+mod copies;
 mod delete;
 mod export;
 mod files;
@@ -82,6 +83,7 @@ mod writer;
 
 pub use compact::compact;
 pub use convert::{convert, make_companion};
+pub use copies::{Beside, RowCopies};
 pub use delete::{Deletion, delete};
 pub use export::{ExportFormat, export};
 pub use generation::{Generation, Part};

@@ -7,6 +7,7 @@ use std::path::Path;
 use ascribe_core::{ExampleId, FeatureReader, FeatureSpec, Features, RowType};
 
 use super::BLOCK_ROWS;
+use super::copies::{Beside, RowCopies};
 use super::generation::Generation;
 use super::layout::{CompanionOf, Paths, StoreHeader};
 use super::manifest::{Manifest, ShardEntry};
@@ -226,6 +227,36 @@ impl FeatureStore {
     ) -> Result<ShardView<'_>, StoreError> {
         let Some(shard) = self.shards.get(i) else { return self.shard_view(i) };
         Ok(ShardView { dead: &self.dead[i], ..shard.view_of(rows)? })
+    }
+
+    /// Copies the rows `rows` of shard `i` and what `beside` says of them into `out`: for a few rows here and there, whose pages are not to
+    /// become this process's. They are checked as [`FeatureStore::shard_rows`] does. Cost: a read of the page cache (or the disk) a row.
+    ///
+    /// # Errors
+    /// As [`FeatureStore::shard_view`].
+    ///
+    /// # Panics
+    /// If a row is behind the shard's end.
+    pub fn copy_rows(&self, i: usize, rows: &[u32], beside: Beside, out: &mut RowCopies) -> Result<(), StoreError> {
+        let Some(shard) = self.shards.get(i) else { return self.shard_view(i).map(drop) };
+        shard.copy_rows(rows, beside, out)
+    }
+
+    /// Reads the rows `rows` of shard `i` and what is known of them into the page cache, for whoever maps them soon; `room` is
+    /// memory that is kept from call to call. Nothing is checked or handed out.
+    ///
+    /// # Panics
+    /// If there is no shard `i`, or a row is behind its end.
+    pub fn read_ahead(&self, i: usize, rows: Range<usize>, room: &mut Vec<u8>) {
+        self.shards[i].read_ahead(rows, room);
+    }
+
+    /// Deleted rows of shard `i` before its row `row`, without touching its rows.
+    ///
+    /// # Panics
+    /// If there is no shard `i`.
+    pub fn n_dead_before(&self, i: usize, row: u32) -> usize {
+        self.dead[i].partition_point(|&dead| dead < row)
     }
 
     /// Deleted rows of shard `i`, without touching its rows.

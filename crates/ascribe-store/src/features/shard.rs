@@ -12,6 +12,7 @@ use half::{bf16, f16};
 use ndarray::{Array2, ArrayView2, CowArray, Ix2};
 use safetensors::tensor::Dtype;
 
+use super::copies::{Beside, Places, RowCopies};
 use super::layout::StoreHeader;
 use super::leaves::{self, Leaves};
 use super::manifest::ShardEntry;
@@ -143,6 +144,8 @@ impl Shard {
             let expected = format!("{} … {}", entry.first_id, entry.last_id);
             return Err(StoreError::malformed(&shard.path, "first and last example", expected, format!("{found:?}")));
         }
+        // Head and last ids were looked at: with large pages that is some mebibytes of every shard.
+        shard.advise(Advice::DontNeed);
         Ok(shard)
     }
 
@@ -173,13 +176,27 @@ impl Shard {
         if self.blake3_found.get().is_some() {
             return self.view();
         }
+        let Some(leaves) = self.leaves() else { return self.view() };
+        self.check_rows(rows, |range| leaves.check(&self.bytes, range))?;
+        Ok(self.unchecked())
+    }
+
+    fn leaves(&self) -> Option<&Leaves> {
         let read = || Leaves::read(&self.path, self.bytes.len(), &self.blake3_expected);
-        let Some(leaves) = self.leaves.get_or_init(read) else { return self.view() };
+        self.leaves.get_or_init(read).as_ref()
+    }
+
+    /// Hands every range of bytes that rows are read from to `check`: the head, their numbers and facts.
+    fn check_rows(
+        &self,
+        rows: impl IntoIterator<Item = Range<usize>>,
+        check: impl Fn(Range<usize>) -> Result<(), (String, String)>,
+    ) -> Result<(), StoreError> {
         let ShardLayout { stride, grad, ids, norms, scales, errors, .. } = &self.layout;
         let starts = [Some(grad), Some(ids), Some(norms), scales.as_ref(), errors.as_ref()].into_iter().flatten();
         let head = 0..starts.map(|range| range.start).min().unwrap_or(0);
         let check = |range: Range<usize>| {
-            leaves.check(&self.bytes, range).map_err(|(expected, found)| {
+            check(range).map_err(|(expected, found)| {
                 let path = self.path.clone();
                 StoreError::WrongChecksum { path, expected, found }
             })
@@ -195,7 +212,46 @@ impl Shard {
                 check(of(tensor, 4))?;
             }
         }
-        Ok(self.unchecked())
+        Ok(())
+    }
+
+    /// Copies rows, and what is known of them, after checking what they are read from. No page of a shard with leaves becomes one of
+    /// this process; one without is hashed whole first.
+    pub fn copy_rows(&self, rows: &[u32], beside: Beside, out: &mut RowCopies) -> Result<(), StoreError> {
+        let copy = |range: Range<usize>, out: &mut [u8]| match &self.bytes {
+            Bytes::Mapped(map) => map.copy(range, out),
+            owned => out.copy_from_slice(&owned[range]),
+        };
+        match self.leaves().filter(|_| self.blake3_found.get().is_none()) {
+            Some(leaves) => {
+                let rows = rows.iter().map(|&row| row as usize..row as usize + 1);
+                self.check_rows(rows, |range| leaves.check_copied(self.bytes.len(), range, copy))?;
+            }
+            None if self.blake3_found.get().is_none() => {
+                self.check_bytes()?;
+                self.advise(Advice::DontNeed);
+            }
+            None => self.check_bytes()?,
+        }
+        let ShardLayout { row_type, dim, stride, grad, ids, norms, scales, errors, .. } = &self.layout;
+        let (row_type, dim, stride, grad) = (*row_type, *dim, *stride, grad.start);
+        let (scales, errors) = (scales.as_ref(), errors.as_ref());
+        let places = Places { row_type, dim, stride, grad, ids, norms, scales, errors };
+        out.fill(&places, rows, beside, copy);
+        Ok(())
+    }
+
+    /// Reads rows and their facts once, so that they lie in the page cache.
+    pub fn read_ahead(&self, rows: Range<usize>, room: &mut Vec<u8>) {
+        let Bytes::Mapped(map) = &self.bytes else { return };
+        let ShardLayout { stride, grad, norms, scales, errors, .. } = &self.layout;
+        let tensors =
+            [Some((grad, *stride)), Some((norms, 4)), scales.as_ref().map(|s| (s, 4)), errors.as_ref().map(|e| (e, 4))];
+        for (tensor, width) in tensors.into_iter().flatten() {
+            let range = tensor.start + rows.start * width..tensor.start + rows.end * width;
+            room.resize(range.len(), 0);
+            map.copy(range, room);
+        }
     }
 
     /// Refuses leaves that are there and are not this shard's. They do no harm; [`super::FeatureStore::verify`] tells of them.

@@ -3,7 +3,7 @@
 use std::fs;
 
 use ascribe_core::{FeatureReader, FeatureSink, RowType};
-use ascribe_store::features::{FolderObjects, LEAVES_MIN_BYTES, pull, push};
+use ascribe_store::features::{Beside, FolderObjects, LEAVES_MIN_BYTES, RowCopies, pull, push};
 use ascribe_store::{FeatureStore, FeatureWriter, StoreError};
 
 use crate::common::{ids, poke, rows, spec};
@@ -68,6 +68,59 @@ fn a_changed_byte_spoils_the_rows_beside_it_and_no_others() {
         assert!(n_bad > 0 || store.verify().is_err(), "byte {at} changed unnoticed");
         drop(store);
         poke(&shard, at, good[at]);
+    }
+}
+
+#[test]
+fn copies_are_the_rows_of_the_map_and_a_changed_byte_gives_none() {
+    for row_type in RowType::ALL {
+        let dir = tempfile::tempdir().unwrap();
+        // The first shard has leaves in f32, the second has none.
+        build(dir.path(), row_type, 1400);
+        let mapped = FeatureStore::open(dir.path(), None).unwrap();
+        let mut copies = RowCopies::new();
+        for (shard, wanted) in
+            [(0, vec![3, 1399, 700]), (1, vec![0]), (0, (0..1400).step_by(17).collect()), (1, vec![])]
+        {
+            // Opened anew: nothing is checked yet.
+            let store = FeatureStore::open(dir.path(), None).unwrap();
+            let all = mapped.shard_view(shard).unwrap();
+            for beside in [Beside::Ids, Beside::Bounds, Beside::Ids] {
+                store.copy_rows(shard, &wanted, beside, &mut copies).unwrap();
+                let found = copies.view();
+                assert_eq!((found.n_rows, found.dim, found.row_type), (wanted.len(), all.dim, all.row_type));
+                assert_eq!(
+                    (found.ids.is_empty(), found.norm.is_empty()),
+                    match beside {
+                        _ if wanted.is_empty() => (true, true),
+                        Beside::Ids => (false, true),
+                        Beside::Bounds => (true, false),
+                    }
+                );
+                for (i, &row) in wanted.iter().enumerate() {
+                    let row = row as usize;
+                    assert_eq!(found.row(i), all.row(row), "{row_type:?}, row {row}");
+                    assert_eq!(found.scale.map(|s| s[i]), all.scale.map(|s| s[row]));
+                    if beside == Beside::Ids {
+                        assert_eq!(found.id(i), all.id(row));
+                    } else {
+                        assert_eq!(
+                            (found.norm[i], found.error.map(|e| e[i])),
+                            (all.norm[row], all.error.map(|e| e[row]))
+                        );
+                    }
+                }
+            }
+        }
+        let store = FeatureStore::open(dir.path(), None).unwrap();
+        assert!(matches!(store.copy_rows(2, &[0], Beside::Ids, &mut copies), Err(StoreError::Shape { .. })));
+        let shard = dir.path().join("shards/s-000000.safetensors");
+        let good = fs::read(&shard).unwrap();
+        poke(&shard, good.len() / 2, good[good.len() / 2] ^ 1);
+        let store = FeatureStore::open(dir.path(), None).unwrap();
+        let middle: Vec<u32> = (600..800).collect();
+        let refused = store.copy_rows(0, &middle, Beside::Ids, &mut copies).unwrap_err();
+        assert!(matches!(&refused, StoreError::WrongChecksum { path, .. } if *path == shard), "{refused}");
     }
 }
 
