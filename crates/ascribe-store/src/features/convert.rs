@@ -32,7 +32,7 @@ pub fn convert(
     let from = source.header();
     let n_rows = source.generation().n_rows;
     let header = StoreHeader::new(&from.spec, row_type, from.rows_per_shard, n_rows);
-    let mut writer = FeatureWriter::begin(out, header)?;
+    let mut writer = FeatureWriter::begin(out, header)?.with_terms(source.terms().iter().cloned().collect());
     progress.start(&format!("convert to {}", row_type.name()), n_rows, "rows");
     progress.advance(writer.n_committed());
     let mut skip = writer.n_committed();
@@ -93,6 +93,8 @@ pub fn make_companion(
 /// Takes away a companion that was made of other rows. Anything else in its place is left alone and refused later.
 fn remove_stale(dir: &Path, wanted: &StoreHeader) -> Result<(), StoreError> {
     let paths = super::layout::Paths::new(dir);
+    let away = dir.with_extension(crate::atomic::TMP_SUFFIX);
+    remove_folder(&away)?;
     let found = match StoreHeader::read(&paths) {
         Ok(found) => found,
         Err(StoreError::Missing { .. }) => return Ok(()),
@@ -102,14 +104,24 @@ fn remove_stale(dir: &Path, wanted: &StoreHeader) -> Result<(), StoreError> {
         wanted.companion_of.as_ref().is_none_or(|w| w.rows_blake3 != of.rows_blake3 || w.uuid != of.uuid)
     });
     if is_other {
-        drop(crate::lock::Lock::take(paths.lock())?);
-        std::fs::remove_dir_all(dir).map_err(|source| StoreError::io("remove", dir, source))?;
+        let lock = crate::lock::Lock::take(paths.lock())?;
+        // Out of the way in one step: what a kill leaves of a folder half removed would be taken for a companion that was begun.
+        std::fs::rename(dir, &away).map_err(|source| StoreError::io("rename", &away, source))?;
+        drop(lock);
+        remove_folder(&away)?;
     }
     Ok(())
 }
 
+fn remove_folder(dir: &Path) -> Result<(), StoreError> {
+    match std::fs::remove_dir_all(dir) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(StoreError::io("remove", dir, source)),
+        _ => Ok(()),
+    }
+}
+
 /// Pushes rows of one shard: as they are if the row type stays, else widened and coded again.
-fn copy_rows(
+pub(super) fn copy_rows(
     view: &ShardView<'_>,
     rows: &[usize],
     writer: &mut FeatureWriter,

@@ -10,6 +10,7 @@ use super::generation::{Generation, remove_old};
 use super::layout::{Paths, StoreHeader};
 use super::reader::FeatureStore;
 use super::sums::DatasetSums;
+use super::terms::Terms;
 use super::tombstones::Tombstones;
 use super::writer::{Pending, open_to_change};
 use crate::error::StoreError;
@@ -26,7 +27,7 @@ pub struct Deletion {
 /// Deletes rows of the store at `dir`; returns the new generation.
 ///
 /// The sums of a withdrawn dataset become exactly zero, those of a dataset that loses examples are brought down by their
-/// rows (see [`DatasetSums`] for how close that is to a rebuild). The rows' bytes stay in their shards until
+/// rows (see [`DatasetSums`] for how close that is to a rebuild), and so are those of their owners. The rows' bytes stay in their shards until
 /// [`super::compact`]. Cost: one read of the rows of single examples; a bit of bookkeeping for whole datasets.
 ///
 /// # Errors
@@ -90,7 +91,7 @@ fn write_parts(
 ) -> Result<(), StoreError> {
     next.tombstones = Some(tombstones.write(paths, header, next.generation)?);
     next.sums = Some(sums.write(paths, header, next.generation)?);
-    Ok(())
+    Terms::of(paths, header, next)?.write(paths, header, next, sums)
 }
 
 /// Refuses to change a store under an unfinished append.

@@ -20,6 +20,8 @@ use crate::error::StoreError;
 use crate::limits::{GENERATIONS_MAX, HEADER_MAX_BYTES};
 
 const NOT_FINISHED: &str = "the store is unfinished; run the writing step again, it resumes";
+/// How the names of the parts of a generation begin.
+const PARTS: [&str; 4] = ["dataset_sums-", "tombstones-", "datasets-", "owner_sums-"];
 const LOST: &str = "`CURRENT` or the next generation names this file; restore it";
 
 /// A file that belongs to a generation.
@@ -44,7 +46,7 @@ pub struct Generation {
     pub spec_sha256: Digest,
     /// Its number, from 0.
     pub generation: u64,
-    /// What made it: `build`, `append`, `delete`, `compact`.
+    /// What made it: `build`, `append`, `delete`, `relicense`, `compact`.
     pub made_by: String,
     /// Numbers of the shards that hold its rows, in the order of the rows, as half-open ranges.
     pub shards: Vec<[u32; 2]>,
@@ -62,6 +64,12 @@ pub struct Generation {
     pub sums: Option<Part>,
     /// Deleted rows.
     pub tombstones: Option<Part>,
+    /// Names, owners and licences of the datasets; none if the store was never told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datasets: Option<Part>,
+    /// Exact sums per owner, beside `datasets`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner_sums: Option<Part>,
     /// BLAKE3 of the file itself, its own digits counted as zeros.
     pub checksum: String,
 }
@@ -95,6 +103,8 @@ impl Generation {
             log_blake3: blake3::hash(b"").to_hex().to_string(),
             sums: None,
             tombstones: None,
+            datasets: None,
+            owner_sums: None,
             checksum: NO_CHECKSUM.to_owned(),
         }
     }
@@ -103,6 +113,11 @@ impl Generation {
     pub(crate) fn next(&self, made_by: &str) -> Self {
         let (generation, checksum) = (self.generation + 1, NO_CHECKSUM.to_owned());
         Self { generation, made_by: made_by.to_owned(), checksum, ..self.clone() }
+    }
+
+    /// The files beside the rows, in the store's folder.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = &Part> {
+        [&self.sums, &self.tombstones, &self.datasets, &self.owner_sums].into_iter().flatten()
     }
 
     /// Numbers of the shards, in the order of the rows.
@@ -170,7 +185,7 @@ impl Generation {
         if what != expected {
             return Err(StoreError::malformed(path, "store and number", format!("{expected:?}"), format!("{what:?}")));
         }
-        for part in found.sums.iter().chain(&found.tombstones) {
+        for part in found.parts() {
             let is_plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_' | b'.');
             if part.file.starts_with('.') || !part.file.bytes().all(is_plain) {
                 return Err(StoreError::malformed(path, "name of a part", "a file of this folder", &part.file));
@@ -256,12 +271,12 @@ fn newest_number(paths: &Paths) -> Result<Option<u64>, StoreError> {
 pub(crate) fn remove_old(paths: &Paths, header: &StoreHeader, newest: &Generation) -> Result<(), StoreError> {
     let n_lines = Manifest::read(&paths.manifest(), header)?.n_lines_of(&paths.manifest(), newest)? as u32;
     let live: std::collections::HashSet<u32> = newest.shard_numbers().collect();
-    let parts: Vec<&str> = newest.sums.iter().chain(&newest.tombstones).map(|p| p.file.as_str()).collect();
+    let parts: Vec<&str> = newest.parts().map(|p| p.file.as_str()).collect();
     write_atomic(&paths.current(), &current_line(newest.generation))?;
     for path in super::files::of(&paths.root)? {
         let Some(name) = path.file_name().and_then(|n| n.to_str()) else { continue };
         let number = name.strip_prefix("MANIFEST-").and_then(|n| n.strip_suffix(".json")?.parse::<u64>().ok());
-        let is_part = name.starts_with("dataset_sums-") || name.starts_with("tombstones-");
+        let is_part = PARTS.iter().any(|prefix| name.starts_with(prefix));
         if number.is_some_and(|n| n < newest.generation) || (is_part && !parts.contains(&name)) {
             super::files::remove(&path)?;
         }

@@ -1,11 +1,13 @@
 //! One store of several with disjoint rows, such as the parts of a build in `n` processes.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use ascribe_core::{ExampleId, FeatureSink as _, Progress};
 
 use super::layout::StoreHeader;
 use super::reader::FeatureStore;
+use super::terms::DatasetTerms;
 use super::writer::FeatureWriter;
 use crate::error::StoreError;
 
@@ -19,7 +21,7 @@ const CHUNK: usize = 1024;
 ///
 /// # Errors
 /// [`StoreError::SpecMismatch`] or [`StoreError::SettingMismatch`], naming the input, if one differs from the first;
-/// [`StoreError::DuplicateExample`] if two have the same example; [`StoreError::Shape`] without inputs; damage; those of writing;
+/// [`StoreError::DuplicateExample`] if two have the same example; [`StoreError::SettingMismatch`] if two know different things of a dataset; [`StoreError::Shape`] without inputs; damage; those of writing;
 /// [`StoreError::Stopped`] on request.
 pub fn merge(inputs: &[FeatureStore], out: &Path, progress: &dyn Progress) -> Result<FeatureStore, StoreError> {
     let Some(first) = inputs.first() else {
@@ -52,7 +54,7 @@ pub fn merge(inputs: &[FeatureStore], out: &Path, progress: &dyn Progress) -> Re
         return Err(StoreError::DuplicateExample { id: places[at].0, row: at as u64 + 1 });
     }
     let new = StoreHeader::new(&header.spec, header.row_type, header.rows_per_shard, places.len() as u64);
-    let mut writer = FeatureWriter::begin(out, new)?;
+    let mut writer = FeatureWriter::begin(out, new)?.with_terms(terms(inputs)?);
     progress.start("merge", places.len() as u64, "rows");
     progress.advance(writer.n_committed());
     for chunk in places[writer.n_committed() as usize..].chunks(CHUNK) {
@@ -67,4 +69,20 @@ pub fn merge(inputs: &[FeatureStore], out: &Path, progress: &dyn Progress) -> Re
     }
     progress.finish(&format!("{} rows of {} stores", places.len(), inputs.len()));
     writer.finish()
+}
+
+/// What the inputs know of the datasets, together.
+fn terms(inputs: &[FeatureStore]) -> Result<Vec<DatasetTerms>, StoreError> {
+    let mut all: BTreeMap<u32, &DatasetTerms> = BTreeMap::new();
+    for store in inputs {
+        for terms in store.terms().iter() {
+            let before = all.insert(terms.dataset, terms).filter(|before| *before != terms);
+            if let Some(before) = before {
+                let (path, setting) = (store.paths.root.clone(), "terms of a dataset");
+                let (expected, found) = (format!("{before:?}"), format!("{terms:?}"));
+                return Err(StoreError::SettingMismatch { path, setting, expected, found });
+            }
+        }
+    }
+    Ok(all.into_values().cloned().collect())
 }

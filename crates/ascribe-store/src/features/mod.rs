@@ -11,6 +11,8 @@
 //!   CURRENT                         number of a committed generation; the newest follows it without a gap
 //!   dataset_sums-000000.safetensors sum, rest f64 [K, dim], count u64 [K]: exact sums of the rows as stored
 //!   tombstones-000001.safetensors   dead u64 [n]: rows that were deleted
+//!   datasets-000001.json            names, owners and licences of the datasets, if the store was told
+//!   owner_sums-000001.safetensors   the sums added up by owner
 //!   PENDING.json                    an append under way
 //!   int8/, int4/, bf16/, f16/       companions: the same rows in fewer bits
 //!   writer.lock                     empty; the operating system's lock on it keeps a second writer out
@@ -19,7 +21,8 @@
 //! `docs/STORE.md` says it to the byte. A shard counts from the moment its manifest line is on disk: file written beside its
 //! place, synced, renamed, folder synced, line appended, line synced. A kill at any point leaves whole shards and perhaps one
 //! torn line, which the next writer cuts off. Same rows, same files, whatever the sizes of the pushes and however often the
-//! writer was killed. A finished store changes by generations: [`FeatureWriter::append`], [`delete`], [`compact`] write what is
+//! writer was killed. A finished store changes by generations: [`FeatureWriter::append`], [`add`], [`delete`],
+//! [`relicense`], [`compact`] write what is
 //! new beside what is there and commit it by the manifest's name; a reader keeps the generation that it opened.
 //!
 //! ```
@@ -53,6 +56,7 @@
 //!
 //! An `example_id` on disk is [`ascribe_core::ExampleId::to_u64`]: dataset ordinal in the high half, position in the low.
 
+mod add;
 mod appender;
 mod buffer;
 mod compact;
@@ -69,18 +73,21 @@ mod merge;
 mod modules;
 mod quant;
 mod reader;
+mod relicense;
 mod remote;
-mod sealed;
+pub mod sealed;
 mod shard;
 mod snapshot;
 mod stats;
 mod subset;
 mod sums;
+mod terms;
 mod tombstones;
 mod verify;
 mod view;
 mod writer;
 
+pub use add::{Numbering, add, numbering};
 pub use compact::compact;
 pub use convert::{convert, make_companion};
 pub use copies::{Beside, RowCopies};
@@ -93,11 +100,13 @@ pub use manifest::ShardEntry;
 pub use merge::merge;
 pub use modules::Modules;
 pub use reader::FeatureStore;
+pub use relicense::relicense;
 pub use remote::{FolderObjects, Objects, RemoteStore, pull, push};
 pub use snapshot::{SingleShard, Snapshot};
-pub use stats::{DatasetStats, StoreStats};
+pub use stats::{DatasetStats, OwnerStats, StoreStats};
 pub use subset::Subset;
 pub use sums::DatasetSums;
+pub use terms::{DatasetTerms, OwnerSums, Terms};
 pub use verify::VerifyReport;
 pub use view::ShardView;
 pub use writer::FeatureWriter;

@@ -8,11 +8,12 @@ use ascribe_core::{ExampleId, FeatureReader, FeatureSpec, Features, RowType};
 
 use super::BLOCK_ROWS;
 use super::copies::{Beside, RowCopies};
-use super::generation::Generation;
+use super::generation::{Generation, Part};
 use super::layout::{CompanionOf, Paths, StoreHeader};
 use super::manifest::{Manifest, ShardEntry};
 use super::shard::Shard;
 use super::sums::DatasetSums;
+use super::terms::{OwnerSums, Terms};
 use super::tombstones::Tombstones;
 use super::view::ShardView;
 use crate::error::StoreError;
@@ -44,6 +45,9 @@ pub struct FeatureStore {
     blocks: Vec<(usize, Range<usize>)>,
     /// Mapped when the store is opened, so that a compaction cannot take it away.
     sums: Option<Map>,
+    /// Mapped likewise.
+    owner_sums: Option<Map>,
+    terms: Terms,
 }
 
 impl FeatureStore {
@@ -73,18 +77,10 @@ impl FeatureStore {
         let (entries, tombstones) = read_generation(paths, header, &generation)?;
         let manifest_path = paths.generation(generation.generation);
         let shards: Result<Vec<_>, _> = entries.iter().map(|e| Shard::open(&paths.shard(e.shard), header, e)).collect();
-        let sums = match &generation.sums {
-            Some(part) => {
-                let path = paths.root.join(&part.file);
-                let map = Map::open(&path)?;
-                if map.len() as u64 != part.bytes {
-                    return Err(StoreError::WrongLength { path, expected: part.bytes, found: map.len() as u64 });
-                }
-                Some(map)
-            }
-            None => None,
-        };
-        let store = Self::of_parts(paths.clone(), header.clone(), generation, entries, shards?, &tombstones, sums);
+        let mut store = Self::of_parts(paths.clone(), header.clone(), generation, entries, shards?, &tombstones);
+        store.sums = store.map_part(store.generation.sums.as_ref())?;
+        store.owner_sums = store.map_part(store.generation.owner_sums.as_ref())?;
+        store.terms = Terms::of(paths, header, &store.generation)?;
         let n_live: u64 = store.blocks.iter().map(|(_, rows)| rows.len() as u64).sum();
         if n_live != store.generation.n_rows {
             return Err(StoreError::malformed(&manifest_path, "live rows", store.generation.n_rows, n_live));
@@ -99,12 +95,25 @@ impl FeatureStore {
         entries: Vec<ShardEntry>,
         shards: Vec<Shard>,
         tombstones: &Tombstones,
-        sums: Option<Map>,
     ) -> Self {
         let dead = entries.iter().map(|e| tombstones.of_shard(e.shard)).collect();
-        let mut store = Self { paths, header, generation, entries, shards, dead, live: vec![], blocks: vec![], sums };
+        let (live, blocks, terms) = (vec![], vec![], Terms::default());
+        let (sums, owner_sums) = (None, None);
+        let mut store =
+            Self { paths, header, generation, entries, shards, dead, live, blocks, sums, owner_sums, terms };
         store.set_live();
         store
+    }
+
+    /// Maps a part of the generation; its bytes are checked when they are looked at.
+    fn map_part(&self, part: Option<&Part>) -> Result<Option<Map>, StoreError> {
+        let Some(part) = part else { return Ok(None) };
+        let path = self.paths.root.join(&part.file);
+        let map = Map::open(&path)?;
+        if map.len() as u64 != part.bytes {
+            return Err(StoreError::WrongLength { path, expected: part.bytes, found: map.len() as u64 });
+        }
+        Ok(Some(map))
     }
 
     /// Draws the blocks from the shards and their dead rows.
@@ -304,6 +313,25 @@ impl FeatureStore {
         };
         let path = self.paths.root.join(&part.file);
         DatasetSums::parse(&path, map, part, &self.header, self.generation.n_datasets as usize)
+    }
+
+    /// What the store was told of its datasets.
+    pub fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    /// The exact sums per owner, checked against their hash; of nobody if the store knows no owners.
+    ///
+    /// # Errors
+    /// [`StoreError::WrongChecksum`], [`StoreError::Malformed`].
+    pub fn owner_sums(&self) -> Result<OwnerSums, StoreError> {
+        let owners = self.terms.owners();
+        let (Some(part), Some(map)) = (&self.generation.owner_sums, &self.owner_sums) else {
+            return Ok(OwnerSums { owners: Vec::new(), sums: DatasetSums::new(self.header.spec.dim) });
+        };
+        let path = self.paths.root.join(&part.file);
+        let sums = DatasetSums::parse(&path, map, part, &self.header, owners.len())?;
+        Ok(OwnerSums { owners, sums })
     }
 }
 

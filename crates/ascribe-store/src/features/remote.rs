@@ -9,7 +9,7 @@
 //! store.json                                  as in a folder
 //! shards/s-000000-<16 digits>.safetensors     the same bytes, the name with the first 16 digits of their BLAKE3
 //! side/s-000000-<16 digits>.parquet
-//! parts/<16 digits>-<name>                    manifest, its part of manifest.log, sums, tombstones
+//! parts/<16 digits>-<name>                    manifest, its part of manifest.log, sums, tombstones, owners
 //! commits/000000.json                         names the objects of one generation
 //! CURRENT                                     number of a commit, tab, CRC-32
 //! ```
@@ -155,6 +155,10 @@ pub fn push(store: &FeatureStore, objects: &dyn Objects, progress: &dyn Progress
     let manifest_part = part_of(format!("MANIFEST-{:06}.json", generation.generation), &manifest);
     if let Some(before) = &before {
         if before.manifest == manifest_part {
+            // Killed between its commit and this line, perhaps.
+            if objects.get("CURRENT")? != Some(current_line(before.number)) {
+                objects.put("CURRENT", &current_line(before.number))?;
+            }
             return Ok(before.number);
         }
         let is_built_on = before.uuid == generation.uuid
@@ -184,7 +188,7 @@ pub fn push(store: &FeatureStore, objects: &dyn Objects, progress: &dyn Progress
         }
         progress.advance(1);
     }
-    for part in generation.sums.iter().chain(&generation.tombstones) {
+    for part in generation.parts() {
         put_once(objects, &part_key(part), &read(&paths.root.join(&part.file))?)?;
     }
     let log_part = part_of("manifest.log".to_owned(), &log);
@@ -306,7 +310,7 @@ pub fn pull(objects: &dyn Objects, dir: &Path, progress: &dyn Progress) -> Resul
         }
         progress.advance(1);
     }
-    for part in fetched.generation.sums.iter().chain(&fetched.generation.tombstones) {
+    for part in fetched.generation.parts() {
         write_atomic(&paths.root.join(&part.file), &fetch_part(objects, part)?)?;
     }
     write_atomic(&paths.generation(fetched.generation.generation), &fetched.manifest_bytes)?;

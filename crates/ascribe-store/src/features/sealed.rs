@@ -11,10 +11,16 @@ use crate::atomic::write_atomic;
 use crate::error::StoreError;
 
 /// Stands in the checksum's place while it is computed.
-pub(crate) const NO_CHECKSUM: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+pub const NO_CHECKSUM: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
-/// The file's bytes. `value` must have a field `checksum` that holds [`NO_CHECKSUM`].
-pub(crate) fn to_bytes<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>, StoreError> {
+/// The file's bytes. `value` must have a last field `checksum` that holds [`NO_CHECKSUM`].
+///
+/// # Errors
+/// A value that JSON cannot hold.
+///
+/// # Panics
+/// If there is no such field.
+pub fn to_bytes<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>, StoreError> {
     let mut bytes =
         serde_json::to_vec_pretty(value).map_err(|error| StoreError::malformed(path, "JSON", "a value", error))?;
     bytes.push(b'\n');
@@ -25,12 +31,21 @@ pub(crate) fn to_bytes<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>, 
 }
 
 /// Writes the file whole or not at all.
-pub(crate) fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), StoreError> {
+///
+/// # Errors
+/// As [`to_bytes`]; those of the file system.
+///
+/// # Panics
+/// As [`to_bytes`].
+pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), StoreError> {
     write_atomic(path, &to_bytes(path, value)?)
 }
 
 /// Refuses bytes that do not hash to `checksum`, which was read from them.
-pub(crate) fn check(path: &Path, bytes: &[u8], checksum: &str) -> Result<(), StoreError> {
+///
+/// # Errors
+/// [`StoreError::WrongChecksum`].
+pub fn check(path: &Path, bytes: &[u8], checksum: &str) -> Result<(), StoreError> {
     let wrong = |found: String| {
         let (path, expected) = (path.to_path_buf(), checksum.chars().take(64).collect());
         Err(StoreError::WrongChecksum { path, expected, found })

@@ -4,6 +4,7 @@ use ascribe_core::FeatureReader as _;
 use serde::Serialize;
 
 use super::reader::FeatureStore;
+use super::terms::OwnerSums;
 use crate::error::StoreError;
 
 /// Numbers of a store.
@@ -43,6 +44,8 @@ pub struct StoreStats {
     pub error_rel: Option<[f64; 2]>,
     /// Rows of each dataset, by ordinal, and the norm of their sum.
     pub datasets: Vec<DatasetStats>,
+    /// The same by owner; empty if the store knows no owners.
+    pub owners: Vec<OwnerStats>,
     /// Modules with their first column and width.
     pub modules: Vec<(String, usize, usize)>,
     /// Companions, and whether they are of the rows that the store has now.
@@ -57,6 +60,28 @@ pub struct DatasetStats {
     /// Its rows.
     pub rows: u64,
     /// Euclidean norm of the sum of its rows.
+    pub sum_norm: f64,
+    /// Its name, where the store was told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Its owner, where the store was told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// Its licence, where the store was told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub licence: Option<String>,
+}
+
+/// Numbers of an owner.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct OwnerStats {
+    /// Who.
+    pub owner: String,
+    /// Ordinals of the datasets.
+    pub datasets: Vec<u32>,
+    /// Rows of them all.
+    pub rows: u64,
+    /// Euclidean norm of the sum of these rows.
     pub sum_norm: f64,
 }
 
@@ -73,12 +98,15 @@ impl FeatureStore {
         let n = self.n_rows().max(1) as f64;
         let sums = if header.companion_of.is_none() { Some(self.dataset_sums()?) } else { None };
         let datasets = sums.map_or_else(Vec::new, |sums| {
-            let norm = |row: ndarray::ArrayView1<'_, f64>| row.iter().map(|x| x * x).sum::<f64>().sqrt();
             let rows = sums.sums();
-            let of =
-                |(k, (&rows, sum)): (usize, (&u64, _))| DatasetStats { dataset: k as u32, rows, sum_norm: norm(sum) };
+            let of = |(k, (&rows, sum)): (usize, (&u64, _))| {
+                let terms = self.terms().of_dataset(k as u32).cloned().unwrap_or_default();
+                let (name, owner, licence) = (terms.name, terms.owner, terms.licence);
+                DatasetStats { dataset: k as u32, rows, sum_norm: norm(sum), name, owner, licence }
+            };
             sums.counts.iter().zip(rows.rows()).enumerate().map(of).filter(|d| d.rows > 0).collect()
         });
+        let owners = self.owner_stats()?;
         let shard_bytes = self.entries().iter().map(|e| e.bytes).sum();
         let side_bytes = self.entries().iter().map(|e| e.side_bytes).sum();
         let in_files = (self.n_rows() + self.generation().n_dead).max(1) as f64;
@@ -100,9 +128,20 @@ impl FeatureStore {
             norms: if self.n_rows() == 0 { [0.0; 3] } else { [least, total / n, largest] },
             error_rel: self.error_rel(),
             datasets,
+            owners,
             modules: header.spec.columns.iter().map(|c| (c.name.clone(), c.start, c.len)).collect(),
             companions: self.companions(),
         })
+    }
+
+    fn owner_stats(&self) -> Result<Vec<OwnerStats>, StoreError> {
+        let OwnerSums { owners, sums } = self.owner_sums()?;
+        let rows = sums.sums();
+        let of = |((owner, &rows), sum): ((String, &u64), _)| {
+            let datasets = self.terms().datasets_where(|terms| terms.owner.as_ref() == Some(&owner));
+            OwnerStats { owner, datasets, rows, sum_norm: norm(sum) }
+        };
+        Ok(owners.into_iter().zip(&sums.counts).zip(rows.rows()).map(of).collect())
     }
 
     fn error_rel(&self) -> Option<[f64; 2]> {
@@ -128,4 +167,8 @@ impl FeatureStore {
         let types = ascribe_core::RowType::ALL.into_iter();
         types.filter_map(|t| state(t).map(|state| (t.name().to_owned(), state))).collect()
     }
+}
+
+fn norm(row: ndarray::ArrayView1<'_, f64>) -> f64 {
+    row.iter().map(|x| x * x).sum::<f64>().sqrt()
 }

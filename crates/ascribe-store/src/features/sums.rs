@@ -136,12 +136,13 @@ impl DatasetSums {
         }
     }
 
-    /// Sums per owner: `owner_of[k]` is the owner of dataset k, below `n_owners`; datasets beyond its end belong to nobody.
-    /// Relicensing is another `owner_of`.
-    pub fn by_owner(&self, owner_of: &[u32], n_owners: usize) -> Self {
+    /// Sums per owner: `owner_of[k]` is the owner of dataset k, below `n_owners`; one without, or beyond its end, belongs to nobody.
+    /// Relicensing is another `owner_of`. Datasets are added in their order, so the bits depend on these sums and on `owner_of` alone.
+    pub fn by_owner(&self, owner_of: &[Option<u32>], n_owners: usize) -> Self {
         let mut owners = Self::new(self.dim);
         owners.grow(n_owners);
-        for (k, &owner) in owner_of.iter().enumerate().take(self.counts.len()) {
+        for (k, owner) in owner_of.iter().enumerate().take(self.counts.len()) {
+            let Some(owner) = *owner else { continue };
             owners.counts[owner as usize] += self.counts[k];
             let (from, to) = (k * self.dim, owner as usize * self.dim);
             for j in 0..self.dim {
@@ -184,7 +185,18 @@ impl DatasetSums {
 
     /// Writes the file of generation `number`.
     pub(crate) fn write(&self, paths: &Paths, header: &StoreHeader, number: u64) -> Result<Part, StoreError> {
-        let file = format!("dataset_sums-{number:06}.safetensors");
+        self.write_as("dataset_sums", paths, header, number)
+    }
+
+    /// The same under another name.
+    pub(crate) fn write_as(
+        &self,
+        name: &str,
+        paths: &Paths,
+        header: &StoreHeader,
+        number: u64,
+    ) -> Result<Part, StoreError> {
+        let file = format!("{name}-{number:06}.safetensors");
         let path = paths.root.join(&file);
         let shape = [self.counts.len(), self.dim];
         let tensors = [
@@ -311,15 +323,17 @@ mod tests {
         without.clear(1);
         assert_eq!(without, sum_of(&|i| i % 3 != 1));
         // Owners 0 and 1; dataset 2 moves from the first to the second.
-        let before = all.by_owner(&[0, 1, 0], 2).sums();
+        let before = all.by_owner(&[Some(0), Some(1), Some(0)], 2).sums();
         assert_eq!(before.row(1), all.sums().row(1));
-        let after = all.by_owner(&[0, 1, 1], 2).sums();
+        let after = all.by_owner(&[Some(0), Some(1), Some(1)], 2).sums();
         assert_eq!(after.row(0), all.sums().row(0));
         // Equal to sums made anew under the new owner.
         let mut rebuilt = DatasetSums::new(5);
         let owners: Vec<ExampleId> = ids.iter().map(|i| ExampleId { dataset: i.dataset.min(1), ..*i }).collect();
         rebuilt.add(&owners, rows.view());
-        assert!(all.by_owner(&[0, 1, 1], 2).distance(&rebuilt) < 1e-28);
+        assert!(all.by_owner(&[Some(0), Some(1), Some(1)], 2).distance(&rebuilt) < 1e-28);
+        // A dataset of nobody is in nobody's sum.
+        assert_eq!(all.by_owner(&[None, Some(0)], 1).sums().row(0), all.sums().row(1));
         let total = |a: &Array2<f64>| a.sum_axis(ndarray::Axis(0));
         assert!((total(&before) - total(&after)).iter().all(|d| d.abs() < 1e-12));
         assert_eq!(all.distance(&sum_of(&|i| i > 0)), f64::INFINITY);

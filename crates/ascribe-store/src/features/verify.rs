@@ -63,8 +63,20 @@ impl FeatureStore {
                 return Err(StoreError::malformed(&path, "sums", expected, format!("others, off by {distance:e}")));
             }
         }
+        self.check_owner_sums()?;
         let (n_rows, n_dead, n_shards) = (self.generation.n_rows, self.generation.n_dead, self.entries.len() as u32);
         Ok(VerifyReport { n_rows, n_dead, n_shards, len_bytes: self.len_bytes() })
+    }
+
+    /// Sums per owner are those of the datasets to the last bit.
+    fn check_owner_sums(&self) -> Result<(), StoreError> {
+        let Some(part) = &self.generation.owner_sums else { return Ok(()) };
+        let found = self.owner_sums()?;
+        if found == self.terms().owner_sums(&self.dataset_sums()?) {
+            return Ok(());
+        }
+        let path = self.paths.root.join(&part.file);
+        Err(StoreError::malformed(&path, "sums per owner", "the datasets' sums, added by owner", "others"))
     }
 
     fn check_codes(&self, i: usize) -> Result<(), StoreError> {

@@ -10,15 +10,16 @@ use serde::{Deserialize, Serialize};
 
 use super::appender::Appender;
 use super::files;
-use super::generation::{Generation, remove_old};
+use super::generation::{Generation, current_line, remove_old};
 use super::layout::{Paths, StoreHeader, parse_json};
 use super::manifest::ShardEntry;
 use super::reader::FeatureStore;
 use super::sealed::{self, NO_CHECKSUM};
 use super::sums::DatasetSums;
+use super::terms::{DatasetTerms, Terms};
 use super::tombstones::Tombstones;
 use super::{FEATURES_FORMAT_VERSION, ShardView};
-use crate::atomic::{create_dirs, read_capped, sync_dir};
+use crate::atomic::{create_dirs, read_capped, sync_dir, write_atomic};
 use crate::error::StoreError;
 use crate::limits::{DATASETS_MAX, HEADER_MAX_BYTES};
 use crate::lock::Lock;
@@ -45,6 +46,8 @@ pub struct FeatureWriter {
     seen: HashSet<u64>,
     /// A companion has no sums of its own.
     sums: Option<DatasetSums>,
+    /// What is to be known of the datasets.
+    terms: Vec<DatasetTerms>,
     n_committed: u64,
 }
 
@@ -124,6 +127,10 @@ impl FeatureWriter {
             return Err(StoreError::WrongVersion { path, format: "feature store", expected, found: 1 });
         }
         let is_sealed = newest.is_some();
+        if let Some(newest) = newest.as_ref().filter(|_| !header.is_v1() && !paths.current().exists()) {
+            // Killed between the first manifest and this.
+            write_atomic(&paths.current(), &current_line(newest.generation))?;
+        }
         let target_rows = header.expected_rows;
         let base = newest.unwrap_or_else(|| Generation::before(&header));
         Self::on(Appender::open(paths, header, &base, true, lock)?, base, "build", target_rows, is_sealed)
@@ -198,7 +205,16 @@ impl FeatureWriter {
             }
         }
         let n_committed = if is_sealed { target_rows } else { appender.n_added() };
-        Ok(Self { appender, base, made_by, is_sealed, target_rows, seen, sums, n_committed })
+        let terms = Vec::new();
+        Ok(Self { appender, base, made_by, is_sealed, target_rows, seen, sums, terms, n_committed })
+    }
+
+    /// The same with changes to what the store knows of its datasets, committed with the rows. They are not kept over a kill: whoever
+    /// resumes gives them again.
+    #[must_use]
+    pub fn with_terms(mut self, changes: Vec<DatasetTerms>) -> Self {
+        self.terms = changes;
+        self
     }
 
     /// Seals the store: exact sums per dataset and the manifest of the generation. Returns the store, open for reading.
@@ -228,6 +244,9 @@ impl FeatureWriter {
             if let Some(sums) = &self.sums {
                 next.n_datasets = sums.counts.len() as u32;
                 next.sums = Some(sums.write(paths, header, next.generation)?);
+                let mut terms = Terms::of(paths, header, &self.base)?;
+                self.terms.iter().try_for_each(|change| terms.set(change))?;
+                terms.write(paths, header, &mut next, sums)?;
             }
             next.commit(paths)?;
             if !is_first {
