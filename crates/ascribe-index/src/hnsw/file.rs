@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! index/
-//!   index.json          version, spec hash, settings, shapes, orphans, deleted examples, measured recall, and length and
-//!                       SHA-256 of each file
+//!   index.json          version, spec hash, settings, shapes, orphans, deleted examples, measured recall, length and SHA-256
+//!                       of each file, and its own checksum ([`ascribe_store::features::sealed`]; not in version 2)
 //!   graph-000.bin       sections of `hnsw/graph.rs`; mapped when the index is opened
 //! ```
 //!
-//! The folder is made under another name and renamed. An index belongs to the examples that it was built over, not to their
+//! The folder is made under another name and renamed; one that stood there is `NAME.old` between two renames, and is opened as that
+//! if a kill came in between. Savers of one folder wait for each other; a reader that met one looks again. An index belongs to the examples that it was built over, not to their
 //! places: rows that the store has lost since are skipped, a few that it got are looked at always ([`NEW_ROWS_SHARE`]).
 
 use std::collections::{BTreeSet, HashMap};
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 use ascribe_core::{Digest, ExampleId, FeatureReader};
 use ascribe_store::StoreError;
 use ascribe_store::atomic::{create_dirs, read_capped, sync_dir, write_atomic};
+use ascribe_store::features::sealed::{self, NO_CHECKSUM};
 use ascribe_store::mmap::Map;
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +30,8 @@ use crate::error::{IndexError, RowsOf};
 
 pub(super) const HEADER: &str = "index.json";
 pub(super) const BUILD_AGAIN: &str = "build the index again";
+/// The version whose header has no checksum.
+const UNSEALED: u32 = 2;
 /// A header of ten million orphans is shorter.
 const HEADER_MAX_BYTES: u64 = 256 << 20;
 pub(super) const FILE_MAX_BYTES: u64 = 1 << 40;
@@ -45,6 +49,9 @@ struct Header {
     deleted: Vec<u64>,
     recall: RecallCurve,
     graphs: Vec<GraphPart>,
+    /// Of the header itself; none in version 2.
+    #[serde(default)]
+    checksum: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -68,22 +75,36 @@ impl<'r, R: FeatureReader> HnswIndex<'r, R> {
     /// # Errors
     /// [`IndexError::Store`] with what the file system said. The old folder stays unless everything was written.
     pub fn save(&self, dir: &Path) -> Result<(), IndexError> {
-        let mut tmp = dir.as_os_str().to_owned();
-        tmp.push(".tmp");
-        let tmp = PathBuf::from(tmp);
+        let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        create_dirs(parent)?;
+        let _turn = turn(parent)?;
+        let (tmp, old) = (beside(dir, "tmp"), beside(dir, "old"));
+        restore(dir, &old)?;
         remove_folder(&tmp)?;
         create_dirs(&tmp)?;
         let result = self.save_into(&tmp).and_then(|()| {
-            remove_folder(dir)?;
-            fs::rename(&tmp, dir).map_err(|source| StoreError::io("rename", dir, source))?;
-            let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            Ok(sync_dir(parent)?)
+            let rename = |from: &Path, to: &Path| match fs::rename(from, to) {
+                Err(source) => Err(StoreError::io("rename", to, source)),
+                Ok(()) => Ok(()),
+            };
+            if dir.exists() {
+                rename(dir, &old)?;
+            }
+            rename(&tmp, dir)?;
+            sync_dir(parent)?;
+            Ok(remove_folder(&old)?)
         });
         if result.is_err() {
             // The first error is the one that matters.
             let _ = fs::remove_dir_all(&tmp);
+            let _ = restore(dir, &old);
         }
         result
+    }
+
+    /// True if there is an index in `dir`, whole or as the last saver left it.
+    pub fn is_kept(dir: &Path) -> bool {
+        dir.exists() || beside(dir, "old").exists()
     }
 
     fn save_into(&self, dir: &Path) -> Result<(), IndexError> {
@@ -103,11 +124,9 @@ impl<'r, R: FeatureReader> HnswIndex<'r, R> {
             deleted: self.deleted.iter().map(|id| id.to_u64()).collect(),
             recall: self.curve.clone(),
             graphs,
+            checksum: NO_CHECKSUM.to_owned(),
         };
-        let path = dir.join(HEADER);
-        let json = serde_json::to_vec_pretty(&header)
-            .map_err(|error| StoreError::malformed(&path, "index header", "a value", error))?;
-        Ok(write_atomic(&path, &json)?)
+        Ok(sealed::write(&dir.join(HEADER), &header)?)
     }
 
     /// Examples of the orphans.
@@ -123,17 +142,39 @@ impl<'r, R: FeatureReader> HnswIndex<'r, R> {
     /// [`IndexError::SpecMismatch`] for another spec, or too many rows that the index does not know;
     /// [`IndexError::Store`] for a missing, cut, changed or newer file; those of the reader.
     pub fn open(reader: &'r R, dir: &Path) -> Result<Self, IndexError> {
+        let look = || {
+            let (place, bytes) = header_bytes(dir)?;
+            Self::open_at(reader, &place, &bytes)
+        };
+        look().or_else(|error| {
+            // Another index may have taken the place while this one was looked at; while nobody saves it stands still.
+            let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            match turn(parent) {
+                Ok(_turn) => look(),
+                Err(_) => Err(error),
+            }
+        })
+    }
+
+    fn open_at(reader: &'r R, dir: &Path, bytes: &[u8]) -> Result<Self, IndexError> {
         let path = dir.join(HEADER);
-        let bytes = read_capped(&path, HEADER_MAX_BYTES, BUILD_AGAIN)?;
-        match version(&path, &bytes)? {
-            1 => return v1::open(reader, dir, &path, &bytes),
-            INDEX_FORMAT_VERSION => {}
+        let found_version = version(&path, bytes)?;
+        match found_version {
+            1 => return v1::open(reader, dir, &path, bytes),
+            UNSEALED | INDEX_FORMAT_VERSION => {}
             found => {
                 let expected = INDEX_FORMAT_VERSION;
                 return Err(StoreError::WrongVersion { path, format: "index", expected, found }.into());
             }
         }
-        let header: Header = serde_json::from_slice(&bytes).map_err(|error| bad_header(&path, error))?;
+        let header: Header = serde_json::from_slice(bytes).map_err(|error| bad_header(&path, error))?;
+        match found_version {
+            UNSEALED if header.checksum.is_empty() => {}
+            UNSEALED => {
+                return Err(StoreError::malformed(&path, "checksum", "none in version 2", header.checksum).into());
+            }
+            _ => sealed::check(&path, bytes, &header.checksum)?,
+        }
         let expected = RowsOf { spec: reader.spec().hash(), n_rows: reader.n_rows() };
         let found = RowsOf { spec: header.spec_sha256, n_rows: header.n_rows };
         if expected.spec != found.spec {
@@ -202,6 +243,51 @@ impl Known {
         let is_orphan = |row: &usize| !is_known[*row] || orphans.contains(&ids[*row].to_u64());
         let orphans = (0..ids.len()).filter(is_orphan).map(|row| row as u64).collect();
         Some((ranges, orphans))
+    }
+}
+
+/// The right to change what lies in `parent`, waited for: a lock of the operating system on the folder itself, so that nothing stays
+/// behind. Systems that cannot open a folder have none, and no two savers at once.
+fn turn(parent: &Path) -> Result<Option<fs::File>, StoreError> {
+    if cfg!(windows) {
+        return Ok(None);
+    }
+    let locked = fs::File::open(parent).and_then(|folder| folder.lock().map(|()| folder));
+    locked.map(Some).map_err(|source| StoreError::io("lock", parent, source))
+}
+
+/// `dir` with an ending.
+fn beside(dir: &Path, ending: &str) -> PathBuf {
+    let mut name = dir.as_os_str().to_owned();
+    name.push(".");
+    name.push(ending);
+    PathBuf::from(name)
+}
+
+/// Puts back what a saver put away before it was killed; takes it away where that saver's own index is in its place.
+fn restore(dir: &Path, old: &Path) -> Result<(), StoreError> {
+    match (dir.exists(), old.exists()) {
+        (_, false) => Ok(()),
+        (true, true) => remove_folder(old),
+        (false, true) => fs::rename(old, dir).map_err(|source| StoreError::io("rename", dir, source)),
+    }
+}
+
+/// The header of the index in `dir`, or of the one that was put away for a saver that never came to its end.
+fn header_bytes(dir: &Path) -> Result<(PathBuf, Vec<u8>), StoreError> {
+    let read = |dir: &Path| {
+        let bytes = read_capped(&dir.join(HEADER), HEADER_MAX_BYTES, BUILD_AGAIN)?;
+        Ok((dir.to_path_buf(), bytes))
+    };
+    match read(dir) {
+        Err(StoreError::Missing { path, hint }) if !dir.exists() => {
+            let missing = |error| match error {
+                StoreError::Missing { .. } => StoreError::Missing { path, hint },
+                other => other,
+            };
+            read(&beside(dir, "old")).map_err(missing)
+        }
+        other => other,
     }
 }
 

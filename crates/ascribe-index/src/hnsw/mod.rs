@@ -55,7 +55,7 @@ pub use build::UnitDistance;
 pub use curve::{RecallCurve, RecallPoint};
 
 /// Version of the header and of the files beside it.
-pub const INDEX_FORMAT_VERSION: u32 = 2;
+pub const INDEX_FORMAT_VERSION: u32 = 3;
 
 /// What a search ranks by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]

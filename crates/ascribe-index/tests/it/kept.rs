@@ -141,22 +141,17 @@ fn damage_is_found_before_the_library_reads_it() {
     let reader = clustered(100, 40, 6, 24);
     let built = HnswIndex::build(&reader, params()).unwrap();
     built.save(&path).unwrap();
-    let queries = queries(&reader, 5, 28);
-    let expected = built.search_many(queries.view(), 5, Effort::new(60)).unwrap();
     for name in names(&path) {
         let file = path.join(&name);
         let bytes = fs::read(&file).unwrap();
-        for at in (0..bytes.len()).step_by(bytes.len() / 60 + 1) {
+        let step = if name == "index.json" { 1 } else { bytes.len() / 60 + 1 };
+        for at in (0..bytes.len()).step_by(step) {
             let mut changed = bytes.clone();
-            changed[at] ^= 1;
+            changed[at] ^= 1 << (at % 8);
             fs::write(&file, changed).unwrap();
-            if let Ok(opened) = HnswIndex::open(&reader, &path) {
-                // The header is text in which a byte may mean nothing (a blank) or be a setting that only a later build
-                // would follow; whatever opens must still find the same rows.
-                assert_eq!(name, "index.json", "byte {at} changed unnoticed");
-                let found = opened.search_many(queries.view(), 5, Effort::new(60)).unwrap();
-                assert_eq!(found, expected, "index.json: byte {at}");
-            }
+            let error =
+                HnswIndex::open(&reader, &path).err().unwrap_or_else(|| panic!("{name}: byte {at} changed unnoticed"));
+            assert!(error.to_string().contains(&name), "byte {at} of {name}: {error}");
         }
         fs::write(&file, &bytes[..bytes.len() - 1]).unwrap();
         assert!(HnswIndex::open(&reader, &path).is_err(), "{name}: cut unnoticed");
@@ -164,9 +159,9 @@ fn damage_is_found_before_the_library_reads_it() {
     }
     let header = path.join("index.json");
     let text = fs::read_to_string(&header).unwrap();
-    fs::write(&header, text.replace("\"format_version\": 2", "\"format_version\": 9")).unwrap();
+    fs::write(&header, text.replace("\"format_version\": 3", "\"format_version\": 9")).unwrap();
     let error = HnswIndex::open(&reader, &path).unwrap_err();
-    let is_right = matches!(error, IndexError::Store(StoreError::WrongVersion { expected: 2, found: 9, .. }));
+    let is_right = matches!(error, IndexError::Store(StoreError::WrongVersion { expected: 3, found: 9, .. }));
     assert!(is_right, "{error}");
 }
 

@@ -8,5 +8,6 @@ mod contract;
 mod certified;
 mod hnsw;
 mod kept;
+mod savers;
 mod shard_job;
 mod suite;

@@ -5,4 +5,5 @@
 mod common;
 mod faults;
 mod golden;
+mod kill;
 mod search;
