@@ -56,6 +56,8 @@ pub enum ClientError {
         problem: Box<Problem>,
         /// When it is worth another try, if the server says so.
         retry_after: Option<Duration>,
+        /// What is to be paid first, where that is why.
+        quote: Option<Box<serde_json::Value>>,
     },
     /// An answer came that is none of the contract.
     #[error("{method} {path}: {status}: expected {expected}, found {found}")]

@@ -17,12 +17,16 @@
 
 mod client;
 mod error;
+mod rows;
+mod sold;
 mod types;
 
 pub use client::{Client, ClientBuilder, Lines};
 pub use error::{ClientError, Problem};
+pub use rows::Rows;
+pub use sold::{Balance, Customer, PaidIn, Pay};
 pub use types::{
-    Approx, Attribution, AttributionRequest, Dataset, Datasets, Earned, Example, Examples, Filter, Health, Hit, Index,
-    IndexRef, Keys, Method, OperatorKey, Receipt, Reloaded, Revenue, Share, Source, Span, Statement, StatementRow,
-    Token, VerbatimRun,
+    Approx, Attribution, AttributionRequest, Audit, AuditLine, Dataset, Datasets, Earned, Example, Examples, Filter,
+    Health, Hit, Index, IndexRef, Keys, Method, OperatorKey, Receipt, Reloaded, Revenue, Share, Source, Span,
+    Statement, StatementRow, Token, VerbatimRun,
 };

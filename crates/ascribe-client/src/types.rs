@@ -494,3 +494,25 @@ pub struct Reloaded {
     /// Seconds that loading took.
     pub seconds: f64,
 }
+
+/// One action of an administrator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditLine {
+    /// When, RFC 3339.
+    pub at: String,
+    /// Id of the key.
+    pub who: String,
+    /// What.
+    pub action: String,
+    /// Generation that answered after it.
+    pub generation: String,
+    /// `ok`, or why not.
+    pub outcome: String,
+}
+
+/// The last actions of administrators.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Audit {
+    /// Oldest first.
+    pub actions: Vec<AuditLine>,
+}

@@ -13,7 +13,7 @@ use crate::error::ServerError;
 pub const ENV_PREFIX: &str = "ASCRIBE_SERVE_";
 
 /// Names, defaults and meanings, in the order of `config show`.
-const SETTINGS: [(&str, &str, &str); 29] = [
+const SETTINGS: [(&str, &str, &str); 30] = [
     ("run", "", "finished run folder that is served"),
     ("store", "", "feature store that is served without a model, instead of a run"),
     ("datasets", "", "registry folder that describes a store's datasets"),
@@ -35,7 +35,12 @@ const SETTINGS: [(&str, &str, &str); 29] = [
     ("body_timeout_ms", "10000", "time limit for a request's body"),
     ("write_timeout_ms", "10000", "time in which a client must take some of an answer"),
     ("body_limit_bytes", "4194304", "largest body"),
-    ("drain_timeout_ms", "30000", "time for requests in flight after SIGTERM"),
+    (
+        "lame_duck_ms",
+        "0",
+        "time after SIGTERM in which only /readyz refuses, so that load balancers learn of the end before callers",
+    ),
+    ("drain_timeout_ms", "30000", "time for requests in flight after that"),
     ("per_second", "0", "requests a second and key; 0 for no limit"),
     ("receipt_policy", "refuse", "answers whose receipt cannot be logged: refuse or mark"),
     ("tls_certificate", "", "PEM chain; with tls_key HTTPS is spoken"),
@@ -247,6 +252,7 @@ impl Settings {
             body_timeout: self.millis("body_timeout_ms")?,
             write_timeout: self.millis("write_timeout_ms")?,
             body_limit: self.number("body_limit_bytes", 1, 1 << 40)? as usize,
+            lame_duck: Duration::from_millis(self.number("lame_duck_ms", 0, 86_400_000)?),
             drain_timeout: self.millis("drain_timeout_ms")?,
             per_second: self.number("per_second", 0, 1_000_000)? as u32,
             receipt_policy,
@@ -304,6 +310,7 @@ pub struct Config {
     pub body_timeout: Duration,
     pub write_timeout: Duration,
     pub body_limit: usize,
+    pub lame_duck: Duration,
     pub drain_timeout: Duration,
     pub per_second: u32,
     pub receipt_policy: ReceiptPolicy,

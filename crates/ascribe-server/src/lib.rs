@@ -20,6 +20,7 @@ pub mod logging;
 pub mod metrics;
 pub mod openapi;
 pub mod page;
+mod params;
 pub mod prepaid;
 pub mod problem;
 pub mod queue;

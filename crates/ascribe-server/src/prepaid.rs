@@ -9,41 +9,34 @@ use std::sync::Arc;
 use ascribe_book::x402::Resource;
 use ascribe_book::{BookError, Credit, PaidResponse, Source, show_amount};
 use ascribe_ledger::Money;
-use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::Response;
-use axum::routing::{get, post};
-use serde_json::json;
+use axum::response::{IntoResponse as _, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
 
-use crate::x402::{
-    Shop, Ware, blocking, json_response, now_unix_s, paid, problem, quote, refusal, request_name, respond, settle, text,
-};
+use crate::params::{AMOUNT, IDEMPOTENCY_KEY, Name, PREPAID, only};
+use crate::problem::Problem;
+use crate::routes::settings::Pairs;
+use crate::x402::{Shop, Ware, blocking, now_unix_s, paid, problem, quote, refusal, request_name, respond, settle};
 
-/// Header of a customer's name and secret.
-pub const AUTHORIZATION: &str = "prepaid-authorization";
-/// Header that makes a debit happen once.
-pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// Shortest secret, in characters.
 const SECRET_MIN: usize = 16;
 /// Longest header of this file.
 const HEADER_MAX: usize = 512;
 
-pub(crate) fn routes() -> Router<Arc<Shop>> {
-    Router::new().route("/v1/prepaid/{customer}", get(balance)).route("/v1/prepaid/{customer}/top-up", post(top_up))
-}
-
 fn unauthorized() -> Response {
     let detail = format!(
-        "expected {AUTHORIZATION}: NAME:SECRET of a customer with a secret of at least {SECRET_MIN} characters"
+        "expected {}: NAME:SECRET of a customer with a secret of at least {SECRET_MIN} characters",
+        PREPAID.name
     );
     problem(StatusCode::UNAUTHORIZED, "unauthorized", "A customer's secret is needed", &detail)
 }
 
 /// Name and secret of the customer who asks; none if they are not there or not of the right form.
 fn credentials(headers: &HeaderMap) -> Option<(String, String)> {
-    let header = text(headers, AUTHORIZATION).filter(|header| header.len() <= HEADER_MAX)?;
+    let header = PREPAID.readable(headers).filter(|header| header.len() <= HEADER_MAX)?;
     let (customer, secret) = header.rsplit_once(':')?;
     (secret.len() >= SECRET_MIN && !customer.is_empty()).then(|| (customer.to_owned(), secret.to_owned()))
 }
@@ -55,7 +48,34 @@ async fn known(shop: &Arc<Shop>, headers: &HeaderMap) -> Result<String, Response
     if is_known { Ok(customer) } else { Err(unauthorized()) }
 }
 
-async fn balance(State(shop): State<Arc<Shop>>, Path(customer): Path<String>, headers: HeaderMap) -> Response {
+/// A balance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Balance {
+    /// The customer.
+    pub customer: String,
+    /// What is left, in the token's unit.
+    pub balance: String,
+    /// The same in the ledger's smallest unit, a decimal string.
+    #[schema(pattern = "^(0|[1-9][0-9]*)$")]
+    pub balance_subunits: String,
+}
+
+/// What a top-up did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct PaidIn {
+    /// The customer.
+    pub customer: String,
+    /// Amount and currency.
+    pub paid_in: String,
+}
+
+/// What is left of a prepaid balance, for the customer alone.
+#[utoipa::path(
+    get, path = "/v1/prepaid/{customer}", operation_id = "balance", tag = "paid",
+    params(("customer" = String, Path, description = "Name of the customer")),
+    responses((status = 200, description = "What is left", body = Balance)),
+)]
+pub(crate) async fn balance(State(shop): State<Arc<Shop>>, Name(customer): Name, headers: HeaderMap) -> Response {
     let answer = async {
         if known(&shop, &headers).await? != customer {
             return Err(unauthorized());
@@ -63,25 +83,36 @@ async fn balance(State(shop): State<Arc<Shop>>, Path(customer): Path<String>, he
         let (for_work, name) = (Arc::clone(&shop), customer.clone());
         let currency = shop.wall.offer().currency;
         let left = blocking(move || for_work.wall.book().prepaid(&name, currency)).await?;
-        Ok(json_response(&json!({
-            "customer": customer, "balance": show_amount(left, currency), "balance_subunits": left.to_string(),
-        })))
+        let balance = Balance { customer, balance: show_amount(left, currency), balance_subunits: left.to_string() };
+        Ok(respond(StatusCode::OK, "application/json", spelled(&balance)?.into()))
     };
     answer.await.unwrap_or_else(|response| response)
 }
 
-async fn top_up(
+/// Pays in by x402; a request without a payment gets the quote. The first top-up fixes the customer's secret.
+#[utoipa::path(
+    post, path = "/v1/prepaid/{customer}/top-up", operation_id = "topUp", tag = "paid",
+    params(("customer" = String, Path, description = "Name of the customer")),
+    responses((status = 200, description = "Paid in", body = PaidIn)),
+)]
+pub(crate) async fn top_up(
     State(shop): State<Arc<Shop>>,
-    Path(customer): Path<String>,
-    RawQuery(query): RawQuery,
+    Name(customer): Name,
+    pairs: Pairs,
     headers: HeaderMap,
 ) -> Response {
-    pay_in(&shop, &customer, query.as_deref().unwrap_or_default(), &headers).await.unwrap_or_else(|response| response)
+    pay_in(&shop, &customer, &pairs, &headers).await.unwrap_or_else(|response| response)
 }
 
-async fn pay_in(shop: &Arc<Shop>, customer: &str, query: &str, headers: &HeaderMap) -> Result<Response, Response> {
+async fn pay_in(
+    shop: &Arc<Shop>,
+    customer: &str,
+    Pairs(pairs): &Pairs,
+    headers: &HeaderMap,
+) -> Result<Response, Response> {
     let currency = shop.wall.offer().currency;
-    let asked = query.split('&').find_map(|pair| pair.strip_prefix("amount=")).unwrap_or_default();
+    only(&[&AMOUNT], pairs).map_err(Problem::into_response)?;
+    let asked = AMOUNT.setting(pairs).map_err(Problem::into_response)?.unwrap_or_default();
     let amount: Money = format!("{asked} {currency}").parse().map_err(|error| refusal(&BookError::Ledger(error)))?;
     if amount.minor == 0 {
         let status = StatusCode::UNPROCESSABLE_ENTITY;
@@ -109,9 +140,13 @@ async fn pay_in(shop: &Arc<Shop>, customer: &str, query: &str, headers: &HeaderM
         return Err(unauthorized());
     }
     let request = request_name(&ware.resource.url, &[]);
-    let answer = json!({"customer": customer, "paid_in": amount.to_string()}).to_string().into_bytes();
+    let answer = spelled(&PaidIn { customer: customer.to_owned(), paid_in: amount.to_string() })?;
     let credit = Credit::TopUp { customer: customer.to_owned() };
     Ok(settle(shop, verified, request, credit, &ware, answer).await)
+}
+
+fn spelled(value: &impl Serialize) -> Result<Vec<u8>, Response> {
+    serde_json::to_vec(value).map_err(|_| Problem::fault().into_response())
 }
 
 /// Sells one response from a balance: what is not there is not spent, and the quote says how to pay instead.
@@ -122,9 +157,9 @@ pub(crate) async fn sell(
     ware: &Ware,
 ) -> Result<Response, Response> {
     let customer = known(shop, headers).await?;
-    let key = text(headers, IDEMPOTENCY_KEY).filter(|key| !key.is_empty() && key.len() <= HEADER_MAX);
+    let key = IDEMPOTENCY_KEY.readable(headers).filter(|key| !key.is_empty() && key.len() <= HEADER_MAX);
     let Some(key) = key else {
-        let detail = format!("expected {IDEMPOTENCY_KEY}: a name of this request, so that it is charged once");
+        let detail = format!("expected {}: a name of this request, so that it is charged once", IDEMPOTENCY_KEY.name);
         return Err(problem(StatusCode::BAD_REQUEST, "malformed", "The request cannot be read", &detail));
     };
     let request = request_name(&format!("{}/{customer}/{key}", ware.resource.url), &body);

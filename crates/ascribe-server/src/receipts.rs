@@ -3,6 +3,7 @@
 //! ```text
 //! usage/log/, receipts/, requests.bin   the usage log (ascribe-registry): transparency log of digests, receipts beside it
 //! usage/journal/NNNNNNNN.jsonl          receipts that are durable and not yet in the log, one canonical line each
+//! usage/earned.json                     sums over the log's receipts, so that a start does not read them all
 //! ```
 //!
 //! One thread takes what waits, writes it with one call, syncs once and tells all who wait (group commit): a receipt is
@@ -26,7 +27,7 @@ use ascribe_registry::{SealedUsage, SignedUsage, UsageLog, UsageReceipt, UsageSa
 use ascribe_tlog::NoteSigner;
 use tokio::sync::oneshot;
 
-use crate::earned::Earned;
+use crate::earned::{Earned, KEEP_EVERY, Sums};
 use crate::error::ServerError;
 
 /// Receipts that may wait for the journal.
@@ -105,10 +106,11 @@ impl Receipts {
             move_journal(&mut log, &path)?;
             next = number + 1;
         }
+        let sums = Sums::read(dir)?;
         let shared = Arc::new(Shared {
             dir: dir.to_owned(),
             logged: AtomicU64::new(log.size()),
-            earned: Mutex::new(Earned::read(&dir.join("receipts"))?),
+            earned: Mutex::new(sums.earned().clone()),
             log: Mutex::new(log),
             recent: Mutex::default(),
         });
@@ -117,7 +119,7 @@ impl Receipts {
         let (theirs, mut journal) = (Arc::clone(&shared), Journal::create(journals, next)?);
         let writer = move || write(&theirs, &mut journal, &entries, &finished);
         let theirs = Arc::clone(&shared);
-        let mover = move || move_all(&theirs, &journals_done);
+        let mover = move || move_all(&theirs, &journals_done, sums);
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new().name(name.into()).spawn(work).map_err(|e| ServerError::io(dir, e))
         };
@@ -359,7 +361,7 @@ fn commit(shared: &Shared, journal: &mut Journal, group: &mut Vec<Entry>) {
 }
 
 /// Moves finished journals; those that cannot be moved (a full disk) are tried again, in order.
-fn move_all(shared: &Shared, finished: &Receiver<Finished>) {
+fn move_all(shared: &Shared, finished: &Receiver<Finished>, mut sums: Sums) {
     let mut left: Vec<Finished> = Vec::new();
     loop {
         let open = match finished.recv_timeout(if left.is_empty() { Duration::from_secs(3600) } else { JOURNAL_AGE }) {
@@ -385,7 +387,11 @@ fn move_all(shared: &Shared, finished: &Receiver<Finished>) {
                     shared.logged.store(log.size(), Ordering::SeqCst);
                     for sealed in left.drain(..n_journals).flat_map(|journal| journal.receipts) {
                         recent.remove(&sealed.signed().receipt.request_id);
+                        sums.add(&sealed.signed().receipt);
                     }
+                    drop(recent);
+                    // With the log locked, so that nothing is erased between the sums and what they are said to cover.
+                    sums.keep(KEEP_EVERY);
                 }
                 Err(error) => {
                     tracing::error!(%error, dir = %shared.dir.display(), "journals stay where they are; they are tried again");
@@ -394,6 +400,11 @@ fn move_all(shared: &Shared, finished: &Receiver<Finished>) {
             }
         }
         if !open {
+            // Half of an attempt that failed may be in the log, and not in the sums.
+            if left.is_empty() {
+                let _log = lock(&shared.log);
+                sums.keep(1);
+            }
             return;
         }
     }
@@ -444,7 +455,9 @@ mod tests {
         receipts.close();
         assert!(matches!(block_on(receipts.log(receipt("c"))), Err(NotLogged::Disk(_))));
         drop(receipts);
+        assert!(dir.path().join("earned.json").exists());
         let again = Receipts::open(dir.path(), &secret()).unwrap();
+        assert_eq!(again.earned().receipts, 1);
         let kept = again.find("a").unwrap().unwrap();
         assert_eq!((kept.signed, kept.index), (signed, Some(0)));
         assert!(kept.proof.is_some());

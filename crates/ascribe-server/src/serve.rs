@@ -16,7 +16,7 @@ use hyper_util::service::TowerToHyperService;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
@@ -35,8 +35,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves until SIGTERM or SIGINT; the first line of stdout is one JSON object with the bound address.
 ///
-/// SIGHUP loads everything again. After SIGTERM `/readyz` says 503, no connection is accepted, and requests in flight have the
-/// drain timeout to finish; then receipts are closed.
+/// SIGHUP loads everything again. After SIGTERM `/readyz` says 503; for the lame-duck time everything else goes on, so that whoever
+/// balances load learns of it before a connection is refused. Then no connection is accepted, and requests in flight have the drain
+/// timeout to finish; then receipts are closed. A second signal ends the lame-duck time at once.
 ///
 /// # Errors
 /// What keeps it from starting.
@@ -55,49 +56,31 @@ async fn serve(config: Config, source: Source) -> Result<(), ServerError> {
     // Bound first: a port that is taken is found out before minutes of loading.
     let listener = TcpListener::bind(config.listen).await.map_err(at)?;
     let address = listener.local_addr().map_err(at)?;
-    let (max_connections, drain) = (config.max_connections, config.drain_timeout);
-    let (header_timeout, write_timeout) = (config.header_timeout, config.write_timeout);
+    let (lame_duck, drain) = (config.lame_duck, config.drain_timeout);
+    let limits = (config.max_connections, config.header_timeout, config.write_timeout);
     let app = Arc::new(App::start(config, source).await?);
     let paid = paid_routes(&app).await?;
     let router = router(Arc::clone(&app), paid);
     announce(&app, address, tls.is_some())?;
-    let (connections, graceful) = (Arc::new(Semaphore::new(max_connections)), GracefulShutdown::new());
-    let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(header_timeout);
-    let end = stop_signal()?;
-    tokio::pin!(end);
+    let connections = Connections::new(router, tls, limits);
+    let mut stop = Stop::listen()?;
     reload_on_hangup(Arc::clone(&app))?;
-    loop {
-        let accepted = tokio::select! {
-            () = &mut end => break,
-            accepted = accept(&listener, &connections) => accepted,
-        };
-        let Some((stream, peer, permit)) = accepted else { continue };
-        let (stream, service) = (Impatient::new(stream, write_timeout), service(router.clone(), peer));
-        match &tls {
-            None => {
-                let connection = builder.serve_connection(TokioIo::new(stream), service);
-                let watched = graceful.watch(connection);
-                tokio::spawn(async move {
-                    let (_permit, _outcome) = (permit, watched.await);
-                });
-            }
-            Some(tls) => {
-                let (tls, builder, watcher) = (tls.clone(), builder.clone(), graceful.watcher());
-                tokio::spawn(async move {
-                    let _permit = permit;
-                    if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
-                        let connection = builder.serve_connection(TokioIo::new(stream), service);
-                        drop(watcher.watch(connection).await);
-                    }
-                });
-            }
-        }
+    tokio::select! {
+        () = stop.told() => {}
+        () = connections.accept_all(&listener) => {}
     }
     app.drain();
+    if !lame_duck.is_zero() {
+        tracing::info!(?lame_duck, "not ready any more; requests are still taken");
+        tokio::select! {
+            () = stop.told() => {}
+            () = tokio::time::sleep(lame_duck) => {}
+            () = connections.accept_all(&listener) => {}
+        }
+    }
     drop(listener);
     tracing::info!("draining");
-    if tokio::time::timeout(drain, graceful.shutdown()).await.is_err() {
+    if tokio::time::timeout(drain, connections.graceful.shutdown()).await.is_err() {
         tracing::warn!("requests were still in flight when the drain timeout ended");
     }
     let closing = Arc::clone(&app);
@@ -141,22 +124,62 @@ fn announce(app: &App, address: SocketAddr, tls: bool) -> Result<(), ServerError
     Ok(())
 }
 
-/// The next connection, once there is room for one.
-async fn accept(
-    listener: &TcpListener,
-    connections: &Arc<Semaphore>,
-) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    let permit = Arc::clone(connections).acquire_owned().await.ok()?;
-    match listener.accept().await {
-        Ok((stream, peer)) => {
-            // Answers are one write each: waiting for more to send would only delay them.
-            drop(stream.set_nodelay(true));
-            Some((stream, peer, permit))
+/// What is served on each connection, and those that are open.
+struct Connections {
+    router: Router,
+    tls: Option<TlsAcceptor>,
+    http: http1::Builder,
+    write_timeout: Duration,
+    room: Arc<Semaphore>,
+    graceful: GracefulShutdown,
+}
+
+impl Connections {
+    /// Limits: open connections, time for a request's head, time between two writes.
+    fn new(router: Router, tls: Option<TlsAcceptor>, limits: (usize, Duration, Duration)) -> Self {
+        let (most, header_timeout, write_timeout) = limits;
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(header_timeout);
+        let (room, graceful) = (Arc::new(Semaphore::new(most)), GracefulShutdown::new());
+        Self { router, tls, http, write_timeout, room, graceful }
+    }
+
+    /// Accepts connections, each once there is room for it. May be dropped between any two.
+    async fn accept_all(&self, listener: &TcpListener) {
+        loop {
+            let Ok(permit) = Arc::clone(&self.room).acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok((stream, peer)) => self.serve(stream, peer, permit),
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
         }
-        Err(error) => {
-            tracing::warn!(%error, "a connection could not be accepted");
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            None
+    }
+
+    /// Answers on a task of the connection's own.
+    fn serve(&self, stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
+        // Answers are one write each: waiting for more to send would only delay them.
+        drop(stream.set_nodelay(true));
+        let (stream, service) = (Impatient::new(stream, self.write_timeout), service(self.router.clone(), peer));
+        match &self.tls {
+            None => {
+                let watched = self.graceful.watch(self.http.serve_connection(TokioIo::new(stream), service));
+                tokio::spawn(async move {
+                    let (_permit, _outcome) = (permit, watched.await);
+                });
+            }
+            Some(tls) => {
+                let (tls, http, watcher) = (tls.clone(), self.http.clone(), self.graceful.watcher());
+                tokio::spawn(async move {
+                    let _permit = permit;
+                    if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
+                        let connection = http.serve_connection(TokioIo::new(stream), service);
+                        drop(watcher.watch(connection).await);
+                    }
+                });
+            }
         }
     }
 }
@@ -179,16 +202,25 @@ fn service(
     }))
 }
 
-/// Ends when the process is told to.
-fn stop_signal() -> Result<impl Future<Output = ()>, ServerError> {
-    let listen = |kind| signal(kind).map_err(|e| ServerError::io(Path::new("signals"), e));
-    let (mut term, mut int) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-    Ok(async move {
+/// The signals that end the process.
+struct Stop {
+    term: Signal,
+    int: Signal,
+}
+
+impl Stop {
+    fn listen() -> Result<Self, ServerError> {
+        let listen = |kind| signal(kind).map_err(|e| ServerError::io(Path::new("signals"), e));
+        Ok(Self { term: listen(SignalKind::terminate())?, int: listen(SignalKind::interrupt())? })
+    }
+
+    /// Returns when the process is told to end, once for each time.
+    async fn told(&mut self) {
         tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
         }
-    })
+    }
 }
 
 /// SIGHUP is a reload.

@@ -169,7 +169,7 @@ impl PaidAnswer for Ours {
 
 async fn attribute(app: &Arc<App>, headers: &HeaderMap, bytes: &[u8]) -> Result<Answer, Problem> {
     if Kind::of(headers)? != Kind::Json {
-        return Err(Problem::malformed("expected application/json, found another kind"));
+        return Err(Problem::media_type("content-type: expected application/json, found another kind"));
     }
     let mut request: AttributionRequest = body::json(bytes)?;
     if request.revenue.is_some() {

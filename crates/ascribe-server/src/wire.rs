@@ -26,10 +26,6 @@ pub const MAX_FILTER: usize = 100;
 /// Most questions of one batch.
 pub const MAX_BATCH: usize = 64;
 
-fn default_k() -> usize {
-    DEFAULT_K
-}
-
 /// Which datasets count. Several lists must all hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -61,7 +57,7 @@ pub struct WireRevenue {
 }
 
 /// What is explained, and how. Exactly one of: `completion` (with `prompt`), `example`, `embedding`, `features`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AttributionRequest {
     /// Name of the model; refused if another one is served.
@@ -89,9 +85,9 @@ pub struct AttributionRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
     /// Records in the answer.
-    #[serde(default = "default_k", deserialize_with = "whole::number")]
-    #[schema(maximum = 1000)]
-    pub k: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "whole::or_null")]
+    #[schema(maximum = 1000, default = 10)]
+    pub k: Option<usize>,
     /// Records below this score are left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_score: Option<f64>,
@@ -314,8 +310,9 @@ impl AttributionRequest {
             return Err(Problem::not_found(format!("model: expected {served:?}, found {model:?}")));
         }
         self.check_texts()?;
-        if self.k > MAX_K {
-            return Err(Problem::invalid(format!("k: expected at most {MAX_K}, found {}", self.k)));
+        let k = self.k.unwrap_or(DEFAULT_K);
+        if k > MAX_K {
+            return Err(Problem::invalid(format!("k: expected at most {MAX_K}, found {k}")));
         }
         if self.min_score.is_some_and(|least| !least.is_finite()) {
             return Err(Problem::invalid("min_score: expected a finite number, found another"));
@@ -347,7 +344,7 @@ impl AttributionRequest {
         Ok(Ask {
             input,
             method: self.method.clone(),
-            k: self.k,
+            k,
             min_score: self.min_score,
             filter: Filter {
                 datasets: self.filter.datasets.clone(),

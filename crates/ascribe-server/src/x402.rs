@@ -12,11 +12,17 @@ use ascribe_book::{BookError, Credit, NamedWeight};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
+use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::response::Response;
-use axum::routing::post;
-use serde_json::{Value, json};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use serde_json::json;
 use sha2::{Digest as _, Sha256};
+
+use crate::params::{PAYMENT, PAYMENT_V1, PREPAID};
+use crate::problem::Problem;
+use crate::routes::Door;
+use crate::wire::{Attribution, AttributionRequest};
 
 /// Where paid responses are.
 pub const PAID_ROUTE: &str = "/v1/paid/attributions";
@@ -55,9 +61,16 @@ pub struct Shop {
     pub public_url: String,
 }
 
+/// Doors of what is sold.
+pub(crate) static DOORS: [Door<Arc<Shop>>; 3] = [
+    Door::new(PAID_ROUTE, "post", None, || post(create)),
+    Door::new("/v1/prepaid/{customer}", "get", None, || get(crate::prepaid::balance)),
+    Door::new("/v1/prepaid/{customer}/top-up", "post", None, || post(crate::prepaid::top_up)),
+];
+
 /// Routes of paid responses and prepaid balances.
 pub fn routes(shop: Arc<Shop>) -> Router {
-    Router::new().route(PAID_ROUTE, post(create)).merge(crate::prepaid::routes()).with_state(shop)
+    Door::all(&DOORS).with_state(shop)
 }
 
 /// Looks after payments that a crash or a slow chain left open, until the shop is dropped. Needs a runtime.
@@ -164,14 +177,9 @@ fn put(response: &mut Response, name: &'static str, value: &str) {
     }
 }
 
-/// The text of a header.
-pub(crate) fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers.get(name).and_then(|value| value.to_str().ok())
-}
-
 /// Reads and verifies the payment of a request; without one, or with one that does not fit, the customer gets a quote.
 pub(crate) async fn paid(shop: &Arc<Shop>, headers: &HeaderMap, ware: &Ware) -> Result<Verified, Response> {
-    let header = text(headers, wire::PAYMENT_SIGNATURE).or_else(|| text(headers, wire::X_PAYMENT));
+    let header = PAYMENT.readable(headers).or_else(|| PAYMENT_V1.readable(headers));
     let Some(header) = header.map(str::to_owned) else {
         return Err(quote(shop, ware, "payment required"));
     };
@@ -235,7 +243,26 @@ pub(crate) fn request_name(route: &str, body: &[u8]) -> String {
     hex::encode(Sha256::new().chain_update(route).chain_update([0]).chain_update(body).finalize())
 }
 
-async fn create(State(shop): State<Arc<Shop>>, headers: HeaderMap, body: Bytes) -> Response {
+/// Attribute one response that is paid for: by x402 (a request without a payment gets the quote), or from a prepaid balance.
+///
+/// The question is that of `/v1/attributions`, in JSON, without `revenue`; its answer always carries a receipt.
+#[utoipa::path(
+    post, path = "/v1/paid/attributions", operation_id = "buy", tag = "paid",
+    request_body = AttributionRequest,
+    responses((status = 200, description = "The answer, paid for", body = Attribution)),
+)]
+pub(crate) async fn create(
+    State(shop): State<Arc<Shop>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let body = match body {
+        Ok(body) => body,
+        Err(error) if error.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+            return Problem::too_large("expected a body of at most 2 MB, found more").into_response();
+        }
+        Err(_) => return Problem::malformed("expected a whole body, found a part of one").into_response(),
+    };
     let ware = Ware {
         resource: Resource {
             url: format!("{}{PAID_ROUTE}", shop.public_url),
@@ -248,7 +275,7 @@ async fn create(State(shop): State<Arc<Shop>>, headers: HeaderMap, body: Bytes) 
 }
 
 async fn sell(shop: &Arc<Shop>, headers: &HeaderMap, body: Bytes, ware: &Ware) -> Result<Response, Response> {
-    if headers.contains_key(crate::prepaid::AUTHORIZATION) {
+    if headers.contains_key(PREPAID.name) {
         return crate::prepaid::sell(shop, headers, body, ware).await;
     }
     let verified = paid(shop, headers, ware).await?;
@@ -256,9 +283,4 @@ async fn sell(shop: &Arc<Shop>, headers: &HeaderMap, body: Bytes, ware: &Ware) -
     let answer = shop.answers.answer(headers.clone(), body).await?;
     let credit = Credit::Response { coverage_ppm: answer.coverage_ppm, weights: answer.weights };
     Ok(settle(shop, verified, request, credit, ware, answer.body).await)
-}
-
-/// A JSON value as an answer's body.
-pub(crate) fn json_response(value: &Value) -> Response {
-    respond(StatusCode::OK, "application/json", value.to_string().into())
 }

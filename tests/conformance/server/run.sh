@@ -95,7 +95,7 @@ PYTHON
 curl -s "$url/openapi.json" > "$work/contract.json"
 "$venv/bin/openapi-spec-validator" "$work/contract.json" > "$work/out" 2>&1 && passed ||
   failed "the contract is no OpenAPI 3.1: $(tail -n 3 "$work/out")"
-if (cd "$work" && exec "$venv/bin/st" run "$url/openapi.json" --checks all --max-examples "${EXAMPLES:-30}" --seed 1 --workers 2 \
+if (cd "$work" && SCHEMATHESIS_HOOKS=$here/hooks.py exec "$venv/bin/st" run "$url/openapi.json" --checks all --max-examples "${EXAMPLES:-30}" --seed 1 --workers 2 \
   --exclude-path-regex '^/admin/' --header "x-suite: server") > "$work/st.log" 2>&1; then
   passed
 else

@@ -7,6 +7,8 @@ mod common;
 #[path = "../../../ascribe-server/tests/it/server.rs"]
 #[allow(dead_code)] // the server of the server's tests
 mod server;
+#[path = "../../../ascribe-server/tests/it/wall.rs"]
+mod wall;
 
 mod hostile;
 mod real;

@@ -3,14 +3,17 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use ascribe_client::{AttributionRequest, Client, ClientError, Filter, Revenue};
+use ascribe_book::Book;
+use ascribe_client::{AttributionRequest, Client, ClientError, Customer, Filter, Pay, Revenue, Rows};
 use ascribe_core::Digest;
+use ascribe_ledger::{Currency, Money};
 use ascribe_server::keys::{API_KEYS_VERSION, KeyEntry, KeyFile, Scope};
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::common::{Tiny, finished};
 use crate::server::Server;
+use crate::wall::{PRICE, wall};
 
 /// A server, the folder that it serves (which must outlive it), and a client of it.
 fn start() -> (Server, Tiny, Client) {
@@ -45,6 +48,9 @@ fn every_field_of_every_answer_has_its_place() {
     same(&client.examples().unwrap(), &server.get("/v1/examples").body);
     same(&client.keys().unwrap(), &server.get("/v1/keys").body);
     same(&client.ready().unwrap(), &server.get("/readyz").body);
+    same(&client.health().unwrap(), &server.get("/healthz").body);
+    assert_eq!(client.contract().unwrap(), server.get("/openapi.json").body);
+    assert!(client.metrics().unwrap().ends_with("# EOF\n"));
     let asked = AttributionRequest::of_example(0).with_k(3).with_evidence().with_receipt();
     let answer = client.attribute(&asked).unwrap();
     let mut wire = server.post("/v1/attributions", &serde_json::to_value(&asked).unwrap()).body;
@@ -61,6 +67,85 @@ fn every_field_of_every_answer_has_its_place() {
     same(&statement, &server.get(&format!("/v1/owners/{}/statement", dataset.owner)).body);
     let administrator = Client::builder(server.url("")).key(server.admin()).build().unwrap();
     assert_eq!(administrator.reload().unwrap().generation, answer.index.generation);
+    let audit = administrator.audit().unwrap();
+    same(&audit, &server.get_with("/admin/audit", &server.admin()).body);
+    assert_eq!(audit.actions.last().map(|a| (a.action.as_str(), a.outcome.as_str())), Some(("reload", "ok")));
+}
+
+/// Rows as octets are answered as the same numbers in JSON are.
+#[test]
+fn rows_of_numbers_travel_as_octets() {
+    let (_server, _tiny, client) = start();
+    let index = client.index().unwrap();
+    let numbers = |width: usize| -> Vec<f32> { (0..2 * width).map(|i| (i as f32 * 0.37).sin()).collect() };
+    let (hidden, rows) = (numbers(index.embedding_dim), numbers(index.dim));
+    let of_json = |request: AttributionRequest| client.attribute(&request.with_k(3)).unwrap();
+    let first = AttributionRequest { embedding: Some(hidden[..index.embedding_dim].into()), ..Default::default() };
+    let (first, found) = (of_json(first), Rows::embeddings(&hidden, index.embedding_dim).with_k(3));
+    let found = client.attribute_rows(&found).unwrap().remove(0).unwrap();
+    assert_eq!((&found.shares, &found.hits, &found.method), (&first.shares, &first.hits, &first.method));
+    let second = AttributionRequest { features: Some(rows[index.dim..].into()), ..Default::default() };
+    let second = of_json(second);
+    let alone = Rows::features(&rows[index.dim..], index.dim).with_k(3).with_receipt().with_method("block_fisher");
+    let alone = client.attribute_row(&alone).unwrap();
+    assert_eq!((&alone.shares, &alone.hits, alone.receipt.is_some()), (&second.shares, &second.hits, true));
+    let both = client.attribute_rows(&Rows::features(&rows, index.dim).with_k(3)).unwrap();
+    assert_eq!((both.len(), &both[1].as_ref().unwrap().hits), (2, &second.hits));
+    let refused = |outcome: Result<_, ClientError>| -> (Option<u16>, String) {
+        outcome.map(|_: Vec<_>| ()).map_err(|e| (e.status(), e.to_string())).unwrap_err()
+    };
+    let (status, words) = refused(client.attribute_row(&Rows::features(&rows, index.dim)).map(|one| vec![Ok(one)]));
+    assert!(status == Some(422) && words.contains("one row, found 2"), "{words}");
+    let (status, words) = refused(client.attribute_rows(&Rows::features(&rows[1..], index.dim)));
+    assert!(status == Some(422) && words.contains("bytes"), "{words}");
+}
+
+/// The server's counters, after each function of the client was called once, name every operation of the contract and no other.
+#[test]
+fn every_operation_of_the_contract_has_a_function() {
+    let tiny = finished().tiny.copy_with_run();
+    let (path, book) = wall(&tiny, &[]);
+    let currency = Currency::of("USDC").unwrap();
+    let mut book = Book::open(&book).unwrap();
+    let acme = Customer { name: "acme".into(), secret: "a secret of acme, long enough".into() };
+    book.open_customer(&acme.name, acme.secret.as_bytes()).unwrap();
+    let paid_in = Money { minor: 3 * PRICE, currency }.sub_units().unwrap();
+    book.top_up(&acme.name, paid_in, currency, "invoice 1", 1_764_000_000).unwrap();
+    drop(book);
+    let server = Server::start(&tiny, &[("paywall", path.to_str().unwrap())]);
+    let client = Client::builder(server.url("")).key(server.admin()).build().unwrap();
+
+    let one = AttributionRequest::of_example(0).with_k(1);
+    let answer = client.attribute(&one.clone().with_receipt()).unwrap();
+    client.attribute_batch(std::slice::from_ref(&one)).unwrap();
+    client.receipt(&answer.id).unwrap();
+    client.datasets().unwrap();
+    let dataset = client.dataset(&answer.shares[0].dataset).unwrap();
+    client.statement(&dataset.owner).unwrap();
+    (client.examples().unwrap(), client.index().unwrap(), client.keys().unwrap());
+    (client.health().unwrap(), client.ready().unwrap());
+    (client.reload().unwrap(), client.audit().unwrap());
+    let contract = client.contract().unwrap();
+    let quoted = client.buy(&one, &Pay::Ask).unwrap_err();
+    assert_eq!(quoted.status(), Some(402));
+    assert_eq!(quoted.quote().unwrap()["accepts"][0]["maxAmountRequired"], PRICE.to_string());
+    let pay = Pay::Balance { customer: acme.clone(), idempotency_key: "1".into() };
+    let bought = client.buy(&one, &pay).unwrap();
+    assert!(bought.shares == answer.shares && bought.receipt.is_some());
+    assert_eq!(client.balance(&acme).unwrap().balance_subunits.parse::<u128>().unwrap() * 3, 2 * paid_in.0);
+    let quoted = client.top_up(&acme, "12.50", None).unwrap_err();
+    assert_eq!(quoted.quote().unwrap()["accepts"][0]["maxAmountRequired"], "12500000");
+    client.metrics().unwrap();
+
+    let metrics = client.metrics().unwrap();
+    let label = |line: &str, name: &str| {
+        line.split_once(&format!("{name}=\"")).unwrap().1.split('"').next().unwrap().to_owned()
+    };
+    let counted = metrics.lines().filter(|line| line.starts_with("ascribe_http_requests_total{"));
+    let counted: BTreeSet<_> = counted.map(|l| (label(l, "route"), label(l, "method").to_lowercase())).collect();
+    let paths = contract["paths"].as_object().unwrap().iter();
+    let operations = paths.flat_map(|(path, item)| item.as_object().unwrap().keys().map(|m| (path.clone(), m.clone())));
+    assert_eq!(counted, operations.collect::<BTreeSet<_>>());
 }
 
 /// The request has exactly the fields of the contract.

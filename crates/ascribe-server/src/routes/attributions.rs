@@ -5,7 +5,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Extension;
 use axum::body::Body;
-use axum::extract::{RawQuery, State};
+use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::Response;
@@ -19,6 +19,7 @@ use crate::problem::Problem;
 use crate::receipts::NotLogged;
 use crate::routes::Peer;
 use crate::routes::body::{self, Kind};
+use crate::routes::settings::{Pairs, Settings};
 use crate::traces;
 use crate::wire::{Attribution, AttributionRequest};
 
@@ -29,8 +30,7 @@ const BYTES_PER_SHARE: usize = 320;
 
 /// Attribute one response.
 ///
-/// The body is JSON. A vector may also come as `application/octet-stream` (little-endian f32, or f16 with `x-dtype: f16`; the
-/// shape in `x-shape`), with `kind=embedding|features`, `k`, `method` and `receipt` in the query.
+/// The body is JSON, or one row of little-endian numbers. Settings of the query hold where the body leaves them out.
 #[utoipa::path(
     post, path = "/v1/attributions", operation_id = "attribute", tag = "attributions",
     request_body = AttributionRequest,
@@ -39,30 +39,34 @@ const BYTES_PER_SHARE: usize = 320;
 pub async fn create(
     State(app): State<Arc<App>>,
     peer: Option<Extension<Peer>>,
-    RawQuery(query): RawQuery,
+    pairs: Pairs,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     let deadline = Instant::now() + app.config.request_timeout;
     app.admit(&headers, peer.map(|p| p.0.0), Scope::Attribute)?;
-    let kind = Kind::of(&headers)?;
+    let (kind, settings) = (Kind::of(&headers)?, Settings::of(&headers, &pairs)?);
+    if kind == Kind::Lines {
+        return Err(Problem::media_type("expected one question, found lines; hint: :batch takes them"));
+    }
     let bytes = body::read(&app, &headers, body).await?;
+    let generation = app.generation();
     let request = match kind {
-        Kind::Json => body::json(&bytes)?,
-        Kind::Numbers => {
-            let mut rows = body::numbers(&headers, &bytes)?;
-            match rows.len() {
-                1 => of_vector(rows.remove(0), query.as_deref())?,
-                n => {
-                    return Err(Problem::invalid(format!(
-                        "x-shape: expected one row, found {n}; hint: :batch takes more"
-                    )));
-                }
-            }
-        }
-        Kind::Lines => return Err(Problem::malformed("expected one JSON value, found lines; hint: :batch takes them")),
+        Kind::Numbers => one(settings.questions(&generation.known.opened, &bytes)?)?,
+        _ => settings.fill(body::json(&bytes)?),
     };
-    written(&answer(&app, &app.generation(), &request, deadline).await?)
+    written(&answer(&app, &generation, &request, deadline).await?)
+}
+
+/// The only one of some questions.
+fn one(mut questions: Vec<AttributionRequest>) -> Result<AttributionRequest, Problem> {
+    match (questions.pop(), questions.len()) {
+        (Some(only), 0) => Ok(only),
+        (_, others) => {
+            let detail = format!("body: expected one row, found {}; hint: :batch takes more", others + 1);
+            Err(Problem::invalid(detail))
+        }
+    }
 }
 
 /// An answer as JSON, in a buffer that is large enough from the beginning.
@@ -116,36 +120,4 @@ pub async fn answer(
         }
     }
     Ok(answer)
-}
-
-/// A question about a vector, with its settings from the query.
-///
-/// # Errors
-/// A setting that is unknown or cannot be used.
-pub fn of_vector(vector: Vec<f32>, query: Option<&str>) -> Result<AttributionRequest, Problem> {
-    let mut object = serde_json::Map::new();
-    let mut kind = "embedding".to_owned();
-    for pair in query.unwrap_or_default().split('&').filter(|p| !p.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let refuse = |expected: &str| Problem::invalid(format!("{name}: expected {expected}, found {value:?}"));
-        let value = match name {
-            "kind" if value == "embedding" || value == "features" => {
-                kind = value.to_owned();
-                continue;
-            }
-            "kind" => return Err(refuse("embedding or features")),
-            "method" => value.into(),
-            "k" => value.parse::<usize>().map_err(|_| refuse("a number"))?.into(),
-            "receipt" => value.parse::<bool>().map_err(|_| refuse("true or false"))?.into(),
-            _ => return Err(refuse("no such setting; there are kind, method, k, receipt")),
-        };
-        object.insert(name.to_owned(), value);
-    }
-    let mut request: AttributionRequest =
-        serde_json::from_value(object.into()).map_err(|e| Problem::invalid(e.to_string()))?;
-    match kind.as_str() {
-        "features" => request.features = Some(vector),
-        _ => request.embedding = Some(vector),
-    }
-    Ok(request)
 }

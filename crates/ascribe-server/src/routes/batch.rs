@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use axum::Extension;
 use axum::body::{Body, Bytes};
-use axum::extract::{RawQuery, State};
+use axum::extract::State;
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse as _, Response};
@@ -16,12 +16,15 @@ use crate::generation::Generation;
 use crate::keys::Scope;
 use crate::problem::Problem;
 use crate::routes::Peer;
-use crate::routes::attributions::{answer, of_vector};
+use crate::routes::attributions::answer;
 use crate::routes::body::{self, Kind};
+use crate::routes::settings::{Pairs, Settings};
 use crate::wire::{AttributionRequest, BatchAnswer, BatchItem, BatchRequest, MAX_BATCH};
 
 /// Media type of lines.
 pub const NDJSON: &str = "application/x-ndjson";
+/// Media types of questions as lines.
+pub(crate) const LINES: [&str; 2] = [NDJSON, "application/jsonl"];
 /// Longest line of a stream.
 const LINE_LIMIT: usize = 1 << 20;
 
@@ -30,7 +33,7 @@ const LINE_LIMIT: usize = 1 << 20;
 /// Answers come in the order of the questions; one that fails is a problem in its place. A question that breaks the contract refuses
 /// the whole object (of lines, only itself). With `application/x-ndjson` as content
 /// type (a question per line, as many as you like) or in `accept`, answers are streamed as lines, and questions are read as
-/// answers are taken. Vectors come as `application/octet-stream` with `x-shape: N,D` and the settings of `attribute` in the query.
+/// answers are taken. Vectors come as rows of little-endian numbers. Settings of the query hold for all questions that leave them out.
 #[utoipa::path(
     post, path = "/v1/attributions:batch", operation_id = "attributeBatch", tag = "attributions",
     request_body = BatchRequest,
@@ -39,24 +42,22 @@ const LINE_LIMIT: usize = 1 << 20;
 pub async fn create(
     State(app): State<Arc<App>>,
     peer: Option<Extension<Peer>>,
-    RawQuery(query): RawQuery,
+    pairs: Pairs,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     app.admit(&headers, peer.map(|p| p.0.0), Scope::Attribute)?;
     let generation = app.generation();
-    let kind = Kind::of(&headers)?;
+    let (kind, settings) = (Kind::of(&headers)?, Settings::of(&headers, &pairs)?);
     if kind == Kind::Lines {
         let questions = Lines::new(body).questions(app.config.body_timeout);
+        let questions = questions.map(move |question| question.map(|question| settings.fill(question)));
         return Ok(streamed(app, generation, questions));
     }
     let bytes = body::read(&app, &headers, body).await?;
     let requests = match kind {
-        Kind::Numbers => {
-            let rows = body::numbers(&headers, &bytes)?;
-            rows.into_iter().map(|row| of_vector(row, query.as_deref())).collect::<Result<Vec<_>, _>>()?
-        }
-        _ => body::json::<BatchRequest>(&bytes)?.requests,
+        Kind::Numbers => settings.questions(&generation.known.opened, &bytes)?,
+        _ => body::json::<BatchRequest>(&bytes)?.requests.into_iter().map(|question| settings.fill(question)).collect(),
     };
     let wants_lines = headers.get(ACCEPT).and_then(|v| v.to_str().ok()).is_some_and(|a| a.contains(NDJSON));
     if requests.len() > MAX_BATCH && !wants_lines {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ascribe_engine::respond::CatalogDataset;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::{Extension, Json};
 use serde::Serialize;
@@ -14,6 +14,7 @@ use crate::app::App;
 use crate::earned::{DatasetEarned, Earned};
 use crate::generation::Generation;
 use crate::keys::Scope;
+use crate::params::Name;
 use crate::problem::Problem;
 use crate::routes::Peer;
 
@@ -196,7 +197,7 @@ pub async fn datasets(
 pub async fn dataset(
     State(app): State<Arc<App>>,
     peer: Option<Extension<Peer>>,
-    Path(id): Path<String>,
+    Name(id): Name,
     headers: HeaderMap,
 ) -> Result<Json<DatasetRow>, Problem> {
     app.admit(&headers, peer.map(|p| p.0.0), Scope::Read)?;
@@ -265,7 +266,7 @@ fn by_payee(dataset: &CatalogDataset, sums: &DatasetEarned) -> Vec<EarnedRow> {
 pub async fn statement(
     State(app): State<Arc<App>>,
     peer: Option<Extension<Peer>>,
-    Path(id): Path<String>,
+    Name(id): Name,
     headers: HeaderMap,
 ) -> Result<Json<Statement>, Problem> {
     app.admit(&headers, peer.map(|p| p.0.0), Scope::Read)?;

@@ -75,7 +75,11 @@ pub async fn metrics(
     Ok(([(CONTENT_TYPE, OPENMETRICS)], app.metrics.text()).into_response())
 }
 
-/// The contract.
+/// The contract: this document, for what is served now.
+#[utoipa::path(
+    get, path = "/openapi.json", operation_id = "contract", tag = "operation",
+    responses((status = 200, description = "OpenAPI 3.1", body = Object)),
+)]
 pub async fn openapi(State(app): State<Arc<App>>) -> Json<serde_json::Value> {
-    Json(crate::openapi::document(&app.generation().known.opened))
+    Json(crate::openapi::document(&app.generation().known.opened, &app.config))
 }

@@ -7,6 +7,7 @@ pub mod body;
 pub mod catalog;
 pub mod health;
 pub mod receipts;
+pub(crate) mod settings;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,15 +18,15 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 
 use crate::answer::new_id;
 use crate::app::App;
+use crate::keys::Scope;
 use crate::metrics::{RequestLabels, RouteLabels};
+use crate::params;
 use crate::problem::Problem;
 
-/// Header of a request's id.
-pub const REQUEST_ID: &str = "x-request-id";
 /// Routes that are answered even when the server has too much to do.
 const ALWAYS: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 
@@ -37,24 +38,60 @@ pub struct Peer(pub IpAddr);
 #[derive(Clone, Debug)]
 pub struct RequestId(pub String);
 
+/// Where one method of one path is served, and what stands before it. Router and contract are made of these.
+pub(crate) struct Door<S: 'static> {
+    /// Path, as routes and the contract write it.
+    pub(crate) path: &'static str,
+    /// Method, as the contract writes it.
+    pub(crate) method: &'static str,
+    /// What an API key must permit; none where everybody may ask.
+    pub(crate) scope: Option<Scope>,
+    handler: fn() -> MethodRouter<S>,
+}
+
+impl<S: Clone + Send + Sync + 'static> Door<S> {
+    pub(crate) const fn new(
+        path: &'static str,
+        method: &'static str,
+        scope: Option<Scope>,
+        handler: fn() -> MethodRouter<S>,
+    ) -> Self {
+        Self { path, method, scope, handler }
+    }
+
+    /// Answered even when the server has too much to do.
+    pub(crate) fn is_always_open(&self) -> bool {
+        ALWAYS.contains(&self.path)
+    }
+
+    /// These doors as a router.
+    pub(crate) fn all(doors: &[Self]) -> Router<S> {
+        doors.iter().fold(Router::new(), |router, door| router.route(door.path, (door.handler)()))
+    }
+}
+
+/// All doors but those of what is sold, and the files of the page.
+pub(crate) static DOORS: [Door<Arc<App>>; 15] = [
+    Door::new("/v1/attributions", "post", Some(Scope::Attribute), || post(attributions::create)),
+    Door::new("/v1/attributions:batch", "post", Some(Scope::Attribute), || post(batch::create)),
+    Door::new("/v1/receipts/{id}", "get", Some(Scope::Read), || get(receipts::one)),
+    Door::new("/v1/datasets", "get", Some(Scope::Read), || get(catalog::datasets)),
+    Door::new("/v1/datasets/{id}", "get", Some(Scope::Read), || get(catalog::dataset)),
+    Door::new("/v1/owners/{id}/statement", "get", Some(Scope::Read), || get(catalog::statement)),
+    Door::new("/v1/examples", "get", Some(Scope::Read), || get(catalog::examples)),
+    Door::new("/v1/index", "get", Some(Scope::Read), || get(catalog::index)),
+    Door::new("/v1/keys", "get", None, || get(receipts::keys)),
+    Door::new("/healthz", "get", None, || get(health::healthz)),
+    Door::new("/readyz", "get", None, || get(health::readyz)),
+    Door::new("/metrics", "get", Some(Scope::Read), || get(health::metrics)),
+    Door::new("/openapi.json", "get", None, || get(health::openapi)),
+    Door::new("/admin/reload", "post", Some(Scope::Admin), || post(admin::reload)),
+    Door::new("/admin/audit", "get", Some(Scope::Admin), || get(admin::audit)),
+];
+
 /// All routes, with those of what is sold.
 pub fn router(app: Arc<App>, paid: Router) -> Router {
-    Router::new()
-        .route("/v1/attributions", post(attributions::create))
-        .route("/v1/attributions:batch", post(batch::create))
-        .route("/v1/receipts/{id}", get(receipts::one))
-        .route("/v1/datasets", get(catalog::datasets))
-        .route("/v1/datasets/{id}", get(catalog::dataset))
-        .route("/v1/owners/{id}/statement", get(catalog::statement))
-        .route("/v1/examples", get(catalog::examples))
-        .route("/v1/index", get(catalog::index))
-        .route("/v1/keys", get(receipts::keys))
-        .route("/healthz", get(health::healthz))
-        .route("/readyz", get(health::readyz))
-        .route("/metrics", get(health::metrics))
-        .route("/openapi.json", get(health::openapi))
-        .route("/admin/reload", post(admin::reload))
-        .route("/admin/audit", get(admin::audit))
+    Door::all(&DOORS)
         .merge(crate::page::routes())
         .fallback(|| async { Problem::not_found("expected a route of /openapi.json, found another") })
         .method_not_allowed_fallback(|| async {
@@ -69,7 +106,7 @@ pub fn router(app: Arc<App>, paid: Router) -> Router {
 /// Around every request: its id, a place among those in flight, the time limit, counters and one line of log.
 async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
-    let given = request.headers().get(REQUEST_ID).and_then(|v| v.to_str().ok()).filter(|id| is_plain(id));
+    let given = params::REQUEST_ID.readable(request.headers()).filter(|id| is_plain(id));
     let id = match given.filter(|_| app.config.trust_proxy_ids) {
         Some(id) => id.to_owned(),
         None => new_id("req").unwrap_or_default(),
@@ -100,7 +137,7 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
         }
     }
     if let Ok(value) = HeaderValue::from_str(&id) {
-        response.headers_mut().insert(REQUEST_ID, value);
+        response.headers_mut().insert(params::REQUEST_ID.name, value);
     }
     let (status, seconds) = (response.status(), began.elapsed().as_secs_f64());
     let labels = RequestLabels { route: route.clone(), method: counted(&method).to_owned(), status: status.as_u16() };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::{Extension, Json};
 use serde::Serialize;
@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::keys::Scope;
+use crate::params::Name;
 use crate::problem::Problem;
 use crate::routes::Peer;
 
@@ -60,7 +61,7 @@ pub struct KeyList {
 pub async fn one(
     State(app): State<Arc<App>>,
     peer: Option<Extension<Peer>>,
-    Path(id): Path<String>,
+    Name(id): Name,
     headers: HeaderMap,
 ) -> Result<Json<ReceiptAnswer>, Problem> {
     app.admit(&headers, peer.map(|p| p.0.0), Scope::Read)?;

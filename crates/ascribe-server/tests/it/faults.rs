@@ -324,6 +324,72 @@ fn requests_in_flight_end_before_the_process_does() {
     assert!(TcpStream::connect(server.address).is_err());
 }
 
+/// A connection that stays open, and what it says to one more request.
+fn ask_again(stream: &mut TcpStream, path: &str) -> (u16, String) {
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    let (mut text, mut byte) = (String::new(), [0]);
+    while !text.ends_with("\r\n\r\n") {
+        assert_eq!(stream.read(&mut byte).unwrap(), 1, "{path}: the connection ended after {text:?}");
+        text.push(char::from(byte[0]));
+    }
+    let length = text.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |n| n.parse().unwrap());
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).unwrap();
+    (text[9..12].parse().unwrap(), text)
+}
+
+/// For the lame-duck time only `/readyz` refuses: open connections and new ones are answered, what began ends; then nobody is let in.
+#[test]
+fn a_server_that_leaves_says_so_before_it_refuses() {
+    const LAME: Duration = Duration::from_millis(3_000);
+    let tiny = finished().tiny.copy_with_run();
+    let mut server = Server::start(&tiny, &[("lame_duck_ms", "3000")]);
+    let mut open = TcpStream::connect(server.address).unwrap();
+    open.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    assert_eq!(ask_again(&mut open, "/readyz").0, 200);
+    let body: Vec<String> =
+        (0..60).map(|i| json!({ "example": i % 12, "tokens": true, "receipt": true }).to_string()).collect();
+    let body = body.join("\n");
+    let (in_flight, n_ready, n_answered) = std::thread::scope(|scope| {
+        let request = scope.spawn(|| {
+            let reply = server.send("/v1/attributions:batch", "application/x-ndjson", &[], body.as_bytes());
+            (reply.status, reply.text.lines().filter(|l| l.contains("\"receipt\"")).count())
+        });
+        while !server.get("/metrics").text.contains("ascribe_receipts_total") {}
+        server.signal("TERM");
+        let (told, mut n_ready, mut n_answered) = (Instant::now(), 0, 0);
+        while told.elapsed() < LAME - Duration::from_millis(800) {
+            // On the connection of before, and on one made now.
+            let (status, head) = ask_again(&mut open, "/readyz");
+            let is_first = n_answered == 0 && status == 200;
+            n_ready += usize::from(status == 200);
+            assert!(is_first || (status == 503 && head.contains("retry-after: ")), "{status} {head}");
+            assert_eq!(ask_again(&mut open, "/healthz").0, 200);
+            let probe = server.get("/readyz").status;
+            assert!(probe == 503 || is_first, "{probe}");
+            assert_eq!(server.example(n_answered % 12, true).status, 200);
+            n_answered += 1;
+        }
+        (request.join().unwrap(), n_ready, n_answered)
+    });
+    assert_eq!(in_flight, (200, 60));
+    assert!(n_answered > 5 && n_ready <= 1, "{n_answered} answered while leaving, {n_ready} times ready");
+    assert_eq!(server.wait(), Some(0));
+    assert!(TcpStream::connect(server.address).is_err());
+}
+
+#[test]
+fn a_second_signal_ends_the_lame_duck_time() {
+    let tiny = finished().tiny.copy_with_run();
+    let mut server = Server::start(&tiny, &[("lame_duck_ms", "600000")]);
+    server.signal("TERM");
+    while server.get("/readyz").status != 503 {}
+    let began = Instant::now();
+    server.signal("INT");
+    assert_eq!(server.wait(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+}
+
 #[test]
 fn kill_9_loses_no_acknowledged_receipt() {
     let tiny = finished().tiny.copy_with_run();

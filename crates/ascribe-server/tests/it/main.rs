@@ -11,5 +11,7 @@ mod contract;
 mod display;
 mod faults;
 mod load;
+mod openapi;
 mod paywall;
 mod server;
+mod wall;
