@@ -1,6 +1,6 @@
 //! How fast the store writes and is read, beside the plain file system.
 //!
-//! `cargo run --release -p ascribe-store --example throughput -- [rows] [dim] [folder]`
+//! `cargo run --release -p ascribe-store --example throughput -- [rows] [dim] [folder] [f32|bf16|…]`
 //!
 //! `raw` is what `dd bs=16M conv=fsync` does: one file from one buffer, synced once at its end. `raw, synced` is the same bytes
 //! under the flush rule of the store: files of the shards' size, each synced and its folder too before the next begins.
@@ -40,7 +40,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "first GB/s",
         "again GB/s"
     );
-    for row_type in RowType::ALL {
+    for row_type in RowType::ALL.into_iter().filter(|row_type| args.get(3).is_none_or(|name| name == row_type.name())) {
         measure(&root, n_rows, dim, row_type)?;
     }
     std::fs::remove_dir_all(&root)?;

@@ -21,11 +21,14 @@ pub enum Advice {
     WillNeed,
     /// Drop them from this process; they are read again from the page cache or the disk when they are wanted again.
     DontNeed,
+    /// All of the file will be scanned: what is not in the page cache is brought there in large blocks, which are mapped by one entry
+    /// each. Asked once; it stays.
+    Scan,
 }
 
-/// Files of maps that stay open in a process: a quarter of what most systems allow. Those of further maps are closed, and read
+/// Files of maps that stay open in a process: half of what the meanest systems allow. Those of further maps are closed, and read
 /// through the map.
-const OPEN_MAX: usize = 256;
+const OPEN_MAX: usize = 128;
 static N_OPEN: AtomicUsize = AtomicUsize::new(0);
 
 /// A file that is counted among the open ones.
@@ -54,6 +57,8 @@ pub struct Map {
     file: Option<Open>,
     /// Asked for since it was dropped last.
     is_asked: AtomicBool,
+    /// [`Advice::Scan`] was given.
+    is_scanned: AtomicBool,
 }
 
 impl Map {
@@ -70,12 +75,18 @@ impl Map {
         })?;
         let len_bytes = file.metadata().map_err(|source| StoreError::io("measure", path, source))?.len();
         if len_bytes == 0 {
-            return Ok(Self { inner: None, file: None, is_asked: AtomicBool::new(false) });
+            return Ok(Self {
+                inner: None,
+                file: None,
+                is_asked: AtomicBool::new(false),
+                is_scanned: AtomicBool::new(false),
+            });
         }
         // SAFETY: the file is immutable by the law of this crate (head of this file), so the bytes do not change
         // under the shared reference that `deref` gives out.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|source| StoreError::io("map", path, source))?;
-        Ok(Self { inner: Some(map), file: Open::keep(file), is_asked: AtomicBool::new(false) })
+        let file = Open::keep(file);
+        Ok(Self { inner: Some(map), file, is_asked: AtomicBool::new(false), is_scanned: AtomicBool::new(false) })
     }
 
     /// Copies the bytes `range` into `out`, which is as long, by reading the file where it is still open: so no page of it becomes one of
@@ -94,6 +105,27 @@ impl Map {
             return;
         }
         out.copy_from_slice(mapped);
+        #[cfg(unix)]
+        if let Some(map) = &self.inner {
+            // With large pages a few bytes bring mebibytes: they go at once.
+            // SAFETY: as in `advise`: a read-only map of a file that never changes loses nothing.
+            let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+        }
+    }
+
+    /// Waits until the bytes `range` lie in the page cache, where a scan finds them that was announced by [`Advice::Scan`]. They are not kept
+    /// mapped.
+    ///
+    /// # Panics
+    /// If `range` does not lie in the file.
+    pub fn read_ahead(&self, range: Range<usize>) {
+        assert!(range.end <= self.len(), "bytes of the file are read ahead");
+        #[cfg(target_os = "linux")]
+        if let Some(map) = &self.inner {
+            let _ = map.advise_range(memmap2::Advice::PopulateRead, range.start, range.len());
+            // SAFETY: as in `advise`.
+            let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+        }
     }
 
     /// Gives the system a hint about all pages. A system that refuses it changes nothing, so refusals are not told.
@@ -101,10 +133,18 @@ impl Map {
         #[cfg(unix)]
         if let Some(map) = &self.inner {
             // Only a hint, so it matters to nobody in which order two threads ask.
+            if advice == Advice::Scan {
+                #[cfg(target_os = "linux")]
+                if !self.is_scanned.swap(true, Ordering::Relaxed) {
+                    let _ = map.advise(memmap2::Advice::HugePage);
+                }
+                return;
+            }
             let was_asked = self.is_asked.swap(advice == Advice::WillNeed, Ordering::Relaxed);
             let _ = match advice {
                 Advice::WillNeed if was_asked => return,
                 Advice::WillNeed => map.advise(memmap2::Advice::WillNeed),
+                Advice::Scan => return,
                 // SAFETY: dropping pages loses changes that were not written back; a read-only map of a file that never
                 // changes has none, so the next read brings the same bytes.
                 Advice::DontNeed => unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) },
@@ -150,11 +190,12 @@ mod tests {
             let bytes: Vec<u8> = (0..len).map(|i| (i * 7) as u8).collect();
             std::fs::write(&path, &bytes).unwrap();
             let map = Map::open(&path).unwrap();
-            for advice in [Advice::WillNeed, Advice::DontNeed, Advice::DontNeed] {
+            for advice in [Advice::WillNeed, Advice::DontNeed, Advice::DontNeed, Advice::Scan, Advice::Scan] {
                 map.advise(advice);
                 assert_eq!(&map[..], std::fs::read(&path).unwrap());
             }
             for range in [0..len, len / 3..len / 2, len..len] {
+                map.read_ahead(range.clone());
                 let mut out = vec![0xEE; range.len()];
                 map.copy(range.clone(), &mut out);
                 assert_eq!(out, bytes[range]);

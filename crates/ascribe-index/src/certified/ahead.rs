@@ -14,6 +14,8 @@ use super::scan::Part;
 
 /// Requests of the disk under way.
 const READERS: usize = 4;
+/// Parts of one request, one after the other: 4 MiB.
+const RUN_PARTS: usize = 16;
 /// A wave that is scanned at more bytes a second did not wait for a disk.
 const SLOW: f64 = 3e9;
 /// Rows that are read ahead at more than this lie in memory already.
@@ -44,15 +46,17 @@ impl Ahead {
             return done;
         }
         let (at, stride) = (AtomicUsize::new(0), store.header().stride());
+        let runs: Vec<&[Part]> =
+            next.chunk_by(|a, b| a.0 == b.0).flat_map(|of_shard| of_shard.chunks(RUN_PARTS)).collect();
         let reader = || {
-            let mut room = Vec::new();
-            while let Some((shard, rows)) = next.get(at.fetch_add(1, Ordering::Relaxed)) {
-                store.read_ahead(*shard, rows.clone(), &mut room);
+            while let Some(run) = runs.get(at.fetch_add(1, Ordering::Relaxed)) {
+                let ((shard, first), (_, last)) = (&run[0], &run[run.len() - 1]);
+                store.read_ahead(*shard, first.start..last.end);
             }
             begun.elapsed().as_secs_f64()
         };
         std::thread::scope(|scope| {
-            let readers: Vec<_> = (0..READERS.min(next.len())).map(|_| scope.spawn(reader)).collect();
+            let readers: Vec<_> = (0..READERS.min(runs.len())).map(|_| scope.spawn(reader)).collect();
             let done = work();
             let seconds = readers.into_iter().filter_map(|reader| reader.join().ok()).fold(0.0, f64::max);
             let next_bytes = next.iter().map(|(_, rows)| rows.len() * stride).sum::<usize>() as f64;

@@ -23,8 +23,9 @@
 //! Determinism: rows are cut into parts of fixed size, a part starts from the threshold of the parts before its wave, so
 //! hits *and* the count of rows scored again do not depend on threads. Memory: some MiB per thread, mapped pages, and candidates,
 //! which are scored and thinned out when they get many. Of what is scanned first at most [`KEPT_MAX_BYTES`] stay mapped from query
-//! to query, its first shards: to map a page anew costs more than to read it. The others, and those of larger stores that are
-//! looked at after it, are asked for ahead of the scan and dropped behind it, 48 MiB at a time.
+//! to query, its first shards: to map a page anew may cost more than to read it. The others, and larger stores that are scanned after
+//! it, are dropped behind the scan, 48 MiB at a time, and read ahead of it where they come from a disk. Rows that are looked at again are
+//! read, not mapped.
 
 mod ahead;
 mod refine;

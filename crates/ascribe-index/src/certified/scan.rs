@@ -132,6 +132,7 @@ impl<'p, 's, 'q> Pass<'p, 's, 'q> {
         let stride = self.scanned.header().stride().max(1);
         let rows = (PART_BYTES / stride).next_multiple_of(PART_ROWS).max(PART_ROWS);
         let of_shard = |shard: usize| {
+            self.scanned.advise(shard, Advice::Scan);
             let n = self.scanned.entries()[shard].rows as usize;
             (0..n).step_by(rows).map(move |start| (shard, start..(start + rows).min(n)))
         };

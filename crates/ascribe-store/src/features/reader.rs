@@ -251,13 +251,13 @@ impl FeatureStore {
         shard.copy_rows(rows, beside, out)
     }
 
-    /// Reads the rows `rows` of shard `i` and what is known of them into the page cache, for whoever maps them soon; `room` is
-    /// memory that is kept from call to call. Nothing is checked or handed out.
+    /// Waits until the rows `rows` of shard `i` and what is known of them lie in the page cache, for whoever scans them soon.
+    /// Nothing is checked or handed out.
     ///
     /// # Panics
     /// If there is no shard `i`, or a row is behind its end.
-    pub fn read_ahead(&self, i: usize, rows: Range<usize>, room: &mut Vec<u8>) {
-        self.shards[i].read_ahead(rows, room);
+    pub fn read_ahead(&self, i: usize, rows: Range<usize>) {
+        self.shards[i].read_ahead(rows);
     }
 
     /// Deleted rows of shard `i` before its row `row`, without touching its rows.

@@ -241,16 +241,13 @@ impl Shard {
         Ok(())
     }
 
-    /// Reads rows and their facts once, so that they lie in the page cache.
-    pub fn read_ahead(&self, rows: Range<usize>, room: &mut Vec<u8>) {
+    /// Brings rows and their facts into the page cache.
+    pub fn read_ahead(&self, rows: Range<usize>) {
         let Bytes::Mapped(map) = &self.bytes else { return };
         let ShardLayout { stride, grad, norms, scales, errors, .. } = &self.layout;
-        let tensors =
-            [Some((grad, *stride)), Some((norms, 4)), scales.as_ref().map(|s| (s, 4)), errors.as_ref().map(|e| (e, 4))];
-        for (tensor, width) in tensors.into_iter().flatten() {
-            let range = tensor.start + rows.start * width..tensor.start + rows.end * width;
-            room.resize(range.len(), 0);
-            map.copy(range, room);
+        let facts = [Some(norms), scales.as_ref(), errors.as_ref()].into_iter().flatten().map(|fact| (fact, 4));
+        for (tensor, width) in [(grad, *stride)].into_iter().chain(facts) {
+            map.read_ahead(tensor.start + rows.start * width..tensor.start + rows.end * width);
         }
     }
 
