@@ -21,6 +21,7 @@ pub mod controls;
 pub mod damping;
 pub mod depth;
 pub mod dot;
+pub mod grass;
 pub mod group;
 pub mod inverse;
 pub mod knn_shapley;

@@ -9,12 +9,16 @@
 //!
 //! It never sees the explained model: a control, and a channel of the combination. Here never lives: text.
 
+mod members;
+
 use std::collections::HashMap;
 
 use ndarray::Array2;
 use rayon::prelude::*;
 
 use crate::error::MethodError;
+
+pub use members::{MemberBigrams, MemberCounts};
 
 /// How many tokens the equal chances weigh against the unigrams.
 pub const UNIGRAM_PSEUDO_COUNT: f64 = 64.0;

@@ -6,6 +6,7 @@ mod block_fisher;
 mod by_hand;
 mod coded;
 mod combine;
+mod grass;
 mod invariance;
 mod inverse;
 mod lorif;
