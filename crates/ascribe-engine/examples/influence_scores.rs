@@ -11,25 +11,45 @@ use std::path::Path;
 use ascribe_core::NoProgress;
 use ascribe_engine::Home;
 use ascribe_engine::bench::contest::Contestant;
-use ascribe_engine::bench::lab::{self, Lab};
-use ascribe_engine::bench::methods::Method;
+use ascribe_engine::bench::lab::{self, Lab, Quantity, Which};
+use ascribe_engine::bench::methods::{Method, trak_places};
 use ascribe_engine::bench::setting::Setting;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [setting, spec, path] = &arguments[..] else {
-        return Err("usage: influence_scores SETTING SPEC.json OUT.npy".into());
-    };
-    if setting == "weights" {
-        return weights(spec, Path::new(path));
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        ["weights", setting, path] => weights(setting, "final:0", Path::new(path)),
+        ["weights", setting, path, which] => weights(setting, which, Path::new(path)),
+        ["projection", setting, width, path] => projection(setting, width.parse()?, Path::new(path)),
+        [setting, spec, path] => scores(setting, spec, Path::new(path)),
+        _ => Err("usage: influence_scores SETTING SPEC.json OUT.npy\n       influence_scores weights SETTING \
+            OUT.safetensors [final:K|kept:K]\n       influence_scores projection SETTING WIDTH OUT.npy"
+            .into()),
     }
+}
+
+/// Runs the method and saves its scores `[Q, N]`.
+fn scores(setting: &str, spec: &str, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let home = Home::find(None)?;
     let setting = Setting::named(&home, setting)?;
     let lab = lab::open(&home, &setting)?;
     let method =
         Method { name: "given".into(), about: String::new(), source: String::new(), spec: serde_json::from_str(spec)? };
     let scores = method.run(lab.as_ref() as &dyn Lab, &NoProgress)?;
-    let (rows, columns) = scores.values.dim();
+    write_npy(path, scores.values.dim(), scores.values.iter().copied())?;
+    println!(
+        "{}",
+        serde_json::json!({ "cpu_fit": scores.cpu_fit, "cpu_score": scores.cpu_score, "settings": scores.settings })
+    );
+    Ok(())
+}
+
+fn write_npy(
+    path: &Path,
+    (rows, columns): (usize, usize),
+    values: impl Iterator<Item = f32>,
+) -> Result<(), Box<dyn std::error::Error>> {
     let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
     let mut head = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {columns}), }}");
     // Magic, version and length are ten bytes; the head ends with a newline at a multiple of 64.
@@ -40,23 +60,39 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     file.write_all(b"\x93NUMPY\x01\x00")?;
     file.write_all(&(head.len() as u16).to_le_bytes())?;
     file.write_all(head.as_bytes())?;
-    for v in &scores.values {
+    for v in values {
         file.write_all(&v.to_le_bytes())?;
     }
-    file.flush()?;
-    println!(
-        "{}",
-        serde_json::json!({ "cpu_fit": scores.cpu_fit, "cpu_score": scores.cpu_score, "settings": scores.settings })
-    );
-    Ok(())
+    Ok(file.flush()?)
 }
 
-/// Saves the model that a setting of images explains, with its names in PyTorch's manner.
-fn weights(setting: &str, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
+/// Saves a model of a setting of images, with its names in PyTorch's manner: trained to the end under seed 1 + K, or the K-th kept
+/// checkpoint of the model that is explained. Prints the sums of learning rates up to each kept checkpoint from the one before.
+fn weights(setting: &str, which: &str, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let home = Home::find(None)?;
     let setting = Setting::named(&home, setting)?;
     let lab = lab::open(&home, &setting)?;
-    let model = lab.images().ok_or("a setting of images")?.train(0, None)?;
+    let images = lab.images().ok_or("a setting of images")?;
+    let model = match which.split_once(':') {
+        Some(("final", k)) => images.train(k.parse()?, None)?,
+        Some(("kept", k)) => {
+            let epochs = &images.subject.checkpoint_epochs;
+            images.train(0, Some(*epochs.get(k.parse::<usize>()?).ok_or("a kept checkpoint")?))?
+        }
+        _ => return Err("final:K or kept:K".into()),
+    };
     model.save(path, ascribe_core::RowType::F32, &std::collections::BTreeMap::new())?;
+    let sums: Vec<f64> = lab.stretches().iter().map(|stretch| stretch.learning_rate_sum).collect();
+    println!("{}", serde_json::json!({ "learning_rate_sums": sums }));
     Ok(())
+}
+
+/// Saves TRAK's projection of the first model, `[P, 2]`: where each number of a gradient in layer form goes, and its sign.
+fn projection(setting: &str, width: usize, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let home = Home::find(None)?;
+    let setting = Setting::named(&home, setting)?;
+    let lab = lab::open(&home, &setting)?;
+    let view = lab.model(Which::Final(0))?;
+    let places = trak_places(view.train(Quantity::Loss)?.layers(), width, 0);
+    write_npy(path, (places.len(), 2), places.into_iter().flat_map(|(place, sign)| [place as f32, sign]))
 }

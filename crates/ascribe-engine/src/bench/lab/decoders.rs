@@ -124,6 +124,7 @@ impl Lab for DecoderLab {
     fn model(&self, which: Which) -> Result<Box<dyn View + '_>, EngineError> {
         let model = match which {
             Which::Final(0) => Decoder::load(&self.dir, "model.safetensors")?,
+            Which::Half(_) => return Err(super::no_halves()),
             Which::Kept(index) => self.kept(index)?,
             Which::Final(offset) => {
                 let (data, members) = (&self.data, (0..self.n_examples() as u32).collect());

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use ascribe_core::Digest;
+use ascribe_linalg::Stream;
 use ascribe_methods::source::{CaptureSource, Operator};
 use ascribe_models::vision::{Classifier, ClassifierRecipe, ClassifierTrainer, Curvature, Objective, Optimizer};
 use ndarray::Array2;
@@ -69,7 +70,23 @@ impl ImageLab {
     /// # Errors
     /// The trainer's.
     pub fn train(&self, offset: u64, epoch: Option<u32>) -> Result<Classifier, EngineError> {
-        let members = places(&self.images.train);
+        self.train_on(places(&self.images.train), offset, epoch)
+    }
+
+    /// Trains the `offset`-th model on a half of the examples that only this model has. Banks draw theirs from other streams, so
+    /// no half of a bank is among them.
+    ///
+    /// # Errors
+    /// The trainer's.
+    pub fn train_on_half(&self, offset: u64) -> Result<Classifier, EngineError> {
+        let mut members = places(&self.images.train);
+        Stream::new(offset, "bench/half").shuffle(&mut members);
+        members.truncate(members.len().div_ceil(2));
+        members.sort_unstable();
+        self.train_on(members, offset, None)
+    }
+
+    fn train_on(&self, members: Vec<u32>, offset: u64, epoch: Option<u32>) -> Result<Classifier, EngineError> {
         let per_epoch = self.subject.train.steps_per_epoch(members.len());
         let mut trainer = ClassifierTrainer::new(self.images.config.clone(), self.recipe(offset), members)?;
         let last = epoch.map_or(trainer.total_steps(), |epoch| u64::from(epoch) * per_epoch);
@@ -98,6 +115,7 @@ impl Lab for ImageLab {
     fn model(&self, which: Which) -> Result<Box<dyn View + '_>, EngineError> {
         let model = match which {
             Which::Final(offset) => self.train(offset, None)?,
+            Which::Half(offset) => self.train_on_half(offset)?,
             Which::Kept(index) => {
                 let epochs = &self.subject.checkpoint_epochs;
                 let epoch = epochs.get(index).ok_or_else(|| EngineError::Setting {

@@ -22,6 +22,8 @@ use crate::home::Home;
 pub enum Which {
     /// Trained to the end under the recipe's seed plus this: 0 is the model that is explained.
     Final(u64),
+    /// The same on a random half of the examples, a half of its own for every number. Labs of images only.
+    Half(u64),
     /// A kept checkpoint of the model that is explained, by its place in [`Lab::stretches`].
     Kept(usize),
 }
@@ -107,6 +109,15 @@ pub trait Lab: Sync {
     /// The opened decoder subject.
     fn decoder(&self) -> Option<&DecoderLab> {
         None
+    }
+}
+
+/// What a lab says whose models are dear to train on halves.
+fn no_halves() -> EngineError {
+    EngineError::Setting {
+        setting: "halves",
+        expected: "a setting of images".into(),
+        found: "a decoder (hint: leave \"halves\" out)".into(),
     }
 }
 

@@ -63,6 +63,7 @@ impl Lab for TunedLab {
                 }
             },
             Which::Final(offset) => self.tuned(offset, None)?,
+            Which::Half(_) => return Err(super::no_halves()),
             Which::Kept(index) => {
                 let steps = &self.data.subject.train.checkpoint_steps;
                 let step = steps.get(index).ok_or_else(|| EngineError::Setting {

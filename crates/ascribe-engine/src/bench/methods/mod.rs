@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use catalogue::{catalogue, contestants, find};
+pub use rows::trak_places;
 
 use super::contest::{Contestant, Scores};
 use super::lab::{Lab, Quantity, View, Which};
@@ -150,6 +151,12 @@ pub enum Spec {
         dim: usize,
         /// Ridge relative to the mean diagonal.
         ridge: f64,
+        /// Models trained on random halves of the examples, as in the paper, instead of on all of them.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        halves: bool,
+        /// Another seed draws other projections.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        projection: u64,
     },
     /// TrackStar.
     TrackStar {
@@ -194,6 +201,10 @@ pub enum Spec {
         /// The seed.
         seed: u64,
     },
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Scores with the CPU seconds of both parts.
@@ -282,7 +293,11 @@ impl Spec {
             Spec::Source { models, redraw } => kron::source(lab, *models, *redraw, progress),
             Spec::Projected(settings) => rows::projected(lab, settings, progress),
             Spec::Sketch(settings) => rows::sketch(lab, settings, progress),
-            Spec::Trak { models, dim, ridge } => rows::trak(lab, *models, *dim, *ridge, progress),
+            Spec::Trak { models, dim, ridge, halves, projection } => {
+                let (models, dim, ridge) = (*models, *dim, *ridge);
+                let settings = rows::TrakSettings { models, dim, ridge, halves: *halves, projection: *projection };
+                rows::trak(lab, &settings, progress)
+            }
             Spec::TrackStar { k } => rows::track_star(lab, *k, progress),
             Spec::Sum { parts, weights } => sum(lab, parts, weights, progress),
             Spec::Magic { queries } => plain::magic(lab, *queries),

@@ -64,6 +64,9 @@ pub enum BasisKind {
 /// Seed of all projections.
 const SEED: u64 = 7;
 
+/// Numbers of a gradient whose places are worked out once, 128 MB of them, and not for every example.
+const LONGEST_TABLE: usize = 16 << 20;
+
 /// Influence in the space of projected rows.
 pub(super) fn projected(lab: &dyn Lab, settings: &RowSettings, progress: &dyn Progress) -> Result<Timed, EngineError> {
     if !settings.trajectory {
@@ -181,20 +184,36 @@ fn factor_rows(rows: &Rows, shapes: &[Option<[usize; 2]>], rank: usize) -> Resul
     Ok(Array2::from_shape_vec((n, width), found.concat()).expect("all rows have one layout"))
 }
 
+/// What [`trak`] runs on.
+pub(super) struct TrakSettings {
+    pub models: u64,
+    pub dim: usize,
+    pub ridge: f64,
+    pub halves: bool,
+    pub projection: u64,
+}
+
+/// Seed of the `model`-th projection. Another `projection` shifts all of them past any ensemble.
+fn trak_seed(model: u64, projection: u64) -> u64 {
+    SEED + model + 1_000_003 * projection
+}
+
+/// Where TRAK's projection of the first model puts every number of a gradient in layer form, and with which sign, `[P]`: what a
+/// comparison with another implementation needs to use the same one.
+pub fn trak_places(layers: &[Layer], width: usize, projection: u64) -> Vec<(u32, f32)> {
+    let sketch = Sketch::new(trak_seed(0, projection), layers, width);
+    sketch.table()
+}
+
 /// TRAK over models, each with a projection of its own.
-pub(super) fn trak(
-    lab: &dyn Lab,
-    models: u64,
-    width: usize,
-    ridge: f64,
-    progress: &dyn Progress,
-) -> Result<Timed, EngineError> {
+pub(super) fn trak(lab: &dyn Lab, settings: &TrakSettings, progress: &dyn Progress) -> Result<Timed, EngineError> {
+    let TrakSettings { models, dim: width, ridge, halves, projection } = *settings;
     let (mut fit, mut score) = (0.0, 0.0);
     let mut ensemble = Ensemble::new();
     for model in 0..models {
-        let view = lab.model(Which::Final(model))?;
+        let view = lab.model(if halves { Which::Half(model) } else { Which::Final(model) })?;
         let (train, queries) = (view.train(Quantity::NegativeMargin)?, view.queries(Quantity::NegativeMargin)?);
-        let sketch = Sketch::new(SEED + model, train.layers(), width);
+        let sketch = Sketch::new(trak_seed(model, projection), train.layers(), width);
         let train = clocked(&mut fit, || sketch.rows(train.as_ref()))?;
         let residuals = clocked(&mut fit, || view.residuals())?;
         let queries = clocked(&mut score, || sketch.rows(queries.as_ref()))?;
@@ -434,6 +453,21 @@ impl Sketch {
         Self { seed, dim: dim(layers), width }
     }
 
+    fn transform(&self) -> Sjlt {
+        Sjlt::new(Stream::new(self.seed, "bench/trak").at(0), "all", self.width, 1)
+    }
+
+    /// Place and sign of every number of a gradient, as [`Sketch::transform`] has them: worked out once for all examples.
+    fn table(&self) -> Vec<(u32, f32)> {
+        let (transform, mut out) = (self.transform(), vec![0.0f32; self.width]);
+        let entry = |number| {
+            transform.add(number, &[1.0], &mut out);
+            let place = out.iter().position(|v| *v != 0.0).expect("every number goes to one place");
+            (place as u32, std::mem::take(&mut out[place]))
+        };
+        (0..self.dim).map(entry).collect()
+    }
+
     /// `[N, width]`; entries of the transform are ±1 at one seeded place each.
     fn rows(&self, source: &dyn CaptureSource) -> Result<Array2<f32>, EngineError> {
         self.mapped(source, &|rows| Ok(rows))
@@ -447,7 +481,8 @@ impl Sketch {
     ) -> Result<Array2<f32>, EngineError> {
         let ids: Vec<u32> = (0..source.len() as u32).collect();
         let mut out = Array2::zeros((ids.len(), self.width));
-        let sketch = Sjlt::new(Stream::new(self.seed, "bench/trak").at(0), "all", self.width, 1);
+        let sketch = self.transform();
+        let table = (self.dim <= LONGEST_TABLE).then(|| self.table());
         let chunk = ((64 << 20) / self.dim.max(1)).clamp(8, 512);
         for part in ids.chunks(chunk) {
             let full = change(captured::gradients(source, part, Labels::Given)?)?;
@@ -456,7 +491,13 @@ impl Sketch {
             let pairs = target.rows_mut().into_iter().zip(full.rows()).collect::<Vec<_>>();
             pairs.into_par_iter().for_each(|(mut target, row)| {
                 let row = row.to_slice().expect("fresh rows are contiguous");
-                sketch.add(0, row, target.as_slice_mut().expect("rows of a standard array are contiguous"));
+                let target = target.as_slice_mut().expect("rows of a standard array are contiguous");
+                match &table {
+                    Some(table) => {
+                        row.iter().zip(table).for_each(|(&x, &(place, sign))| target[place as usize] += x * sign);
+                    }
+                    None => sketch.add(0, row, target),
+                }
             });
         }
         Ok(out)

@@ -3,9 +3,15 @@
 use std::path::Path;
 
 use ascribe_core::NoProgress;
+use ascribe_methods::rows::InMemory;
+use ascribe_methods::source::{CaptureSource, Labels};
+use ascribe_methods::{captured, trak};
+use ndarray::Array2;
 
 use super::*;
 use crate::bench::contest::Verdict;
+use crate::bench::lab::{Quantity, Which};
+use crate::bench::methods::{Method, Spec, trak_places};
 use crate::bench::runners::build_bank;
 
 const TINY: &str = r#"
@@ -322,4 +328,52 @@ fn a_broken_method_is_noted_and_a_constant_one_has_no_value() {
     let last = lab.train(0, Some(3)).unwrap();
     assert_eq!(last.parameters(), lab.train(0, None).unwrap().parameters(), "the last kept epoch is the model");
     assert_ne!(last.parameters(), lab.train(1, None).unwrap().parameters());
+}
+
+/// Halves are halves, each its own; TRAK on them and with other projections has other scores, with the same ones the same bytes; and
+/// its projection is the matrix that is told to others.
+#[test]
+fn trak_on_halves_and_its_projection() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, setting) = tiny(dir.path());
+    let Subject::Images(subject) = &setting.subject else { panic!("an image setting") };
+    let lab = ImageLab::new(subject.as_ref().clone(), subject.open(&setting.dir).unwrap()).unwrap();
+    let half = |offset| lab.train_on_half(offset).unwrap().parameters().to_vec();
+    assert_ne!(half(0), lab.train(0, None).unwrap().parameters());
+    assert_ne!(half(0), half(1));
+    let scores = |models: u64, settings: &str| {
+        let text = format!(r#"{{"method":"trak","models":{models},"dim":4,"ridge":0.1{settings}}}"#);
+        let spec: Spec = serde_json::from_str(&text).unwrap();
+        let method = Method { name: "t".into(), about: String::new(), source: String::new(), spec };
+        method.run(&lab as &dyn Lab, &NoProgress).unwrap().values
+    };
+    let plain = scores(2, "");
+    assert_eq!(plain, scores(2, r#","halves":false,"projection":0"#));
+    assert_ne!(plain, scores(2, r#","halves":true"#));
+    assert_ne!(plain, scores(2, r#","projection":1"#));
+    assert_eq!(scores(2, r#","halves":true"#), scores(2, r#","halves":true"#));
+    let view = lab.model(Which::Final(0)).unwrap();
+    let layers = view.train(Quantity::Loss).unwrap().layers().to_vec();
+    let places = trak_places(&layers, 4, 0);
+    assert_eq!(places.len(), 10, "two classes of four pixels and a bias");
+    assert!(places.iter().all(|&(place, sign)| place < 4 && sign.abs() == 1.0));
+    assert_ne!(places, trak_places(&layers, 4, 1));
+    // A second route to one model's scores: rows by the places that are told, then the formula.
+    let rows = |source: &dyn CaptureSource| {
+        let ids: Vec<u32> = (0..source.len() as u32).collect();
+        let gradients = captured::gradients(source, &ids, Labels::Given).unwrap();
+        let mut out = Array2::<f32>::zeros((ids.len(), 4));
+        for ((row, column), &g) in gradients.indexed_iter() {
+            let (place, sign) = places[column];
+            out[(row, place as usize)] += g * sign;
+        }
+        out
+    };
+    let train = rows(view.train(Quantity::NegativeMargin).unwrap().as_ref());
+    let queries = rows(view.queries(Quantity::NegativeMargin).unwrap().as_ref());
+    let (ridge, soft) = (trak::Ridge::Relative { part: 0.1 }, trak::SoftThreshold::None);
+    let residuals = view.residuals().unwrap();
+    let expected =
+        trak::score(&InMemory::new(train.view()), queries.view(), &residuals, ridge, soft, &NoProgress).unwrap();
+    assert_eq!(scores(1, ""), expected.values);
 }
