@@ -1,15 +1,19 @@
 //! The blocking seam between the feature store and object stores: four operations, each waited for on the caller's thread, over
-//! whatever implements `object_store` ([`Bucket`]) or speaks S3 ([`S3`]).
+//! whatever implements `object_store` ([`Bucket`]), speaks S3 ([`S3`]), or is Azure's ([`Azure`]) or Google's ([`Google`]).
 //!
 //! Here lives the translation of keys, conditions and errors. Here never lives: what is stored under which name
 //! (`ascribe_store::features`), and a runtime: in-memory and local stores need none; a client over the network needs the caller to
 //! stand in the context of a runtime of several threads (tokio's `Handle::enter`), which then drives its sockets.
 //!
 //! "Create if absent" is `PutMode::Create`: one step on a local file system (a hard link), in memory, and on S3-compatible stores
-//! (`If-None-Match: *`), Google's and Azure's. It is the whole commit, so two writers cannot both commit.
+//! (`If-None-Match: *`), Google's (`x-goog-if-generation-match: 0`) and Azure's. It is the whole commit, so two writers cannot both commit.
 
+mod azure;
+mod base64;
+mod google;
 mod s3;
 mod sign;
+mod web;
 
 use std::io;
 use std::path::PathBuf;
@@ -21,17 +25,27 @@ use futures_executor::block_on;
 use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
 
+pub use azure::Azure;
+pub use google::Google;
 pub use s3::S3;
 
-/// The objects at `location`: `s3://BUCKET/PREFIX` ([`S3::new`] says what it asks `lookup` for), or a folder.
+/// True for the address of an object store, false for a path.
+pub fn is_address(location: &str) -> bool {
+    ["s3://", "az://", "gs://"].iter().any(|scheme| location.starts_with(scheme))
+}
+
+/// The objects at `location`: `s3://BUCKET/PREFIX`, `az://CONTAINER/PREFIX`, `gs://BUCKET/PREFIX` ([`S3::new`], [`Azure::new`] and
+/// [`Google::new`] say what they ask `lookup` for), or a folder.
 ///
 /// # Errors
 /// An address that is none.
 pub fn open(location: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Result<Box<dyn Objects>, StoreError> {
     match location.split_once("://") {
         Some(("s3", _)) => Ok(Box::new(S3::new(location, lookup)?)),
+        Some(("az", _)) => Ok(Box::new(Azure::new(location, lookup)?)),
+        Some(("gs", _)) => Ok(Box::new(Google::new(location, lookup)?)),
         Some((scheme, _)) => {
-            let (path, expected) = (PathBuf::from(location), "s3://BUCKET/PREFIX or a folder");
+            let (path, expected) = (PathBuf::from(location), "s3://, az:// or gs://BUCKET/PREFIX, or a folder");
             Err(StoreError::malformed(&path, "address", expected, format!("{scheme}://")))
         }
         None => Ok(Box::new(FolderObjects::new(std::path::Path::new(location)))),

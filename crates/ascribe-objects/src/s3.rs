@@ -8,31 +8,19 @@
 //! before anything is committed (`ascribe_store::features::push` asks it to create an object twice).
 
 use std::io;
-use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ascribe_store::StoreError;
 use ascribe_store::features::Objects;
-use ureq::http::{Request, Response};
-use ureq::{Agent, Body};
+use ureq::http::Request;
+use ureq::http::request::Builder;
 
-use crate::sign::{Credentials, ToSign, authorization, encode_path, sha256_hex, time_of};
-
-/// Tries of a request that a server was too busy for, or that got lost.
-const TRIES: u32 = 5;
-/// Pause before the second try; each next one is twice as long.
-const PAUSE: Duration = Duration::from_millis(100);
-/// A whole request with its body may take so long: a shard of 256 MiB at 1 MB/s.
-const WAIT: Duration = Duration::from_secs(300);
-/// Longest object that is read into memory; shards are at most 1 GiB.
-const OBJECT_MAX_BYTES: u64 = 2 << 30;
-/// What is shown of a server's refusal.
-const REFUSAL_BYTES: u64 = 600;
+use crate::sign::{Credentials, Dialect, ToSign, authorization, encode_path, sha256_hex, time_of};
+use crate::web::{Answer, Call, Web, endpoint, now, refuse, split};
 
 /// A prefix of a bucket.
 #[derive(Debug)]
 pub struct S3 {
-    agent: Agent,
+    web: Web,
     /// `https://bucket.s3.eu-west-1.amazonaws.com` or `http://127.0.0.1:9000/bucket`.
     base: String,
     /// Host and port as the server sees them.
@@ -41,15 +29,6 @@ pub struct S3 {
     path: String,
     region: String,
     who: Credentials,
-    name: String,
-}
-
-/// How a request ended.
-struct Answer {
-    status: u16,
-    response: Response<Body>,
-    /// An earlier try may have been carried out.
-    is_repeated: bool,
 }
 
 impl S3 {
@@ -61,16 +40,12 @@ impl S3 {
     /// An address that is none, missing keys, and an endpoint that would carry rows in the clear beyond this machine without
     /// `AWS_ALLOW_HTTP=true`.
     pub fn new(url: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Result<Self, StoreError> {
-        let refuse =
-            |expected: &str, found: &str| StoreError::malformed(&PathBuf::from(url), "address", expected, found);
-        let rest = url.strip_prefix("s3://").ok_or_else(|| refuse("s3://BUCKET/PREFIX", url))?;
-        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let (bucket, prefix) = split(url, "s3://", "s3://BUCKET/PREFIX")?;
         let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
         if !(3..=63).contains(&bucket.len()) || !bucket.chars().all(is_plain) {
-            return Err(refuse("a bucket of 3 to 63 lower-case letters, digits, dots and hyphens", bucket));
+            return Err(refuse(url, "a bucket of 3 to 63 lower-case letters, digits, dots and hyphens", bucket));
         }
-        let key =
-            |name: &'static str| lookup(name).ok_or_else(|| refuse(&format!("{name} in the environment"), "none"));
+        let key = |name: &str| lookup(name).ok_or_else(|| refuse(url, &format!("{name} in the environment"), "none"));
         let who = Credentials {
             key_id: key("AWS_ACCESS_KEY_ID")?,
             secret: key("AWS_SECRET_ACCESS_KEY")?,
@@ -78,98 +53,44 @@ impl S3 {
         };
         let region = lookup("AWS_REGION").or_else(|| lookup("AWS_DEFAULT_REGION"));
         let region = region.unwrap_or_else(|| "us-east-1".to_owned());
-        let endpoint = lookup("AWS_ENDPOINT_URL_S3").or_else(|| lookup("AWS_ENDPOINT_URL"));
-        let (base, in_path) = match &endpoint {
-            Some(endpoint) => (endpoint.trim_end_matches('/').to_owned(), format!("/{bucket}")),
+        let given = lookup("AWS_ENDPOINT_URL_S3").or_else(|| lookup("AWS_ENDPOINT_URL"));
+        let (base, in_path) = match &given {
+            Some(given) => (given.trim_end_matches('/').to_owned(), format!("/{bucket}")),
             // A certificate for *.s3… does not cover a name with dots.
             None if bucket.contains('.') => (format!("https://s3.{region}.amazonaws.com"), format!("/{bucket}")),
             None => (format!("https://{bucket}.s3.{region}.amazonaws.com"), String::new()),
         };
-        let (scheme, host) = base.split_once("://").ok_or_else(|| refuse("an endpoint https://HOST", &base))?;
-        let is_here = ["127.0.0.1", "localhost", "[::1]"].contains(&host.rsplit_once(':').map_or(host, |(h, _)| h));
-        let allowed = is_here || lookup("AWS_ALLOW_HTTP").is_some_and(|v| v == "true");
-        if host.contains('/') || !(scheme == "https" || (scheme == "http" && allowed)) {
-            return Err(refuse("an endpoint https://HOST, or http://HOST with AWS_ALLOW_HTTP=true", &base));
-        }
-        let default_port = if scheme == "https" { ":443" } else { ":80" };
-        let host = host.strip_suffix(default_port).unwrap_or(host).to_owned();
-        let prefix = prefix.trim_matches('/');
+        let allow_http = lookup("AWS_ALLOW_HTTP").is_some_and(|v| v == "true");
+        let (scheme, host) = endpoint(url, &base, allow_http, "AWS_ALLOW_HTTP")?;
         let path = match prefix.is_empty() {
             true => in_path,
             false => format!("{in_path}/{}", encode_path(prefix)),
         };
-        let config = Agent::config_builder().http_status_as_error(false).max_redirects(0).timeout_global(Some(WAIT));
-        let agent = config.user_agent("ascribe").build().new_agent();
-        let base = format!("{scheme}://{host}");
-        Ok(Self { agent, base, host, path, region, who, name: url.trim_end_matches('/').to_owned() })
-    }
-
-    fn failed(&self, action: &'static str, key: &str, error: io::Error) -> StoreError {
-        StoreError::io(action, &PathBuf::from(format!("{}/{key}", self.name)), error)
+        // 409 is two conditional writes at once: neither says who won.
+        let web = Web::new(url, |status| matches!(status, 409 | 429 | 500 | 502..=504));
+        Ok(Self { web, base: format!("{scheme}://{host}"), host: host.to_owned(), path, region, who })
     }
 
     /// The server's own words.
-    fn refused(&self, action: &'static str, key: &str, mut answer: Answer) -> StoreError {
-        let body = answer.response.body_mut().with_config().limit(REFUSAL_BYTES).lossy_utf8(true).read_to_string();
-        let said = body.map(|text| text.split_whitespace().collect::<Vec<_>>().join(" ")).unwrap_or_default();
-        let region = answer.response.headers().get("x-amz-bucket-region").and_then(|v| v.to_str().ok());
+    fn refused(&self, call: &Call<'_>, answer: Answer) -> StoreError {
+        let region = answer.header("x-amz-bucket-region").map(|region| format!("AWS_REGION={region}"));
         let hint = match (answer.status, region) {
-            (301 | 307, Some(region)) => format!(" (hint: AWS_REGION={region})"),
-            (403, _) => " (hint: are the keys, the region and the clock right?)".to_owned(),
-            (501, _) => " (hint: this server knows no `If-None-Match: *`, so it cannot hold commits)".to_owned(),
+            (301 | 307, Some(region)) => region,
+            (403, _) => "are the keys, the region and the clock right?".to_owned(),
+            (501, _) => "this server knows no `If-None-Match: *`, so it cannot hold commits".to_owned(),
             _ => String::new(),
         };
-        self.failed(action, key, io::Error::other(format!("status {}{hint}: {said}", answer.status)))
+        self.web.refused(call, answer, &hint)
     }
 
-    /// One request, tried again where a server was busy or the connection broke.
-    fn ask(
-        &self,
-        action: &'static str,
-        method: &str,
-        key: &str,
-        body: &[u8],
-        create: bool,
-    ) -> Result<Answer, StoreError> {
+    fn ask(&self, call: &Call<'_>, body: &[u8], create: bool) -> Result<Answer, StoreError> {
         let body_sha256 = sha256_hex(body);
-        let path = format!("{}/{}", self.path, encode_path(key));
-        let mut is_repeated = false;
-        for attempt in 1.. {
-            let sent = self.signed(method, &path, &body_sha256, create).and_then(|builder| {
-                let outcome = match method {
-                    "PUT" => self.agent.run(builder.body(body).map_err(io::Error::other)?),
-                    _ => self.agent.run(builder.body(()).map_err(io::Error::other)?),
-                };
-                outcome.map_err(ureq::Error::into_io)
-            });
-            let is_last = attempt >= TRIES;
-            match sent {
-                Ok(response) => {
-                    let status = response.status().as_u16();
-                    // 409 is two conditional writes at once: neither says who won.
-                    let is_busy = matches!(status, 409 | 429 | 500 | 502..=504);
-                    if !is_busy || is_last {
-                        return Ok(Answer { status, response, is_repeated });
-                    }
-                    is_repeated |= status != 409 && status != 429;
-                }
-                Err(error) if is_last => return Err(self.failed(action, key, error)),
-                Err(_) => is_repeated = true,
-            }
-            std::thread::sleep(PAUSE * 2u32.pow(attempt - 1));
-        }
-        unreachable!("the last try returns")
+        let path = format!("{}/{}", self.path, encode_path(call.key));
+        self.web.ask(call, body, &|| self.signed(call.method, &path, &body_sha256, create))
     }
 
-    fn signed(
-        &self,
-        method: &str,
-        path: &str,
-        body_sha256: &str,
-        create: bool,
-    ) -> io::Result<ureq::http::request::Builder> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(io::Error::other)?;
-        let time = time_of(now.as_secs());
+    fn signed(&self, method: &str, path: &str, body_sha256: &str, create: bool) -> io::Result<Builder> {
+        let time = time_of(now()?);
         let mut headers =
             vec![("host", self.host.as_str()), ("x-amz-content-sha256", body_sha256), ("x-amz-date", time.as_str())];
         if create {
@@ -180,7 +101,8 @@ impl S3 {
         }
         headers.sort_unstable();
         let region = &self.region;
-        let request = ToSign { method, path, headers: &headers, body_sha256, time: &time, region };
+        let dialect = Dialect::Amazon;
+        let request = ToSign { method, path, headers: &headers, body_sha256, time: &time, region, dialect };
         let authorization = authorization(&request, &self.who);
         let mut builder = Request::builder().method(method).uri(format!("{}{path}", self.base));
         for (name, value) in headers.into_iter().filter(|(name, _)| *name != "host") {
@@ -192,45 +114,45 @@ impl S3 {
 
 impl Objects for S3 {
     fn name(&self) -> String {
-        self.name.clone()
+        self.web.name.clone()
     }
 
     fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        let mut answer = self.ask("read", "GET", key, &[], false)?;
+        let call = Call { action: "read", method: "GET", key };
+        let answer = self.ask(&call, &[], false)?;
         match answer.status {
-            200 => {
-                let body = answer.response.body_mut().with_config().limit(OBJECT_MAX_BYTES).read_to_vec();
-                body.map(Some).map_err(|error| self.failed("read", key, error.into_io()))
-            }
+            200 => self.web.bytes(&call, answer).map(Some),
             404 => Ok(None),
-            _ => Err(self.refused("read", key, answer)),
+            _ => Err(self.refused(&call, answer)),
         }
     }
 
     fn len(&self, key: &str) -> Result<Option<u64>, StoreError> {
-        let answer = self.ask("measure", "HEAD", key, &[], false)?;
-        let length = answer.response.headers().get("content-length").and_then(|v| v.to_str().ok()?.parse().ok());
-        match (answer.status, length) {
+        let call = Call { action: "measure", method: "HEAD", key };
+        let answer = self.ask(&call, &[], false)?;
+        match (answer.status, answer.length()) {
             (200, Some(length)) => Ok(Some(length)),
             (404, _) => Ok(None),
-            _ => Err(self.refused("measure", key, answer)),
+            _ => Err(self.refused(&call, answer)),
         }
     }
 
     fn put(&self, key: &str, bytes: &[u8]) -> Result<(), StoreError> {
-        let answer = self.ask("write", "PUT", key, bytes, false)?;
-        if answer.status == 200 { Ok(()) } else { Err(self.refused("write", key, answer)) }
+        let call = Call { action: "write", method: "PUT", key };
+        let answer = self.ask(&call, bytes, false)?;
+        if answer.status == 200 { Ok(()) } else { Err(self.refused(&call, answer)) }
     }
 
     /// Of a lost answer only the object itself can tell who wrote it: what is there and equal was this call's, or another's with
     /// the same bytes, which comes to the same.
     fn put_new(&self, key: &str, bytes: &[u8]) -> Result<bool, StoreError> {
-        let answer = self.ask("create", "PUT", key, bytes, true)?;
+        let call = Call { action: "create", method: "PUT", key };
+        let answer = self.ask(&call, bytes, true)?;
         match answer.status {
             200 => Ok(true),
             412 if answer.is_repeated => Ok(self.get(key)?.is_some_and(|found| found == bytes)),
             412 => Ok(false),
-            _ => Err(self.refused("create", key, answer)),
+            _ => Err(self.refused(&call, answer)),
         }
     }
 }

@@ -58,7 +58,7 @@ fn read<R: FeatureReader>(reader: &R) -> Vec<(u64, Vec<f32>)> {
     pairs.collect()
 }
 
-fn conforms(objects: &Bucket) {
+fn conforms(objects: &dyn Objects) {
     assert!(objects.get("none").unwrap().is_none() && objects.len("none").unwrap().is_none());
     assert!(objects.put_new("a/b", b"first").unwrap());
     assert!(!objects.put_new("a/b", b"second").unwrap(), "created twice");
@@ -92,4 +92,13 @@ fn in_memory() {
 fn on_a_local_file_system() {
     let dir = tempfile::tempdir().unwrap();
     conforms(&Bucket::new(Arc::new(LocalFileSystem::new_with_prefix(dir.path()).unwrap()), ""));
+}
+
+/// Any server: `ASCRIBE_TEST_OBJECTS` is its address (`az://rows/x`), and what else it takes is in the environment.
+#[test]
+#[ignore = "needs a server and its address in the environment"]
+fn on_a_server() {
+    let address = std::env::var("ASCRIBE_TEST_OBJECTS").expect("an address");
+    let objects = ascribe_objects::open(&address, &|name| std::env::var(name).ok()).unwrap();
+    conforms(&*objects);
 }
