@@ -7,8 +7,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ascribe_core::{ExampleId, FeatureReader, FeatureSink, RowType};
-use ascribe_store::features::{Deletion, compact, delete};
+use ascribe_core::{ExampleId, FeatureReader, FeatureSink, NoProgress, RowType};
+use ascribe_store::features::{DatasetTerms, Deletion, compact, convert, delete, make_companion, relicense};
 use ascribe_store::{FeatureStore, FeatureWriter, StoreError};
 
 use crate::common::{folder, ids, rows, spec};
@@ -88,6 +88,19 @@ fn child() {
         "append" => append(dir, LIVE..LIVE + STEP),
         "delete" => remove(dir, 1..3),
         "compact" => compact(dir).map(drop),
+        "relicense" => {
+            let of = |dataset: u32| DatasetTerms {
+                dataset,
+                owner: Some(format!("owner {dataset}")),
+                ..DatasetTerms::default()
+            };
+            relicense(dir, &[of(0), of(1), of(2)]).map(drop)
+        }
+        "convert" => {
+            convert(&FeatureStore::open(dir, None).unwrap(), &dir.with_extension("out"), RowType::Bf16, &NoProgress)
+                .map(drop)
+        }
+        "companion" => make_companion(&FeatureStore::open(dir, None).unwrap(), RowType::Bf16, &NoProgress).map(drop),
         "create" => FeatureWriter::create_or_resume(dir, &spec(DIM), RowType::F32, 8, 1).map(drop),
         "read" => {
             window(dir);
@@ -163,7 +176,7 @@ fn a_change_without_room_leaves_the_store_as_it_was() {
     build(dir.path());
     remove(dir.path(), 0..1).unwrap();
     let before = folder(dir.path());
-    for what in ["append", "delete", "compact"] {
+    for what in ["append", "delete", "relicense", "compact"] {
         let exe = std::env::current_exe().unwrap();
         let script = "trap '' XFSZ; ulimit -f 4; exec \"$0\" faults::child --exact --ignored --nocapture";
         let output = Command::new("sh")
@@ -211,7 +224,9 @@ fn a_folder_that_may_not_be_written_can_be_read_and_nothing_else() {
     }
     let is_root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
     let fresh = dir.path().join("fresh");
-    let cases = [("read", &store), ("append", &store), ("delete", &store), ("compact", &store), ("create", &fresh)];
+    let changes =
+        ["read", "append", "delete", "relicense", "companion", "convert", "compact"].map(|what| (what, &store));
+    let cases = changes.into_iter().chain([("create", &fresh)]);
     for (what, place) in cases {
         // Through /proc the binary runs wherever it lies, even below a folder that only root may enter.
         let mut child = command("/proc/self/exe", what, place);
