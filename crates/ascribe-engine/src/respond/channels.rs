@@ -57,13 +57,21 @@ impl Kind {
     }
 }
 
-/// A response's gradients by checkpoint, those that are needed: each is made once and solved once, whatever asks for it.
+/// What a response's gradients say, by checkpoint: each is made once and solved once, whatever asks for it.
 #[derive(Default)]
 pub(super) struct Gradients {
-    /// `[1, D]`.
-    rows: BTreeMap<usize, Array2<f32>>,
     /// Where it was solved.
     solved: BTreeMap<usize, Solved>,
+    /// By place of the channel, and checkpoint.
+    parts: BTreeMap<(usize, usize), Part>,
+}
+
+/// A channel's part that one checkpoint makes.
+struct Part {
+    /// Products with the datasets' sums, `[1, K]`, before the checkpoint's weight.
+    scores: Array2<f64>,
+    /// The same without a projected column each, where they are asked for and the channel has them.
+    columns: Option<ColumnReplicates>,
 }
 
 /// A response's gradient under the curvature `A = L·Lᵀ`.
@@ -85,44 +93,92 @@ impl Solved {
 
 impl Gradients {
     /// The gradient of a checkpoint that was solved.
-    pub(super) fn solved(&self, checkpoint: usize) -> &Solved {
-        &self.solved[&checkpoint]
+    pub(super) fn solved(&self, checkpoint: usize) -> Option<&Solved> {
+        self.solved.get(&checkpoint)
     }
 
-    /// The vector that a channel multiplies with sums: the gradient within its modules, solved if the channel is curved.
-    fn vector(&self, m: &Material, channel: &GradientChannel, c: usize) -> Result<Array2<f64>, RespondError> {
-        let (by, _) = m.checkpoints[c].curvature(channel.curved);
-        match (&channel.modules, self.solved.get(&c)) {
-            (None, Some(solved)) if channel.curved => Ok(solved.solved.clone()),
-            _ => Ok(precondition(by, of_modules(m, channel, c, &self.rows[&c]).view())?),
-        }
+    /// Parts of the channel at a place, by checkpoint.
+    fn parts(&self, at: usize) -> impl Iterator<Item = (usize, &Part)> {
+        self.parts.range((at, 0)..(at + 1, 0)).map(|(&(_, c), part)| (c, part))
     }
 }
 
+/// Cosines and word scores `[1, N]` of a response: made once, however many channels sum them up.
+#[derive(Default)]
+struct Similar {
+    cosines: Option<Array2<f32>>,
+    words: Option<Array2<f32>>,
+}
+
 impl Responder<'_> {
-    /// Gradients at the checkpoints that `kinds` sum over, solved where a channel is curved and reads all modules.
-    pub(super) fn gradients(&self, kinds: &[&Kind], response: &Tokenised) -> Result<Gradients, RespondError> {
-        // By checkpoint: whether it is solved.
-        let mut needed: BTreeMap<usize, bool> = BTreeMap::new();
-        for kind in kinds {
+    /// Gradients at the checkpoints that `kinds` sum over, with what each channel takes from them. Solved where a channel is curved and
+    /// reads all modules, and at the last checkpoint if `solve_last`; `replicated` as [`Responder::variances`] needs it.
+    pub(super) fn gradients(
+        &self,
+        kinds: &[&Kind],
+        response: &Tokenised,
+        solve_last: bool,
+        replicated: bool,
+    ) -> Result<Gradients, RespondError> {
+        let last = self.material.checkpoints.len() - 1;
+        // By checkpoint: whether it is solved, and the channels that sum over it.
+        let mut needed: BTreeMap<usize, (bool, Vec<(usize, &GradientChannel)>)> = BTreeMap::new();
+        if solve_last {
+            needed.entry(last).or_default().0 = true;
+        }
+        for (at, kind) in kinds.iter().enumerate() {
             if let Kind::Gradient(channel) = kind {
-                let solves = channel.curved && channel.modules.is_none();
-                channel.checkpoints.iter().for_each(|&c| *needed.entry(c).or_default() |= solves);
+                for &c in &channel.checkpoints {
+                    let (solves, channels) = needed.entry(c).or_default();
+                    *solves |= channel.curved && channel.modules.is_none();
+                    channels.push((at, channel));
+                }
             }
         }
-        let one = |(c, solves): (usize, bool)| -> Result<_, RespondError> {
-            let row = self.row(c, response)?;
-            let solved = solves.then(|| Solved::of(&self.material.checkpoints[c].factors, row.view())).transpose()?;
-            Ok((c, row, solved))
-        };
-        let needed: Vec<(usize, bool)> = needed.into_iter().collect();
+        let one =
+            |(c, (solves, channels)): (usize, (bool, Vec<(usize, &GradientChannel)>))| -> Result<_, RespondError> {
+                let row = self.row(c, response)?;
+                let solved =
+                    solves.then(|| Solved::of(&self.material.checkpoints[c].factors, row.view())).transpose()?;
+                let part = |(at, channel): (usize, &GradientChannel)| {
+                    Ok(((at, c), self.part(channel, c, &row, solved.as_ref(), replicated)?))
+                };
+                let parts = channels.into_iter().map(part).collect::<Result<Vec<_>, RespondError>>()?;
+                Ok((c, solved, parts))
+            };
+        let needed: Vec<_> = needed.into_iter().collect();
         let made = needed.into_par_iter().map(one).collect::<Result<Vec<_>, RespondError>>()?;
         let mut gradients = Gradients::default();
-        for (c, row, solved) in made {
-            gradients.rows.insert(c, row);
+        for (c, solved, parts) in made {
             gradients.solved.extend(solved.map(|solved| (c, solved)));
+            gradients.parts.extend(parts);
         }
         Ok(gradients)
+    }
+
+    /// What a channel takes from the gradient of one checkpoint: products of the gradient within its modules, solved if the channel is
+    /// curved, with the datasets' sums.
+    fn part(
+        &self,
+        channel: &GradientChannel,
+        c: usize,
+        row: &Array2<f32>,
+        solved: Option<&Solved>,
+        replicated: bool,
+    ) -> Result<Part, RespondError> {
+        let m = self.material;
+        let (by, prepared) = m.checkpoints[c].curvature(channel.curved);
+        let made;
+        let vector = match (&channel.modules, solved) {
+            (None, Some(solved)) if channel.curved => solved.solved.view(),
+            _ => {
+                made = precondition(by, of_modules(m, channel, c, row).view())?;
+                made.view()
+            }
+        };
+        let scores = dot::dataset_scores(vector, m.checkpoints[c].sums.view())?;
+        let columns = prepared.filter(|_| replicated).map(|prepared| prepared.replicates_of(vector)).transpose()?;
+        Ok(Part { scores, columns })
     }
 
     /// Scores of datasets by influence at the last checkpoint, `⟨g, A⁻¹G_k⟩` with sums that were solved once: no solve per response.
@@ -174,36 +230,54 @@ impl Responder<'_> {
         kinds: &[&Kind],
         response: &Tokenised,
     ) -> Result<BTreeMap<usize, Array2<f64>>, RespondError> {
-        let none = Gradients::default();
-        let controls = kinds.iter().enumerate().filter(|(_, kind)| !matches!(kind, Kind::Gradient(_)));
-        controls.map(|(at, kind)| Ok((at, self.score(kind, &none, response)?))).collect()
+        let mut similar = Similar::default();
+        let mut scores = BTreeMap::new();
+        for (at, kind) in kinds.iter().enumerate().filter(|(_, kind)| !matches!(kind, Kind::Gradient(_))) {
+            scores.insert(at, self.control(kind, response, &mut similar)?);
+        }
+        Ok(scores)
     }
 
-    /// Dataset scores `[1, K]` of one channel.
-    pub(super) fn score(
+    /// Dataset scores `[1, K]` of the gradient channel at a place.
+    pub(super) fn influence(
         &self,
-        kind: &Kind,
+        at: usize,
+        channel: &GradientChannel,
         gradients: &Gradients,
-        response: &Tokenised,
     ) -> Result<Array2<f64>, RespondError> {
         let m = self.material;
-        let datasets = |scores: Array2<f32>, how| to_datasets(scores.view(), &m.ids, m.catalog.datasets.len(), how);
+        let mut total = Array2::zeros((1, m.catalog.datasets.len()));
+        gradients.parts(at).for_each(|(c, part)| total.scaled_add(channel.weight(&m.context, c), &part.scores));
+        Ok(channel.placed(&m.context, total)?)
+    }
+
+    /// Dataset scores `[1, K]` of a control.
+    fn control(&self, kind: &Kind, response: &Tokenised, similar: &mut Similar) -> Result<Array2<f64>, RespondError> {
+        let m = self.material;
+        let datasets = |scores: ArrayView2<'_, f32>, how| to_datasets(scores, &m.ids, m.catalog.datasets.len(), how);
         Ok(match kind {
-            Kind::Gradient(channel) => {
-                let mut total = Array2::zeros((1, m.catalog.datasets.len()));
-                for &c in &channel.checkpoints {
-                    let vector = gradients.vector(m, channel, c)?;
-                    let scores = dot::dataset_scores(vector.view(), m.checkpoints[c].sums.view())?;
-                    total.scaled_add(channel.weight(&m.context, c), &scores);
-                }
-                channel.placed(&m.context, total)?
+            Kind::Gradient(_) => unreachable!("a gradient is no control"),
+            Kind::Bm25(how) => {
+                let words = match similar.words.take() {
+                    Some(words) => words,
+                    None => {
+                        let index = m.bm25.as_ref().expect("built where a channel asks for it");
+                        index.score_all(std::slice::from_ref(&response.terms))
+                    }
+                };
+                datasets(similar.words.insert(words).view(), *how)?
             }
-            Kind::Bm25(how) => datasets(m.bm25.score_all(std::slice::from_ref(&response.terms)), *how)?,
-            Kind::Embedding(how) => datasets(m.hidden.score(self.hidden(response)?.view())?, *how)?,
+            Kind::Embedding(how) => {
+                let cosines = match similar.cosines.take() {
+                    Some(cosines) => cosines,
+                    None => m.hidden.score(self.hidden(response)?.view())?,
+                };
+                datasets(similar.cosines.insert(cosines).view(), *how)?
+            }
             Kind::Verbatim => {
                 let examples: Vec<&[u32]> = m.context.corpus.examples.iter().map(|e| e.tokens.as_slice()).collect();
                 let runs = verbatim::score(&[response.tokens.as_slice()], &examples, verbatim::Measure::LongestRun)?;
-                datasets(runs, Aggregate::TopMean { k: 1 })?
+                datasets(runs.view(), Aggregate::TopMean { k: 1 })?
             }
             Kind::Bigram => {
                 let query = (response.tokens.as_slice(), response.completion);
@@ -223,9 +297,9 @@ impl Responder<'_> {
     ) -> Result<BTreeMap<String, Array2<f64>>, RespondError> {
         let m = self.material;
         let mut by_channel: BTreeMap<&str, [Vec<Array2<f64>>; 3]> = BTreeMap::new();
-        for (name, kind) in &m.channels {
+        for (at, (name, kind)) in m.channels.iter().enumerate() {
             if let Kind::Gradient(channel) = kind {
-                by_channel.insert(name, self.replicates(channel, gradients)?);
+                by_channel.insert(name, self.replicates(at, channel, gradients)?);
             }
         }
         let mut out = BTreeMap::new();
@@ -242,7 +316,7 @@ impl Responder<'_> {
                 let changed: Tables = tables.iter().map(|t| (t.0.clone(), channel(t))).collect();
                 Ok(calibration.predict(&channels_of(&changed))?)
             };
-            let left_out = (0..n).map(without).collect::<Result<Vec<_>, RespondError>>()?;
+            let left_out = (0..n).into_par_iter().map(without).collect::<Result<Vec<_>, RespondError>>()?;
             out.insert(source.to_owned(), jackknife_variance(&left_out)?);
         }
         if m.seed_calibrations.len() > 1 {
@@ -253,28 +327,25 @@ impl Responder<'_> {
         Ok(out)
     }
 
-    /// A channel with one projected column, or one checkpoint, left out each, in the order of [`SOURCES`].
+    /// The channel at a place with one projected column, or one checkpoint, left out each, in the order of [`SOURCES`].
     fn replicates(
         &self,
+        at: usize,
         channel: &GradientChannel,
         gradients: &Gradients,
     ) -> Result<[Vec<Array2<f64>>; 3], RespondError> {
         let m = self.material;
         let mut columns: Option<ColumnReplicates> = None;
         let mut parts: BTreeMap<usize, Array2<f64>> = BTreeMap::new();
-        for &c in &channel.checkpoints {
-            let part = &m.checkpoints[c];
-            let (vector, weight) = (gradients.vector(m, channel, c)?, channel.weight(&m.context, c));
-            let (_, prepared) = part.curvature(channel.curved);
-            let scores = dot::dataset_scores(vector.view(), part.sums.view())? * weight;
-            if let Some(prepared) = prepared {
-                let found = prepared.replicates_of(vector.view())?;
+        for (c, part) in gradients.parts(at) {
+            let weight = channel.weight(&m.context, c);
+            if let Some(found) = &part.columns {
                 match &mut columns {
-                    None => columns = Some(found.scaled(weight)),
-                    Some(total) => total.add(&found, weight)?,
+                    None => columns = Some(found.clone().scaled(weight)),
+                    Some(total) => total.add(found, weight)?,
                 }
             }
-            parts.insert(c, scores);
+            parts.insert(c, &part.scores * weight);
         }
         let whole = parts.values().skip(1).fold(parts[&channel.checkpoints[0]].clone(), |sum, part| sum + part);
         let without = |c: usize| match parts.get(&c) {

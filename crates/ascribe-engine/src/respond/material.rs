@@ -137,7 +137,8 @@ pub struct Material {
     /// `A⁻¹ G_k` at the last checkpoint, `[K, D]`.
     pub(super) solved_sums: Array2<f64>,
     pub(super) ids: Vec<ExampleId>,
-    pub(super) bm25: Bm25,
+    /// Where a channel asks for it.
+    pub(super) bm25: Option<Bm25>,
     /// Where a channel counts them.
     pub(super) bigrams: Option<Bigrams>,
     pub(super) hidden: Examples,
@@ -188,13 +189,11 @@ impl Material {
         let hidden_store = FeatureStore::open(&dir.join(HIDDEN_DIRS[0]), None)?;
         let hidden_dir = hidden_index(&hidden_store, cache, progress)?;
         let verbatim = evidence::open_verbatim(&context, cache, progress)?;
-        let documents: Vec<Vec<String>> =
-            context.corpus.examples.par_iter().map(|e| terms(&context.corpus.text_of(&e.spans))).collect();
         let catalog = Catalog::of(&context.registry);
         let opened = opened(&context, &run, last, &rows, &hidden_store, &catalog);
         progress.finish(&format!("generation {}", opened.generation));
         Ok(Self {
-            bm25: Bm25::build(&documents)?,
+            bm25: channels.iter().any(|(_, k)| matches!(k, Kind::Bm25(_))).then(|| bm25(&context)).transpose()?,
             bigrams: channels.iter().any(|(_, k)| matches!(k, Kind::Bigram)).then(|| context.bigrams()).transpose()?,
             hidden: Examples::new(load_rows(&hidden_store)?.view(), true)?,
             ids: context.corpus.examples.iter().map(|e| e.id).collect(),
@@ -295,6 +294,13 @@ fn parts(context: &Context, kinds: &[(String, Kind)], progress: &dyn Progress) -
         Ok(Part { decoder, factors, plain, sums, columns, curved, flat })
     };
     context.checkpoints.iter().enumerate().map(part).collect()
+}
+
+/// The index of the examples' words.
+fn bm25(context: &Context) -> Result<Bm25, EngineError> {
+    let of = |e: &ascribe_corpus::Example| terms(&context.corpus.text_of(&e.spans));
+    let documents: Vec<Vec<String>> = context.corpus.examples.par_iter().map(of).collect();
+    Ok(Bm25::build(&documents)?)
 }
 
 fn checkpoint_name(checkpoint: &crate::walk::context::Checkpoint) -> String {

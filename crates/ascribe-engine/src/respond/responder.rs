@@ -19,7 +19,6 @@ use super::rows::Tokenised;
 use super::{BLOCK_FISHER, CALIBRATED, EMBEDDING};
 use crate::error::EngineError;
 use crate::walk::calibrate::{Tables, channels_of};
-use crate::walk::channels::GradientChannel;
 use crate::walk::intervals::ShareInterval;
 
 /// Most records that an answer shows.
@@ -173,33 +172,30 @@ impl<'m> Responder<'m> {
             decided = self.raw(method, self.folded(row.row(0)))?;
             solved = self.solved(row.view(), ask)?;
         } else {
-            let last = m.checkpoints.len() - 1;
-            let whole = GradientChannel { curved: true, checkpoints: vec![last], modules: None, exchange: false };
-            let (named, whole) = (self.named(method)?, Kind::Gradient(whole));
+            let named = self.named(method)?;
             let kinds: Vec<&Kind> = match &named {
                 Some(named) => vec![named],
                 None => m.channels.iter().map(|(_, kind)| kind).collect(),
             };
-            let with_whole: Vec<&Kind> = kinds.iter().copied().chain([&whole]).collect();
-            // Controls need no gradient: they are scored beside the passes.
-            let (gradients, controls) =
-                rayon::join(|| self.gradients(&with_whole, &response), || self.controls(&kinds, &response));
+            // Records are looked up by the last gradient, solved; controls need no gradient: they are scored beside the passes.
+            let (gradients, controls) = rayon::join(
+                || self.gradients(&kinds, &response, ask.k > 0, named.is_none()),
+                || self.controls(&kinds, &response),
+            );
             let (gradients, mut controls) = (gradients?, controls?);
-            decided = match &named {
-                Some(named) => self.raw(method, self.score(named, &gradients, &response)?)?,
-                None => {
-                    let mut tables: Tables = Vec::with_capacity(m.channels.len());
-                    for (at, (name, kind)) in m.channels.iter().enumerate() {
-                        let table = match controls.remove(&at) {
-                            Some(table) => table,
-                            None => self.score(kind, &gradients, &response)?,
-                        };
-                        tables.push((name.clone(), table));
-                    }
-                    self.calibrated(&tables, &self.variances(&tables, &gradients)?)?
-                }
+            let mut tables: Tables = Vec::with_capacity(kinds.len());
+            for (at, kind) in kinds.iter().enumerate() {
+                let table = match (kind, controls.remove(&at)) {
+                    (Kind::Gradient(channel), _) => self.influence(at, channel, &gradients)?,
+                    (_, control) => control.expect("every other channel is a control"),
+                };
+                tables.push((m.channels.get(at).map_or_else(String::new, |(name, _)| name.clone()), table));
+            }
+            decided = match named {
+                Some(_) => self.raw(method, tables.remove(0).1)?,
+                None => self.calibrated(&tables, &self.variances(&tables, &gradients)?)?,
             };
-            solved = Some(gradients.solved(last).clone());
+            solved = gradients.solved(m.checkpoints.len() - 1).cloned();
         }
         let (found, approx) = self.nearest(solved.as_ref(), ask, &allowed)?;
         let mut answer = self.answer(method, decided, approx, found, ask, allowed)?;

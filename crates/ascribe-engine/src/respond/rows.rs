@@ -27,8 +27,13 @@ pub struct Tokenised {
     pub text: String,
     /// Whether its words may be said: those that were sent may, a record's by its licence.
     pub may_show: bool,
-    /// Terms of prompt and completion, for BM25.
+    /// Terms of prompt and completion, where a channel is BM25.
     pub terms: Vec<String>,
+}
+
+/// Terms of a text, where they are asked for.
+fn words(material: &Material, text: impl FnOnce() -> String) -> Vec<String> {
+    if material.bm25.is_some() { terms(&text()) } else { Vec::new() }
 }
 
 impl Tokenised {
@@ -71,7 +76,7 @@ impl Tokenised {
             bytes,
             tokens,
             completion: completion_at,
-            terms: terms(&text),
+            terms: words(material, || text.clone()),
             text: completion.to_owned(),
             may_show: true,
         })
@@ -87,7 +92,7 @@ impl Tokenised {
             completion,
             bytes: Vec::new(),
             text: texts(&material.context, &query.tokens, completion).1,
-            terms: terms(&corpus.text_of(&query.spans)),
+            terms: words(material, || corpus.text_of(&query.spans)),
             may_show: material.catalog.datasets[query.dataset as usize].may_show,
         })
     }
