@@ -1,7 +1,9 @@
-//! Durable receipts a second: `receipt_speed -- [receipts] [at once] [datasets]`. Each is acknowledged after it was synced.
+//! Durable receipts a second: `receipt_speed -- [receipts] [at once] [datasets]`. Each is acknowledged after it was synced. Then
+//! what a start over such a log takes.
 #![allow(clippy::print_stdout)] // an example talks
 
 use std::error::Error;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,7 +19,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (n, at_once, datasets) = (number(0, 30_000)?, number(1, 1_000)?, number(2, 10)?);
     let dir = std::env::current_dir()?.join(format!(".receipt-speed-{}", std::process::id()));
     let signer = NoteSigner::new("example.test/usage", SignatureKind::Note, Ed25519Key::generate()?)?;
-    let receipts = Arc::new(Receipts::open(&dir, &signer.secret_line())?);
+    let secret = signer.secret_line();
+    let receipts = Arc::new(Receipts::open(&dir, &secret)?);
     let zero = Digest([0; 32]);
     let shares: Vec<UsageShare> = (0..datasets)
         .map(|k| UsageShare {
@@ -58,6 +61,31 @@ fn main() -> Result<(), Box<dyn Error>> {
         done as f64 / acknowledged_s,
         done as f64 / in_log_s
     );
+    drop(receipts);
+    started("sums kept", &dir, &secret)?;
+    std::fs::remove_file(dir.join("earned.json"))?;
+    started("all receipts read", &dir, &secret)?;
     std::fs::remove_dir_all(&dir)?;
     Ok(())
+}
+
+/// What a start over the log takes.
+fn started(how: &str, dir: &Path, secret: &str) -> Result<(), Box<dyn Error>> {
+    let began = Instant::now();
+    let receipts = Receipts::open(dir, secret)?;
+    let seconds = began.elapsed().as_secs_f64();
+    println!(
+        "start, {how}: {seconds:.2} s; the process has {} MiB, {} at most",
+        resident("VmRSS")?,
+        resident("VmHWM")?
+    );
+    receipts.close();
+    Ok(())
+}
+
+/// A line of this process's memory, in MiB.
+fn resident(name: &str) -> Result<u64, Box<dyn Error>> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or_default();
+    Ok(line.split_whitespace().next().unwrap_or("0").parse::<u64>()? / 1024)
 }

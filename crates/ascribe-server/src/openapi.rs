@@ -10,7 +10,8 @@ use crate::audit::AuditLine;
 use crate::config::Config;
 use crate::keys::Scope;
 use crate::params::{
-    AMOUNT, DTYPE, IDEMPOTENCY_KEY, K, KIND, METHOD, PAYMENT, PAYMENT_V1, PREPAID, Param, RECEIPT, REQUEST_ID, SHAPE,
+    AMOUNT, DATASETS, DTYPE, IDEMPOTENCY_KEY, K, KIND, LICENCES, METHOD, MIN_SCORE, OWNERS, PAYMENT, PAYMENT_V1,
+    PREPAID, Param, RECEIPT, REQUEST_ID, SHAPE,
 };
 use crate::prepaid::{Balance, PaidIn};
 use crate::problem::{PROBLEM_JSON, Problem};
@@ -111,7 +112,9 @@ const SELLING: [(&str, &str); 6] = [
 /// Beside the body: what an operation reads.
 fn parameters(path: &str) -> Vec<&'static Param> {
     let mut all: Vec<&'static Param> = match path {
-        "/v1/attributions" | "/v1/attributions:batch" => vec![&KIND, &METHOD, &K, &RECEIPT, &SHAPE, &DTYPE],
+        "/v1/attributions" | "/v1/attributions:batch" => {
+            vec![&KIND, &METHOD, &K, &MIN_SCORE, &DATASETS, &OWNERS, &LICENCES, &RECEIPT, &SHAPE, &DTYPE]
+        }
         "/v1/prepaid/{customer}/top-up" => vec![&AMOUNT, &PAYMENT, &PAYMENT_V1],
         PAID_ROUTE => vec![&PAYMENT, &PAYMENT_V1, &IDEMPOTENCY_KEY],
         _ => Vec::new(),
@@ -439,6 +442,10 @@ mod tests {
             &DTYPE,
             &REQUEST_ID,
             &AMOUNT,
+            &MIN_SCORE,
+            &DATASETS,
+            &OWNERS,
+            &LICENCES,
             &PAYMENT,
             &PAYMENT_V1,
             &IDEMPOTENCY_KEY,

@@ -56,6 +56,17 @@ pub(crate) static KIND: Param = query("kind", "What the rows of a binary body ar
 pub(crate) static METHOD: Param = query("method", "Method of the questions that name none");
 /// Records of questions that do not say how many.
 pub(crate) static K: Param = query("k", "Records in the answers to questions that do not say how many");
+/// Least score of questions that name none.
+pub(crate) static MIN_SCORE: Param = query("min_score", "Least score of records, for the questions that name none");
+/// Filters of questions whose own are empty.
+pub(crate) static DATASETS: Param = query(
+    "datasets",
+    "Datasets that count, by name or `urn:uuid:…`, for the questions whose filter names none; once for each",
+);
+/// By owner.
+pub(crate) static OWNERS: Param = query("owners", "Owners whose datasets count, in the same way");
+/// By licence.
+pub(crate) static LICENCES: Param = query("licences", "Licences whose datasets count, in the same way");
 /// Receipts for all questions.
 pub(crate) static RECEIPT: Param =
     query("receipt", "True for receipts of all answers, also to questions that ask for none");
@@ -114,6 +125,11 @@ impl Param {
             (Some(first), Some(second)) => Err(self.refuse("one value", &format!("{first:?} and {second:?}"))),
             (None, Some(_)) => unreachable!("a second one without a first"),
         }
+    }
+
+    /// All values of a setting that may stand in a query many times.
+    pub(crate) fn settings(&self, pairs: &[(String, String)]) -> Vec<String> {
+        pairs.iter().filter(|(name, _)| name == self.name).map(|(_, value)| value.clone()).collect()
     }
 
     /// A value that cannot be used.

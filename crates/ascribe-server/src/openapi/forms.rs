@@ -4,10 +4,11 @@ use ascribe_engine::respond::Opened;
 use serde_json::{Value, json};
 
 use crate::params::{
-    AMOUNT, DTYPE, IDEMPOTENCY_KEY, K, KIND, METHOD, PAYMENT, PAYMENT_V1, Param, Place, RECEIPT, SHAPE,
+    AMOUNT, DATASETS, DTYPE, IDEMPOTENCY_KEY, K, KIND, LICENCES, METHOD, MIN_SCORE, OWNERS, PAYMENT, PAYMENT_V1, Param,
+    Place, RECEIPT, SHAPE,
 };
 use crate::routes::settings::{DTYPES, Rows};
-use crate::wire::{DEFAULT_K, MAX_BATCH, MAX_K};
+use crate::wire::{DEFAULT_K, MAX_BATCH, MAX_FILTER, MAX_K};
 
 /// Largest number of a vector: what f32 products with it can still hold.
 const NUMBER_MAX: f64 = crate::wire::NUMBER_MAX as f64;
@@ -57,6 +58,12 @@ fn schema(param: &Param, opened: &Opened, rows: usize) -> Value {
     }
     if is(&K) {
         return json!({ "type": "integer", "minimum": 0, "maximum": MAX_K, "default": DEFAULT_K });
+    }
+    if is(&MIN_SCORE) {
+        return json!({ "type": "number" });
+    }
+    if is(&DATASETS) || is(&OWNERS) || is(&LICENCES) {
+        return json!({ "type": "array", "items": { "type": "string" }, "maxItems": MAX_FILTER });
     }
     if is(&RECEIPT) {
         return json!({ "type": "boolean", "default": false });

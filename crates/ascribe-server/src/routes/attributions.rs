@@ -49,8 +49,9 @@ pub async fn create(
     if kind == Kind::Lines {
         return Err(Problem::media_type("expected one question, found lines; hint: :batch takes them"));
     }
-    let bytes = body::read(&app, &headers, body).await?;
     let generation = app.generation();
+    settings.check_shape(&generation.known.opened, false)?;
+    let bytes = body::read(&app, &headers, body).await?;
     let request = match kind {
         Kind::Numbers => one(settings.questions(&generation.known.opened, &bytes)?)?,
         _ => settings.fill(body::json(&bytes)?),

@@ -7,9 +7,9 @@ use axum::extract::{FromRequestParts, Query};
 use axum::http::HeaderMap;
 use axum::http::request::Parts;
 
-use crate::params::{DTYPE, K, KIND, METHOD, RECEIPT, SHAPE, only};
+use crate::params::{DATASETS, DTYPE, K, KIND, LICENCES, METHOD, MIN_SCORE, OWNERS, RECEIPT, SHAPE, only};
 use crate::problem::Problem;
-use crate::wire::AttributionRequest;
+use crate::wire::{AttributionRequest, WireFilter};
 
 /// What the rows of a binary body are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,11 +38,13 @@ impl Rows {
 pub(crate) const DTYPES: [(&str, usize); 2] = [("f32", 4), ("f16", 2)];
 
 /// What a request says beside its body.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Settings {
     kind: Rows,
     method: Option<String>,
     k: Option<usize>,
+    min_score: Option<f64>,
+    filter: WireFilter,
     receipt: bool,
     /// Rows, where they are said, and numbers of each.
     shape: Option<(Option<usize>, usize)>,
@@ -72,7 +74,7 @@ impl Settings {
     /// # Errors
     /// 422 naming the setting or header.
     pub(crate) fn of(headers: &HeaderMap, Pairs(pairs): &Pairs) -> Result<Self, Problem> {
-        only(&[&KIND, &METHOD, &K, &RECEIPT], pairs)?;
+        only(&[&KIND, &METHOD, &K, &MIN_SCORE, &DATASETS, &OWNERS, &LICENCES, &RECEIPT], pairs)?;
         let kind = match KIND.setting(pairs)? {
             None => Rows::default(),
             Some("embedding") => Rows::Embedding,
@@ -80,6 +82,8 @@ impl Settings {
             Some(other) => return Err(KIND.refuse("embedding or features", &format!("{other:?}"))),
         };
         let k = K.setting(pairs)?.map(|k| k.parse().map_err(|_| K.refuse("a whole number from 0", &format!("{k:?}"))));
+        let least = MIN_SCORE.setting(pairs)?;
+        let least = least.map(|x| x.parse().map_err(|_| MIN_SCORE.refuse("a number", &format!("{x:?}"))));
         let receipt = match RECEIPT.setting(pairs)? {
             None | Some("false") => false,
             Some("true") => true,
@@ -93,16 +97,49 @@ impl Settings {
             kind,
             method: METHOD.setting(pairs)?.map(str::to_owned),
             k: k.transpose()?,
+            min_score: least.transpose()?,
+            filter: WireFilter {
+                datasets: DATASETS.settings(pairs),
+                owners: OWNERS.settings(pairs),
+                licences: LICENCES.settings(pairs),
+            },
             receipt,
             shape: SHAPE.text(headers)?.map(shape).transpose()?,
             width: width.transpose()?,
         })
     }
 
+    /// Checks a shape that was said against what is served and, where questions come one by one, against one row.
+    ///
+    /// # Errors
+    /// 422 naming the header.
+    pub(crate) fn check_shape(&self, opened: &Opened, takes_many: bool) -> Result<(), Problem> {
+        let Some((n, dim)) = self.shape else { return Ok(()) };
+        let n = n.unwrap_or(1);
+        if dim != opened.embedding_dim && dim != opened.dim {
+            let expected = format!("{} or {} numbers a row", opened.embedding_dim, opened.dim);
+            return Err(SHAPE.refuse(&expected, &dim.to_string()));
+        }
+        match n {
+            0 => Err(SHAPE.refuse("at least one row", "none")),
+            1 => Ok(()),
+            _ if takes_many => Ok(()),
+            n => Err(SHAPE.refuse("one row", &format!("{n}; hint: :batch takes more"))),
+        }
+    }
+
     /// What the query says holds where the question leaves it out; a receipt is made if either asks for one.
     pub(crate) fn fill(&self, mut request: AttributionRequest) -> AttributionRequest {
         request.method = request.method.or_else(|| self.method.clone());
         request.k = request.k.or(self.k);
+        request.min_score = request.min_score.or(self.min_score);
+        let ours = &self.filter;
+        let WireFilter { datasets, owners, licences } = &mut request.filter;
+        for (theirs, ours) in [(datasets, &ours.datasets), (owners, &ours.owners), (licences, &ours.licences)] {
+            if theirs.is_empty() {
+                theirs.clone_from(ours);
+            }
+        }
         request.receipt |= self.receipt;
         request
     }
@@ -152,8 +189,8 @@ impl Settings {
 
 /// `D` or `N,D`.
 fn shape(text: &str) -> Result<(Option<usize>, usize), Problem> {
-    let is_number = |t: &str| !t.is_empty() && t.bytes().all(|b| b.is_ascii_digit());
-    let number = |t: &str| is_number(t.trim()).then(|| t.trim().parse().ok()).flatten();
+    let is_plain = |t: &str| t.bytes().all(|b| b.is_ascii_digit()) && (t == "0" || !t.starts_with('0'));
+    let number = |t: &str| is_plain(t).then(|| t.parse().ok()).flatten();
     let parts: Option<Vec<usize>> = text.split(',').map(number).collect();
     match parts.as_deref() {
         Some([dim]) => Ok((None, *dim)),
@@ -200,7 +237,7 @@ mod tests {
         assert!(detail(&[("x-shape", "2,3")], 4).contains("expected 24 bytes"));
         assert!(detail(&[("x-shape", "18446744073709551615,8")], 8).contains("a positive number"));
         assert!(detail(&[("x-shape", "0,8")], 0).contains("a positive number"));
-        for shape in ["", ",", "+4", "-4", "1,2,3", "4.0", "99999999999999999999"] {
+        for shape in ["", ",", "+4", "04", " 4", "2, 4", "-4", "1,2,3", "4.0", "99999999999999999999"] {
             assert!(detail(&[("x-shape", shape)], 4).contains("x-shape"), "{shape}");
         }
         assert!(detail(&[("x-shape", "1"), ("x-dtype", "f64")], 8).contains("x-dtype"));
@@ -214,7 +251,18 @@ mod tests {
         let said = AttributionRequest { method: Some("tracin".into()), k: Some(2), ..AttributionRequest::default() };
         let filled = beside.fill(said);
         assert_eq!((filled.method.as_deref(), filled.k), (Some("tracin"), Some(2)));
-        for (name, value) in [("k", "-1"), ("k", "1.5"), ("receipt", "yes"), ("kind", "text"), ("colour", "red")] {
+        let filters = [("owners", "Bo"), ("datasets", "a"), ("owners", "Cy"), ("min_score", "-1e-3")];
+        let beside = settings(&[], &filters).unwrap();
+        let own = WireFilter { datasets: vec!["b".into()], ..WireFilter::default() };
+        let filled = beside.fill(AttributionRequest { filter: own, ..AttributionRequest::default() });
+        assert_eq!(
+            (filled.filter.owners, filled.filter.datasets),
+            (vec!["Bo".into(), "Cy".into()], vec!["b".to_owned()])
+        );
+        assert_eq!((filled.filter.licences.len(), filled.min_score), (0, Some(-1e-3)));
+        for (name, value) in
+            [("min_score", "low"), ("k", "-1"), ("k", "1.5"), ("receipt", "yes"), ("kind", "text"), ("colour", "red")]
+        {
             let detail = settings(&[], &[(name, value)]).unwrap_err().detail;
             assert!(detail.contains(name) && detail.contains(value), "{detail}");
         }
