@@ -1,237 +1,172 @@
-"""Scores, CPU seconds and memory of Ascribe and of a peer, same model and data: see influence_compare.sh."""
+"""Scores, CPU seconds and memory of Ascribe and of its peers, same model and data: see influence_compare.sh."""
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[variable] = "1"
 import numpy as np
+from scipy.stats import rankdata
 
 ROOT = Path(__file__).resolve().parents[2]
-MEAN, STD = 0.1307, 0.3081
-# name: (peer, our settings, peer's function). `queries` says how many queries both explain.
+PEERS = Path(__file__).with_name("influence_peers.py")
 DAMPING = {"mnist-lr": 0.03, "mnist-mlp": 0.003}
+# Peers that take minutes for all queries explain this many. What ours does with the others is not counted for it, but against it.
+FEW = {"dattri datainf": 20, "dattri knn_shapley": 20}
 
 
 def specs(setting, queries):
-    damping = DAMPING[setting]
+    """Ours by name, with the peers that implement the same formula; `queries` says how many the iterative ones explain."""
+    damping, lr = DAMPING[setting], setting == "mnist-lr"
     kron = lambda kind: {"method": "kron", "kind": kind, "inverse": "damped", "damping": {"absolute": damping}, "models": 1, "normalise": "none", "empirical": True}
+    trak = {"method": "trak", "models": 1, "dim": 512, "ridge": 0.0}
     out = {
-        ("grad_dot", "dattri"): ({"method": "gradient", "normalise": "none"}, "graddot"),
-        ("grad_cos", "dattri"): ({"method": "gradient", "normalise": "cosine"}, "gradcos"),
-        ("ekfac", "kronfluence"): (kron("ekfac"), "ekfac"),
-        ("kfac", "kronfluence"): (kron("kfac"), "kfac"),
+        "grad_dot": ({"method": "gradient", "normalise": "none"}, ["dattri"]),
+        "grad_cos": ({"method": "gradient", "normalise": "cosine"}, ["dattri"]),
+        "tracin_cp": ({"method": "trac_in", "normalise": "none"}, ["dattri", "captum"]),
+        "ekfac": (kron("ekfac"), ["kronfluence", "pydvl"]),
+        "kfac": (kron("kfac"), ["kronfluence"]),
+        # Our projection on both sides; then the peer's own dense one, which another Spearman belongs to.
+        "trak": (trak, ["dattri", "traker"]),
+        "trak_own": (trak, ["dattri"]),
+        "knn_shapley": ({"method": "knn_shapley", "k": 5}, ["dattri"]),
     }
-    if setting == "mnist-lr":
-        out[("cg", "dattri")] = ({"method": "cg", "damping": damping, "iterations": 30, "queries": queries}, "cg")
-        out[("lissa", "dattri")] = ({"method": "lissa", "damping": damping, "depth": 2000, "batch": 64, "queries": queries}, "lissa")
+    if lr:
+        out |= {
+            "explicit": ({"method": "explicit", "damping": damping, "queries": 500}, ["dattri", "pydvl"]),
+            "cg": ({"method": "cg", "damping": damping, "iterations": 30, "queries": queries}, ["dattri", "pydvl"]),
+            "lissa": ({"method": "lissa", "damping": damping, "depth": 2000, "batch": 64, "queries": queries}, ["dattri"]),
+            "arnoldi": ({"method": "arnoldi", "damping": damping, "basis": 200, "top": 100, "block": 1}, ["dattri", "captum", "pydvl"]),
+            "datainf": ({"method": "data_inf", "ridge": 0.1, "queries": 20}, ["dattri"]),
+        }
     return out
 
 
-def idx(name):
-    raw = (ROOT / "benches/data/mnist" / name).read_bytes()
-    head = 16 if name.endswith("idx3") else 8
-    return np.frombuffer(raw, np.uint8, offset=head)
-
-
 def spearman(a, b):
-    rank = lambda x: np.argsort(np.argsort(x, axis=1, kind="stable"), axis=1, kind="stable").astype(float)
-    ra, rb = rank(a), rank(b)
+    """Per query; equal scores share their rank."""
+    ra, rb = rankdata(a, axis=1), rankdata(b, axis=1)
     ra -= ra.mean(1, keepdims=True)
     rb -= rb.mean(1, keepdims=True)
     return (ra * rb).sum(1) / np.sqrt((ra**2).sum(1) * (rb**2).sum(1))
 
 
-def ours(binary, setting, spec, path):
-    """Whole process: CPU seconds, peak MiB."""
-    process = subprocess.Popen([binary, setting, json.dumps(spec), path], cwd=ROOT, stdout=subprocess.PIPE, env={**os.environ, "RAYON_NUM_THREADS": "1"})
-    text = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
+# A process's peak counts what its parent held when it was started, so a small one stands between.
+LAUNCHER = """
+import json, os, subprocess, sys
+p = subprocess.Popen(sys.argv[2:])
+_, status, usage = os.wait4(p.pid, 0)
+json.dump([status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024], open(sys.argv[1], "w"))
+"""
+
+
+def measured(command, **options):
+    """Runs it; its output, CPU seconds and peak MiB of the whole process."""
+    with tempfile.TemporaryDirectory() as folder:
+        usage = str(Path(folder) / "usage.json")
+        done = subprocess.run([sys.executable, "-S", "-c", LAUNCHER, usage, *command], cwd=ROOT, capture_output=True, text=True, **options)
+        status, seconds, mib = json.loads(Path(usage).read_text())
     if status:
-        sys.exit(f"ours failed on {spec}")
-    found = json.loads(text)
-    return {"cpu_seconds": usage.ru_utime + usage.ru_stime, "mib": usage.ru_maxrss / 1024, "cpu_fit": found["cpu_fit"], "cpu_score": found["cpu_score"]}
+        said = done.stderr.strip().splitlines()
+        return {"error": said[-1][:300] if said else f"status {status}"}
+    return json.loads(done.stdout.strip().splitlines()[-1]) | {"cpu_seconds_whole": seconds, "mib": mib}
 
 
-def peer(function, setting, weights, queries, path, double=False):
-    """In a process of its own, so that memory is the method's."""
-    command = [sys.executable, __file__, "--peer", function, "--settings", setting, "--weights", weights, "--queries", str(queries), "--out", path]
-    done = subprocess.run(command + ["--double"] * double, capture_output=True, text=True)
-    if done.returncode:
-        return {"error": done.stderr.strip().splitlines()[-1][:300] if done.stderr.strip() else "no message"}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+def ours(binary, setting, spec, path):
+    found = measured([binary, setting, json.dumps(spec), path], env={**os.environ, "RAYON_NUM_THREADS": "1"})
+    if "error" in found:
+        sys.exit(f"ours failed on {spec}: {found['error']}")
+    return found | {"cpu_seconds": found["cpu_fit"] + found["cpu_score"]}
 
 
-def run_peer(arguments):
-    import torch
-    from safetensors.torch import load_file
-    from torch.utils.data import DataLoader, TensorDataset
+def peer(name, setting, folder, queries, path, double=False):
+    command = [sys.executable, str(PEERS), name, "--setting", setting, "--folder", str(folder), "--queries", str(queries), "--out", path]
+    return measured(command + ["--double"] * double)
 
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    lr = arguments.settings == "mnist-lr"
-    layers = {"fc": torch.nn.Linear(784, 10)} if lr else {"fc1": torch.nn.Linear(784, 128), "fc2": torch.nn.Linear(128, 64), "fc3": torch.nn.Linear(64, 10)}
 
-    class Model(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            for name, layer in layers.items():
-                setattr(self, name, layer)
+def prepare(binary, setting, folder):
+    """The model, its kept checkpoints and TRAK's projection, for the peers."""
+    run = lambda *words: subprocess.run([binary, *words], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    rates = json.loads(run("weights", setting, str(folder / "weights.safetensors")))["learning_rate_sums"]
+    (folder / "rates.json").write_text(json.dumps(rates))
+    for i in range(len(rates)):
+        run("weights", setting, str(folder / f"kept-{i}.safetensors"), f"kept:{i}")
+    run("projection", setting, "512", str(folder / "projection.npy"))
 
-        def forward(self, x):
-            x = x.reshape(-1, 784)
-            names = list(layers)
-            for name in names[:-1]:
-                x = torch.relu(getattr(self, name)(x))
-            return getattr(self, names[-1])(x)
 
-    model = Model()
-    model.load_state_dict({k: v.float() for k, v in load_file(arguments.weights).items()})
-    model.eval()
-    width = torch.float64 if arguments.double else torch.float32
-    model.to(width)
-    images = lambda name: ((torch.tensor(idx(name).copy()).float().view(-1, 784) / 255 - MEAN) / STD).to(width)
-    x, y = images("train-images.idx3"), torch.tensor(idx("train-labels.idx1").copy()).long()
-    q, qy = images("test-images.idx3")[: arguments.queries], torch.tensor(idx("test-labels.idx1").copy()).long()[: arguments.queries]
-    loader = lambda a, b, size: DataLoader(TensorDataset(a, b), batch_size=size, shuffle=False)
-    cross_entropy = torch.nn.functional.cross_entropy
+def compared(row, mine, other, a, b):
+    rho = spearman(a, b)
+    return row | {
+        "spearman": float(rho.mean()), "spearman_least": float(rho.min()), "queries": len(b),
+        "largest_difference": float(np.abs(a / np.abs(a).max() - b / np.abs(b).max()).max()),
+        "cpu_ratio": mine["cpu_seconds"] / other["cpu_seconds"],
+        "cpu_ratio_whole_process": mine["cpu_seconds_whole"] / other["cpu_seconds_whole"],
+        "memory_ratio": mine["mib"] / other["mib"],
+    }
 
-    def one(p, d):
-        return cross_entropy(torch.func.functional_call(model, p, (d[0].unsqueeze(0),)), d[1].unsqueeze(0))
 
-    def flat(p, d):
-        a, b = d
-        if a.dim() == 1:
-            a, b = a.unsqueeze(0), b.unsqueeze(0)
-        return cross_entropy(torch.func.functional_call(model, p, (a.reshape(-1, 784),)), b.reshape(-1).long())
-
-    state = {k: v.detach() for k, v in model.named_parameters()}
-    clock = lambda: sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-    damping = DAMPING[arguments.settings]
-
-    def tracin(normalised):
-        from dattri.algorithm.tracin import TracInAttributor
-        from dattri.task import AttributionTask
-
-        task = AttributionTask(loss_func=one, model=model, checkpoints=[state])
-        attributor = TracInAttributor(task, weight_list=torch.tensor([1.0]), normalized_grad=normalised)
-        attributor.projector_kwargs = None  # the argument alone does not turn the projection off
-        return lambda: attributor.attribute(loader(x, y, 1000), loader(q, qy, 500)).numpy().T
-
-    def solver(name):
-        from dattri.algorithm.influence_function import IFAttributorCG, IFAttributorLiSSA
-        from dattri.task import AttributionTask
-
-        task = AttributionTask(loss_func=flat, model=model, checkpoints=state)
-        if name == "cg":
-            attributor = IFAttributorCG(task, device="cpu", max_iter=30, regularization=damping)
-        else:
-            attributor = IFAttributorLiSSA(task, device="cpu", batch_size=64, num_repeat=1, recursion_depth=2000, damping=damping, scaling=50.0)
-
-        def go():
-            attributor.cache(loader(x, y, 5000))
-            return attributor.attribute(loader(x, y, 5000), loader(q, qy, 100)).detach().numpy().T
-
-        return go
-
-    def kronfluence(strategy):
-        import tempfile as temporary
-
-        from kronfluence.analyzer import Analyzer, prepare_model
-        from kronfluence.arguments import FactorArguments, ScoreArguments
-        from kronfluence.task import Task
-
-        class Classification(Task):
-            def compute_train_loss(self, batch, model, sample=False):
-                logits = model(batch[0])
-                labels = torch.multinomial(torch.softmax(logits.detach(), -1), 1).flatten() if sample else batch[1]
-                return cross_entropy(logits, labels, reduction="sum")
-
-            def compute_measurement(self, batch, model):
-                return self.compute_train_loss(batch, model)
-
-        folder = temporary.mkdtemp()
-        wrapped = prepare_model(model, Classification())
-        analyzer = Analyzer("m", wrapped, Classification(), cpu=True, output_dir=folder, disable_tqdm=True)
-
-        def go():
-            factor = FactorArguments(strategy=strategy, use_empirical_fisher=True, activation_covariance_dtype=width, gradient_covariance_dtype=width, lambda_dtype=width)
-            score = ScoreArguments(damping_factor=damping, score_dtype=width, per_sample_gradient_dtype=width, precondition_dtype=width)
-            analyzer.fit_all_factors("f", TensorDataset(x, y), per_device_batch_size=500, factor_args=factor, overwrite_output_dir=True)
-            analyzer.compute_pairwise_scores("s", "f", TensorDataset(q, qy), TensorDataset(x, y), per_device_query_batch_size=500, per_device_train_batch_size=500, score_args=score, overwrite_output_dir=True)
-            return analyzer.load_pairwise_scores("s")["all_modules"].numpy()
-
-        return go
-
-    name = arguments.peer
-    work = tracin(name == "gradcos") if name.startswith("grad") else solver(name) if name in ("cg", "lissa") else kronfluence(name)
-    before, start = clock(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    scores = work()
-    seconds = clock() - before
-    np.save(arguments.out, scores.astype(np.float32))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"cpu_seconds": seconds, "mib": peak, "mib_before": start}))
+def told(row):
+    line = f"{row['setting']:10} {row['method']:11} {row['peer']:12}"
+    mine, other = row["ours"], row["theirs"]
+    if "error" in other:
+        return f"{line} peer failed: {other['error']}"
+    wide = f"no f64: {row['f64_error']}" if "f64_error" in row else "not asked for"
+    if "spearman_f64" in row:
+        wide = f"{row['spearman_f64']:.4f} (least {row['spearman_f64_least']:.4f}; the peer with itself {row['peer_f32_f64']:.4f})"
+    return (
+        f"{line} Spearman {row['spearman']:.4f} (least {row['spearman_least']:.4f} of {row['queries']}); peer in f64 {wide}"
+        f"  CPU s {mine['cpu_seconds']:.2f} : {other['cpu_seconds']:.2f} = {row['cpu_ratio']:.2f} x, whole processes {mine['cpu_seconds_whole']:.2f} :"
+        f" {other['cpu_seconds_whole']:.2f} = {row['cpu_ratio_whole_process']:.2f} x  MiB {mine['mib']:.0f} : {other['mib']:.0f} = {row['memory_ratio']:.2f} x"
+        f" ({other['mib_before']:.0f} of it imports and data)"
+    )
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--ascribe")
+    parser.add_argument("--ascribe", required=True)
     parser.add_argument("--settings", default="mnist-lr,mnist-mlp")
     parser.add_argument("--queries", type=int, default=100, help="of the iterative methods")
     parser.add_argument("--methods", default="", help="only these, by our names")
-    parser.add_argument("--double", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--peer", help=argparse.SUPPRESS)
-    parser.add_argument("--weights", help=argparse.SUPPRESS)
-    parser.add_argument("--out", help=argparse.SUPPRESS)
+    parser.add_argument("--peers", default="", help="only these libraries")
+    parser.add_argument("--no-f64", action="store_true", help="leave the peers' second run, in f64, out")
     arguments = parser.parse_args()
-    if arguments.peer:
-        return run_peer(arguments)
+    only = lambda text, word: not text or word in text.split(",")
     report = []
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
+        a, b = str(folder / "ours.npy"), str(folder / "peer.npy")
         for setting in arguments.settings.split(","):
-            weights = str(folder / f"{setting}.safetensors")
-            subprocess.run([arguments.ascribe, "weights", setting, weights], cwd=ROOT, check=True)
-            for (name, library), (spec, function) in specs(setting, arguments.queries).items():
-                if arguments.methods and name not in arguments.methods.split(","):
+            prepare(arguments.ascribe, setting, folder)
+            for method, (spec, libraries) in specs(setting, arguments.queries).items():
+                libraries = [library for library in libraries if only(arguments.peers, library)]
+                if not libraries or not only(arguments.methods, method):
                     continue
-                a, b = str(folder / "ours.npy"), str(folder / "peer.npy")
                 mine = ours(arguments.ascribe, setting, spec, a)
-                # Iterative methods explain a few queries, the others all of them, on both sides.
-                queries = spec.get("queries", 500)
-                other = peer(function, setting, weights, queries, b)
-                row = {"setting": setting, "method": name, "peer": library, "ours": mine, "theirs": other}
-                if "error" not in other:
-                    x, y = np.load(a), np.load(b)
-                    rho = spearman(x, y)
-                    # Fit and score alone on both sides; and our whole process, with start and the training of the model.
-                    phases = mine["cpu_fit"] + mine["cpu_score"]
-                    row |= {
-                        "spearman": float(rho.mean()), "spearman_least": float(rho.min()), "queries": int(y.shape[0]),
-                        "cpu_ratio": phases / other["cpu_seconds"], "cpu_ratio_whole_process": mine["cpu_seconds"] / other["cpu_seconds"],
-                        "memory_ratio": mine["mib"] / other["mib"],
-                    }
-                    exact = peer(function, setting, weights, queries, b, double=True)
-                    if "error" not in exact:
-                        z = np.load(b)
-                        row["spearman_f64"], row["spearman_f64_least"] = (float(f(spearman(x, z))) for f in (np.mean, np.min))
-                        row["peer_f32_f64"] = float(spearman(y, z).mean())
-                    else:
-                        row["f64_error"] = exact["error"]
-                report.append(row)
-                line = f"{setting:10} {name:9} {library:12}"
-                if "error" in other:
-                    print(line, "peer failed:", other["error"])
-                else:
-                    wide = f"{row['spearman_f64']:.4f} (least {row['spearman_f64_least']:.4f}; itself in f32 {row['peer_f32_f64']:.4f})" if "spearman_f64" in row else row["f64_error"]
-                    print(line, f"Spearman {row['spearman']:.4f} (least {row['spearman_least']:.4f}), with the peer in f64 {wide}  CPU s {phases:.2f} against {other['cpu_seconds']:.2f} ({row['cpu_ratio']:.2f}; whole process {row['cpu_ratio_whole_process']:.2f})  MiB {mine['mib']:.0f} against {other['mib']:.0f}, {other['mib'] - other['mib_before']:.0f} above its imports ({row['memory_ratio']:.2f})", flush=True)
+                scores = np.load(a).astype(np.float64)
+                for library in libraries:
+                    name = f"{library} {method}"
+                    queries = min(FEW.get(name, 500), spec.get("queries", 500))
+                    own = scores[:queries]
+                    other = peer(name, setting, folder, queries, b)
+                    row = {"setting": setting, "method": method, "peer": library, "ours": mine, "theirs": other}
+                    if "error" not in other:
+                        theirs = np.load(b)
+                        row = compared(row, mine, other, own, theirs)
+                        if not arguments.no_f64:
+                            exact = peer(name, setting, folder, queries, b, double=True)
+                            if "error" in exact:
+                                row["f64_error"] = exact["error"]
+                            else:
+                                wide = np.load(b)
+                                rho = spearman(own, wide)
+                                row["spearman_f64"], row["spearman_f64_least"] = float(rho.mean()), float(rho.min())
+                                row["peer_f32_f64"] = float(spearman(theirs, wide).mean())
+                    report.append(row)
+                    print(told(row), flush=True)
     print(json.dumps({"load": os.getloadavg()[0], "rows": report, "date": time.strftime("%Y-%m-%d")}))
 
 

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Ascribe beside dattri and kronfluence: the same trained model, the same images, the same formula, in turn, on one thread.
+# Ascribe beside dattri, kronfluence, captum, pyDVL and traker: the same trained model, the same images, the same formula, in turn,
+# on one thread.
 #
-#   benches/peers/influence_compare.sh [--settings mnist-lr,mnist-mlp] [--queries 100]
+#   benches/peers/influence_compare.sh [--settings mnist-lr,mnist-mlp] [--queries 100] [--methods NAMES] [--peers NAMES] [--no-f64]
 #
 # For every method that both implement: Spearman between the two score tables (per query, then the mean), with the peer in f32 and
 # in f64 (where a model is sure of its answer, gradients in f32 lose the digits that order the scores); CPU seconds of the fit and
-# score phases of both (and of our whole process, start and training of the model included); peak memory of both whole processes,
-# the peer's with and without what its imports take. Prints a table; the last line is JSON. Then `closed_form.py` holds
-# the peers' EK-FAC against a case whose curvature is a Kronecker product. Needs cargo, python3 with pip, readelf, nm and a C
+# score phases of both, and of both whole processes (ours with the training of the model, the peer's with its imports); peak memory
+# of both whole processes. TRAK runs with our projection on both sides. Prints a table; the last line is JSON. Before it,
+# `closed_form.py` holds the peers' EK-FAC against a case whose curvature is a Kronecker product. Needs cargo, python3 with pip, readelf, nm and a C
 # compiler; x86-64 Linux. Keeps a virtual environment under ~/.cache (ASCRIBE_INFLUENCE_VENV names another place).
 set -euo pipefail
 
@@ -15,7 +16,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 venv=${ASCRIBE_INFLUENCE_VENV:-$HOME/.cache/ascribe-influence-peers}
 alone=(torch==2.15.0 nvidia-cuda-runtime==13.2.86 torchvision==0.29.2 accelerate==1.15.0 huggingface_hub==2.4.0
-  dattri==0.3.0 kronfluence==1.0.1)
+  dattri==0.3.0 kronfluence==1.0.1 captum==0.9.0 pyDVL==0.10.0 traker==0.3.2)
 
 mark=$(cat "$here/influence_requirements.txt" <(echo "${alone[@]}") | sha256sum | cut -c1-16)
 if [ ! -e "$venv/$mark" ]; then
@@ -33,7 +34,7 @@ if [ ! -e "$venv/$mark" ]; then
     site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     "$venv/bin/python" "$root/tests/conformance/transformers/stub_cuda.py" "$site" >&2
   fi
-  "$venv/bin/python" -c 'import dattri, kronfluence' >&2
+  "$venv/bin/python" -c 'import dattri, kronfluence, captum.influence, pydvl.influence.torch, trak' >&2
   touch "$venv/$mark"
 fi
 
