@@ -132,6 +132,10 @@ pub struct BenchSearchArgs {
     /// Leave the graph out: it takes longest to build.
     #[arg(long)]
     pub no_hnsw: bool,
+    /// Also with int8 rows that come from the disk: the page cache is asked to let go of the store, and the same files are
+    /// read one after the other, as dd does.
+    #[arg(long)]
+    pub cold: bool,
 }
 
 impl BenchSearchArgs {
@@ -144,6 +148,7 @@ impl BenchSearchArgs {
             queries: self.queries.clone(),
             dir: self.dir.clone(),
             hnsw: !self.no_hnsw,
+            cold: self.cold,
         }
     }
 }

@@ -64,6 +64,17 @@ fn bench_text(report: &BenchReport) -> String {
     };
     let header = ["rows", "queries", "GB/s", "Gop/s", "in cache"];
     out += &table(&header, &report.scans.iter().map(scan).collect::<Vec<Vec<String>>>());
+    if let Some(cold) = &report.cold {
+        let part = cold.from_disk.map_or_else(|| "an unknown part".to_owned(), |part| format!("{:.0} %", 100.0 * part));
+        out += &format!(
+            "\nfrom the disk ({part} of {:.2} GB): read one after the other {:.2} GB/s; certified search of int8 rows {:.2} \
+             GB/s, the first after opening {:.2}\n",
+            cold.bytes as f64 / 1e9,
+            cold.read_gb_s,
+            cold.scan_gb_s,
+            cold.first_scan_gb_s
+        );
+    }
     if !report.hnsw.is_empty() {
         let row = |h: &bench::HnswFigure| {
             vec![h.ef.to_string(), format!("{:.4}", h.recall), format!("{:.0}", h.qps), format!("{:.0}", h.qps_per_cpu)]

@@ -51,10 +51,17 @@ fn a_store_is_measured_and_then_searched_in_every_mode() {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("store");
     let (store, queries) = (store.to_str().unwrap(), dir.path().join("queries.npy"));
-    let bench = ["bench", "search", "--rows", "700", "--dim", "48", "--dir", store, "--format", "json", "-q"];
+    let bench = ["bench", "search", "--rows", "700", "--dim", "48", "--dir", store, "--cold", "--format", "json", "-q"];
     let report = json(&bench);
     assert_eq!(report["certified_equals_exact"], Value::Bool(true));
     assert!(report["read_gb_s"].as_f64().unwrap() > 0.0 && report["scan_gb_s"].as_f64().unwrap() > 0.0);
+    let cold = &report["cold"];
+    let shards = std::fs::read_dir(dir.path().join("store/int8/shards")).unwrap().map(|entry| entry.unwrap());
+    let shards = shards.filter(|entry| entry.path().extension().is_some_and(|ending| ending == "safetensors"));
+    assert_eq!(cold["bytes"].as_u64().unwrap(), shards.map(|entry| entry.metadata().unwrap().len()).sum::<u64>());
+    for figure in ["read_gb_s", "scan_gb_s", "first_scan_gb_s"] {
+        assert!(cold[figure].as_f64().unwrap() > 0.0, "{figure}");
+    }
     let hnsw = report["hnsw"].as_array().unwrap();
     assert!(hnsw.iter().all(|point| point["ef"].as_u64().unwrap() >= 10 && point["qps"].as_f64().unwrap() > 0.0));
     assert!(hnsw.last().unwrap()["recall"].as_f64().unwrap() > 0.95);

@@ -21,11 +21,12 @@ use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::cold::ColdFigure;
 use crate::error::EngineError;
 use crate::machine;
 
 /// Rows per query.
-const K: usize = 10;
+pub(super) const K: usize = 10;
 /// Queries of the largest block.
 const N_QUERIES: usize = 64;
 /// Queries that the graph is asked.
@@ -54,6 +55,8 @@ pub struct BenchRequest {
     pub dir: Option<PathBuf>,
     /// Build a graph, too.
     pub hnsw: bool,
+    /// Measure a search whose rows come from the disk, too.
+    pub cold: bool,
 }
 
 /// The figures. GB are 10⁹ bytes.
@@ -91,6 +94,8 @@ pub struct BenchReport {
     pub hnsw: Vec<HnswFigure>,
     /// CPU-seconds of building the graph.
     pub hnsw_build_cpu_s: Option<f64>,
+    /// With rows that come from the disk; none if it was not wanted.
+    pub cold: Option<ColdFigure>,
 }
 
 /// The kernels alone over one row type, all cores.
@@ -184,6 +189,7 @@ fn run_in(request: &BenchRequest, dir: &Path, progress: &dyn Progress) -> Result
         scans: Vec::new(),
         hnsw: Vec::new(),
         hnsw_build_cpu_s: None,
+        cold: None,
     };
     for row_type in [RowType::Int8, RowType::Int4, RowType::Bf16, RowType::F16, RowType::F32] {
         let of_type = if row_type == RowType::F32 { None } else { Some(make_companion(&store, row_type, progress)?) };
@@ -194,6 +200,9 @@ fn run_in(request: &BenchRequest, dir: &Path, progress: &dyn Progress) -> Result
     if request.hnsw {
         let truth = brute(queries.view())?;
         (report.hnsw, report.hnsw_build_cpu_s) = graph(&store, dir, queries.view(), &truth)?;
+    }
+    if request.cold {
+        report.cold = Some(super::cold::measure(dir, one)?);
     }
     progress.finish("measured");
     Ok(report)

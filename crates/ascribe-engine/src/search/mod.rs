@@ -4,6 +4,9 @@
 //! licence stands for. How rows are found is the index's.
 
 pub mod bench;
+mod cold;
+
+pub use cold::ColdFigure;
 
 use std::path::PathBuf;
 
