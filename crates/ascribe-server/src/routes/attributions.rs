@@ -50,7 +50,7 @@ pub async fn create(
         return Err(Problem::media_type("expected one question, found lines; hint: :batch takes them"));
     }
     let generation = app.generation();
-    settings.check_shape(&generation.known.opened, false)?;
+    settings.check(&generation.known.opened, false)?;
     let bytes = body::read(&app, &headers, body).await?;
     let request = match kind {
         Kind::Numbers => one(settings.questions(&generation.known.opened, &bytes)?)?,

@@ -49,7 +49,7 @@ pub async fn create(
     app.admit(&headers, peer.map(|p| p.0.0), Scope::Attribute)?;
     let generation = app.generation();
     let (kind, settings) = (Kind::of(&headers)?, Settings::of(&headers, &pairs)?);
-    settings.check_shape(&generation.known.opened, true)?;
+    settings.check(&generation.known.opened, true)?;
     if kind == Kind::Lines {
         let questions = Lines::new(body).questions(app.config.body_timeout);
         let questions = questions.map(move |question| question.map(|question| settings.fill(question)));

@@ -9,7 +9,7 @@ use axum::http::request::Parts;
 
 use crate::params::{DATASETS, DTYPE, K, KIND, LICENCES, METHOD, MIN_SCORE, OWNERS, RECEIPT, SHAPE, only};
 use crate::problem::Problem;
-use crate::wire::{AttributionRequest, WireFilter};
+use crate::wire::{AttributionRequest, MAX_FILTER, MAX_K, WireFilter};
 
 /// What the rows of a binary body are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -109,11 +109,28 @@ impl Settings {
         })
     }
 
-    /// Checks a shape that was said against what is served and, where questions come one by one, against one row.
+    /// Checks all of it against what is served, whether a question will use it or not; a shape, where questions come one by one, against
+    /// one row.
     ///
     /// # Errors
-    /// 422 naming the header.
-    pub(crate) fn check_shape(&self, opened: &Opened, takes_many: bool) -> Result<(), Problem> {
+    /// 404 for a method that is not there; 422 naming the setting or header.
+    pub(crate) fn check(&self, opened: &Opened, takes_many: bool) -> Result<(), Problem> {
+        if let Some(method) = self.method.as_ref().filter(|m| !opened.methods.contains(m)) {
+            let expected = opened.methods.join(", ");
+            return Err(Problem::not_found(format!("method: expected one of {expected}, found {method:?}")));
+        }
+        if let Some(k) = self.k.filter(|k| *k > MAX_K) {
+            return Err(K.refuse(&format!("at most {MAX_K}"), &k.to_string()));
+        }
+        if let Some(x) = self.min_score.filter(|x| !x.is_finite()) {
+            return Err(MIN_SCORE.refuse("a finite number", &x.to_string()));
+        }
+        let WireFilter { datasets, owners, licences } = &self.filter;
+        for (param, names) in [(&DATASETS, datasets), (&OWNERS, owners), (&LICENCES, licences)] {
+            if names.len() > MAX_FILTER {
+                return Err(param.refuse(&format!("at most {MAX_FILTER} names"), &names.len().to_string()));
+            }
+        }
         let Some((n, dim)) = self.shape else { return Ok(()) };
         let n = n.unwrap_or(1);
         if dim != opened.embedding_dim && dim != opened.dim {

@@ -153,6 +153,14 @@ fn settings_beside_a_body_are_the_declared_ones_and_are_read() {
         }
         let unknown = ask("?colour=red", &[]);
         assert!(unknown.status == 422 && unknown.text.contains("colour"), "{}", unknown.text);
+        // Also where no question will use it.
+        let said =
+            if path.ends_with("batch") { "{\"requests\":[]}" } else { r#"{"example":1,"k":1,"method":"embedding"}"# };
+        for (query, status) in [("k=1001", 422), ("method=null", 404), ("min_score=NaN", 422)] {
+            let reply = server.send(&format!("{path}?{query}"), "application/json", &[], said.as_bytes());
+            is_declared(&contract, path, "post", &reply);
+            assert_eq!(reply.status, status, "{query}: {}", reply.text);
+        }
         for (name, value) in [("x-shape", "?"), ("x-shape", "0"), ("x-shape", "7"), ("x-dtype", "f64")] {
             let wrong = ask("", &[(name, value)]);
             assert!(wrong.status == 422 && wrong.text.contains(name), "{}", wrong.text);
