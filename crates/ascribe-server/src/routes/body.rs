@@ -18,7 +18,7 @@ pub enum Kind {
     Json,
     /// `application/x-ndjson`: one JSON value per line.
     Lines,
-    /// `application/octet-stream`: little-endian numbers, as [`super::settings`] says.
+    /// `application/octet-stream`: rows of little-endian numbers.
     Numbers,
 }
 
