@@ -84,7 +84,7 @@ pub(crate) async fn balance(State(shop): State<Arc<Shop>>, Name(customer): Name,
         let currency = shop.wall.offer().currency;
         let left = blocking(move || for_work.wall.book().prepaid(&name, currency)).await?;
         let balance = Balance { customer, balance: show_amount(left, currency), balance_subunits: left.to_string() };
-        Ok(respond(StatusCode::OK, "application/json", spelled(&balance)?.into()))
+        Ok(respond(StatusCode::OK, "application/json", spelled(&balance).map_err(Problem::into_response)?.into()))
     };
     answer.await.unwrap_or_else(|response| response)
 }
@@ -140,13 +140,14 @@ async fn pay_in(
         return Err(unauthorized());
     }
     let request = request_name(&ware.resource.url, &[]);
-    let answer = spelled(&PaidIn { customer: customer.to_owned(), paid_in: amount.to_string() })?;
+    let answer = spelled(&PaidIn { customer: customer.to_owned(), paid_in: amount.to_string() })
+        .map_err(Problem::into_response)?;
     let credit = Credit::TopUp { customer: customer.to_owned() };
     Ok(settle(shop, verified, request, credit, &ware, answer).await)
 }
 
-fn spelled(value: &impl Serialize) -> Result<Vec<u8>, Response> {
-    serde_json::to_vec(value).map_err(|_| Problem::fault().into_response())
+fn spelled(value: &impl Serialize) -> Result<Vec<u8>, Problem> {
+    serde_json::to_vec(value).map_err(|_| Problem::fault())
 }
 
 /// Sells one response from a balance: what is not there is not spent, and the quote says how to pay instead.
