@@ -122,9 +122,13 @@ fn every_operation_of_the_contract_has_a_function() {
     client.datasets().unwrap();
     let dataset = client.dataset(&answer.shares[0].dataset).unwrap();
     client.statement(&dataset.owner).unwrap();
-    (client.examples().unwrap(), client.index().unwrap(), client.keys().unwrap());
-    (client.health().unwrap(), client.ready().unwrap());
-    (client.reload().unwrap(), client.audit().unwrap());
+    client.examples().unwrap();
+    client.index().unwrap();
+    client.keys().unwrap();
+    client.health().unwrap();
+    client.ready().unwrap();
+    client.reload().unwrap();
+    client.audit().unwrap();
     let contract = client.contract().unwrap();
     let quoted = client.buy(&one, &Pay::Ask).unwrap_err();
     assert_eq!(quoted.status(), Some(402));

@@ -103,6 +103,9 @@ impl Gradients {
     }
 }
 
+/// What is wanted of a checkpoint's gradient: whether it is solved, and the channels that sum over it, by place.
+type Wanted<'c> = (bool, Vec<(usize, &'c GradientChannel)>);
+
 /// Cosines and word scores `[1, N]` of a response: made once, however many channels sum them up.
 #[derive(Default)]
 struct Similar {
@@ -122,7 +125,7 @@ impl Responder<'_> {
     ) -> Result<Gradients, RespondError> {
         let last = self.material.checkpoints.len() - 1;
         // By checkpoint: whether it is solved, and the channels that sum over it.
-        let mut needed: BTreeMap<usize, (bool, Vec<(usize, &GradientChannel)>)> = BTreeMap::new();
+        let mut needed: BTreeMap<usize, Wanted<'_>> = BTreeMap::new();
         if solve_last {
             needed.entry(last).or_default().0 = true;
         }
@@ -135,17 +138,15 @@ impl Responder<'_> {
                 }
             }
         }
-        let one =
-            |(c, (solves, channels)): (usize, (bool, Vec<(usize, &GradientChannel)>))| -> Result<_, RespondError> {
-                let row = self.row(c, response)?;
-                let solved =
-                    solves.then(|| Solved::of(&self.material.checkpoints[c].factors, row.view())).transpose()?;
-                let part = |(at, channel): (usize, &GradientChannel)| {
-                    Ok(((at, c), self.part(channel, c, &row, solved.as_ref(), replicated)?))
-                };
-                let parts = channels.into_iter().map(part).collect::<Result<Vec<_>, RespondError>>()?;
-                Ok((c, solved, parts))
+        let one = |(c, (solves, channels)): (usize, Wanted<'_>)| -> Result<_, RespondError> {
+            let row = self.row(c, response)?;
+            let solved = solves.then(|| Solved::of(&self.material.checkpoints[c].factors, row.view())).transpose()?;
+            let part = |(at, channel): (usize, &GradientChannel)| {
+                Ok(((at, c), self.part(channel, c, &row, solved.as_ref(), replicated)?))
             };
+            let parts = channels.into_iter().map(part).collect::<Result<Vec<_>, RespondError>>()?;
+            Ok((c, solved, parts))
+        };
         let needed: Vec<_> = needed.into_iter().collect();
         let made = needed.into_par_iter().map(one).collect::<Result<Vec<_>, RespondError>>()?;
         let mut gradients = Gradients::default();
