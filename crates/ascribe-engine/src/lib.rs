@@ -15,6 +15,7 @@ pub mod home;
 pub mod lab;
 pub mod machine;
 pub mod nll;
+pub mod outside;
 pub mod recipe;
 pub mod report;
 pub mod reputation;
@@ -26,6 +27,8 @@ pub mod store;
 pub mod summary;
 pub mod tokens;
 pub mod train;
+pub mod upon;
+pub mod values;
 pub mod verbatim;
 pub mod walk;
 

@@ -2,10 +2,42 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use ascribe_engine::bench::methods::Normalisation;
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::parse_shard;
 use super::search::BenchSearchArgs;
+
+/// What scores of gradient methods are divided by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum NormaliseArg {
+    /// Nothing.
+    None,
+    /// The query's length in the method's metric.
+    UnitQuery,
+    /// The training example's length: ℓ-RelatIF.
+    UnitTrain,
+    /// Both: a cosine.
+    Cosine,
+    /// How far the example moves the parameters: θ-RelatIF.
+    RelatIf,
+    /// Less half of the example's self-influence: minus half a squared distance.
+    Distance,
+}
+
+impl From<NormaliseArg> for Normalisation {
+    fn from(given: NormaliseArg) -> Self {
+        match given {
+            NormaliseArg::None => Self::None,
+            NormaliseArg::UnitQuery => Self::UnitQuery,
+            NormaliseArg::UnitTrain => Self::UnitTrain,
+            NormaliseArg::Cosine => Self::Cosine,
+            NormaliseArg::RelatIf => Self::RelatIf,
+            NormaliseArg::Distance => Self::Distance,
+        }
+    }
+}
 
 /// Bench commands.
 #[derive(Debug, Subcommand)]
@@ -38,6 +70,32 @@ pub enum BenchCommand {
         /// Use scores that another build of the program left, too.
         #[arg(long)]
         any_build: bool,
+        /// Divide the scores of gradient methods: RelatIF and unit norms as options. Runs the methods that have the option, under
+        /// the name METHOD@OPTION.
+        #[arg(long, value_enum)]
+        normalise: Option<NormaliseArg>,
+        /// One more control, `encoder`: cosine of an outside encoder's vectors. A model folder (any decoder or BERT).
+        #[arg(long, value_name = "DIR", conflicts_with = "vectors")]
+        encoder: Option<PathBuf>,
+        /// The same from vectors that were made elsewhere: two .npy files of rows, of all training examples and of all queries.
+        #[arg(long, num_args = 2, value_names = ["EXAMPLES.npy", "QUERIES.npy"])]
+        vectors: Vec<PathBuf>,
+    },
+    /// Choose dampings on the first half of the queries; the second half, which had no say, judges them.
+    #[command(after_help = "Example:\n  ascribe bench damping mnist-lr --methods ekfac,logra\n  \
+        ascribe bench damping mnist-mlp --methods ekfac_run --grid 0.0001,0.0003,0.001,0.003 --keep --format json")]
+    Damping {
+        /// Name of a setting with a bank of random subsets.
+        setting: String,
+        /// Methods, comma-separated.
+        #[arg(long, value_delimiter = ',', value_name = "A,B", required = true)]
+        methods: Vec<String>,
+        /// Dampings to try, in the method's own unit [default: a hundredth to a hundred times its present one].
+        #[arg(long, value_delimiter = ',', value_name = "X,Y")]
+        grid: Vec<f64>,
+        /// Write the curves beside the setting (damping.json): from then on `bench run` takes the choice from there.
+        #[arg(long)]
+        keep: bool,
     },
     /// Fact tracing: do methods find the records that state a fact? Recall, hits and reciprocal ranks per set.
     #[command(

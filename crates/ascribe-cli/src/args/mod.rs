@@ -14,6 +14,7 @@ pub mod serve;
 pub mod store;
 pub mod tokens;
 pub mod training;
+pub mod values;
 pub mod verbatim;
 
 use std::path::PathBuf;
@@ -232,6 +233,20 @@ pub enum Command {
     #[command(after_help = "Example:\n  ascribe tokens --model wren --query 3 --top 20\n  \
         ascribe tokens --query 3 --examples 12,857 --format json")]
     Tokens(tokens::TokensArgs),
+    /// What datasets are worth to responses as groups: split-proof group values, Shapley, Banzhaf, second-order influence.
+    ///
+    /// A game says what any set of training examples is worth to a response, a value divides that among datasets.
+    #[command(after_help = "Example:\n  ascribe values --out out/demo\n  \
+        ascribe values --game bigram --value shapley --split austen-novels:3\n  \
+        ascribe values --out out/demo --write values.parquet --format json")]
+    Values(values::ValuesArgs),
+    /// What training examples do upon themselves: wrong labels, rarities and what is known by heart stand on top.
+    ///
+    /// Of a run, of any feature store, or of every method of a bench setting; per example, record and dataset.
+    #[command(after_help = "Example:\n  ascribe self-influence --out out/demo\n  \
+        ascribe self-influence --store store --damping-rel 0.01 --write self.parquet\n  \
+        ascribe self-influence --setting mnist-lr --methods ekfac,grad_dot --examples 500 --format json")]
+    SelfInfluence(values::SelfInfluenceArgs),
     /// Memory, disk and time of `features` and `finetune` before they begin, refuses what cannot fit; with --rows, of a store on
     /// many machines.
     #[command(after_help = "Example:\n  ascribe plan --model path/to/model --data records.jsonl --format json\n  \

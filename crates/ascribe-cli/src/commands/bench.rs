@@ -6,11 +6,14 @@ use anyhow::Result;
 use ascribe_core::Progress;
 use ascribe_engine::Home;
 use ascribe_engine::attacks::{self, AttackOptions};
+use ascribe_engine::bench::damping::{self, DampingReport};
 use ascribe_engine::bench::facts::{self, FactsRequest};
+use ascribe_engine::bench::methods::Offer;
 use ascribe_engine::bench::report::{GateFigure, SettingReport};
 use ascribe_engine::bench::run::{self, ListedSetting, RunOptions};
 use ascribe_engine::bench::setting::Setting;
 use ascribe_engine::bench::{bank, runners, suite};
+use ascribe_engine::outside::Outside;
 use serde_json::json;
 
 use crate::args::Format;
@@ -24,13 +27,14 @@ pub fn run(home: &Home, command: &BenchCommand, format: Format, bars: &dyn Progr
             let settings = run::list(home)?;
             print(format, &json!({ "settings": settings }), |_| list_text(&settings))
         }
-        BenchCommand::Run { target, methods, protocols, queries, out, any_build } => {
+        BenchCommand::Run { target, methods, protocols, queries, out, any_build, normalise, encoder, vectors } => {
             let options = RunOptions {
                 methods: methods.clone(),
                 protocols: protocols.clone(),
                 queries: *queries,
                 out: Some(out.clone()),
                 any_build: *any_build,
+                offer: Offer { normalise: normalise.map(Into::into), outside: outside(encoder.as_deref(), vectors) },
             };
             if Path::new(target).extension().is_some_and(|extension| extension == "toml") {
                 let board = suite::run(home, Path::new(target), &options, bars)?;
@@ -42,6 +46,14 @@ pub fn run(home: &Home, command: &BenchCommand, format: Format, bars: &dyn Progr
             }
             let report = run::run(home, &Setting::named(home, target)?, &options, bars)?;
             print(format, &report, report_text)
+        }
+        BenchCommand::Damping { setting, methods, grid, keep } => {
+            let setting = Setting::named(home, setting)?;
+            let report = damping::choose(home, &setting, methods, grid, bars)?;
+            if *keep {
+                damping::keep(&setting, &report)?;
+            }
+            print(format, &report, damping_text)
         }
         BenchCommand::Facts { corpora, queries, model, encoder, methods, k, limit } => {
             let named = home.model(model);
@@ -85,6 +97,37 @@ pub fn run(home: &Home, command: &BenchCommand, format: Format, bars: &dyn Progr
             print(format, &json!({ "packed": name }), |_| format!("{name} packed"))
         }
     }
+}
+
+/// Where an outside encoder's vectors come from, if there is one.
+fn outside(encoder: Option<&Path>, vectors: &[std::path::PathBuf]) -> Option<Outside> {
+    match (encoder, vectors) {
+        (Some(model), _) => Some(Outside::Model { model: model.into() }),
+        (None, [examples, queries]) => Some(Outside::Vectors { examples: examples.clone(), queries: queries.clone() }),
+        _ => None,
+    }
+}
+
+fn damping_text(report: &DampingReport) -> String {
+    let [choosing, judging] =
+        [report.choosing, report.judging].map(|[from, to]| format!("queries {from} to {}", to.max(1) - 1));
+    let mut out = format!("{}: {choosing} choose, {judging} judge\n", report.setting);
+    for (name, curve) in &report.methods {
+        let row = |p: &damping::DampingPoint| {
+            let mark = if p.damping == curve.chosen { "chosen" } else { "" };
+            vec![format!("{:.6}", p.damping), number(p.choosing, 4), number(p.judging, 4), mark.to_owned()]
+        };
+        let rows: Vec<Vec<String>> = curve.points.iter().map(row).collect();
+        let judged =
+            curve.judged.map_or_else(|| "—".to_owned(), |e| format!("{:.4} [{:.4}, {:.4}]", e.mean, e.low, e.high));
+        out += &format!(
+            "\n{name}\n{}{} judged: {judged}; the best of the judging half: {}\n",
+            table(&["damping", "choosing half", "judging half", ""], &rows),
+            curve.chosen,
+            number(curve.best_judging, 4)
+        );
+    }
+    out
 }
 
 fn list_text(settings: &[ListedSetting]) -> String {

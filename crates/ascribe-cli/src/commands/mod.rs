@@ -20,6 +20,7 @@ mod shares;
 mod store;
 mod tokens;
 mod usage;
+mod values;
 mod verbatim;
 
 use std::path::Path;
@@ -105,6 +106,8 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Bench(command) => bench::run(&home, &command, format, &bars)?,
         Command::Tokens(args) => tokens::run(&home, &args, format, &bars)?,
+        Command::Values(args) => values::run(&home, &args, format, &bars)?,
+        Command::SelfInfluence(args) => values::upon(&home, &args, format, &bars)?,
         Command::Reputation(args) => reputation::run(&home, &args, format, &bars)?,
         Command::Speed { model, examples } => {
             let report = ascribe_engine::speed::run(&home, &model, examples)?;

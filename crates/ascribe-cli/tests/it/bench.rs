@@ -82,3 +82,58 @@ fn unknown_names_are_answered_with_the_known_ones() {
         assert!(text.contains(want) && ok == text.contains("trained"), "{args:?}: {text}");
     }
 }
+
+#[test]
+fn registering_a_dataset_in_parts_gains_nothing_under_group_values_and_something_under_others() {
+    let drawn = ["--queries", "3", "--sizes", "6", "--pairs", "8", "--split", "austen-novels:3", "--format", "json"];
+    let of = |value: &str| {
+        let (ok, report) = parsed(&[&["values", "--game", "bigram", "--value", value], &drawn[..]].concat());
+        assert!(ok, "{report}");
+        report
+    };
+    let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{value}"));
+    let group = of("fgsv");
+    let split = &group["splits"][0];
+    assert!(number(&split["gain"]).abs() <= 4.0 * number(&split["std_error"]), "{split}");
+    assert!(
+        number(&split["std_error"]) > 0.0
+            && group["exact"] == false
+            && group["players"].as_array().unwrap().len() == 12
+    );
+    // Twelve players: the table of all 4,096 sets, nothing drawn. One more part and orders are drawn.
+    let exact = of("shapley");
+    assert!(exact["exact"] == true && exact["utilities"] == 4096 && number(&exact["splits"][0]["std_error"]) == 0.0);
+    assert!(number(&exact["splits"][0]["gain"]).abs() > 1e-6, "{exact}");
+    let (ok, error) = parsed(&["values", "--game", "bigram", "--split", "nobody:2", "--format", "json"]);
+    assert!(!ok && error["error"].as_str().unwrap().contains("--split: expected a dataset among"), "{error}");
+}
+
+#[test]
+fn self_influence_of_a_setting_lists_classes_and_the_largest_examples() {
+    let (ok, report) = parsed(&[
+        "self-influence",
+        "--setting",
+        "mnist-lr",
+        "--methods",
+        "grad_dot,grad_cos",
+        "--examples",
+        "40",
+        "--top",
+        "2",
+        "--format",
+        "json",
+    ]);
+    assert!(ok, "{report}");
+    let methods = report["methods"].as_array().unwrap();
+    assert_eq!(methods.len(), 2);
+    let top = methods[0]["top"].as_array().unwrap();
+    assert!(
+        top.len() == 2
+            && top[0]["value"].as_f64() >= top[1]["value"].as_f64()
+            && top[0]["dataset"].as_str().unwrap().starts_with("class ")
+    );
+    // Everybody's cosine with himself is 1.
+    assert!((methods[1]["top"][0]["value"].as_f64().unwrap() - 1.0).abs() < 1e-4, "{report}");
+    let (ok, error) = parsed(&["self-influence", "--setting", "mnist-lr", "--methods", "nobody", "--format", "json"]);
+    assert!(!ok && error["error"].as_str().unwrap().contains("--methods: expected some of grad_dot"), "{error}");
+}

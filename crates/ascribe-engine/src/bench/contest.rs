@@ -186,6 +186,11 @@ pub struct Verdict {
 pub fn judge(method: &str, values: ArrayView2<'_, f32>, truths: &Truths) -> Result<Verdict, EngineError> {
     let mut verdict = Verdict::default();
     let mut first = true;
+    if truths.banks.iter().any(|(_, bank)| !matches!(bank.plan.draw, Draw::LeaveOneOut { .. })) {
+        for (name, half) in ["lds_first_half", "lds_second_half"].into_iter().zip(halves(method, values, truths)?) {
+            verdict.extra.insert(name.into(), half.map(|e| e.mean));
+        }
+    }
     for (name, bank) in &truths.banks {
         let scores = over_players(method, values, bank, truths)?;
         if matches!(bank.plan.draw, Draw::LeaveOneOut { .. }) {
@@ -216,6 +221,29 @@ pub fn judge(method: &str, values: ArrayView2<'_, f32>, truths: &Truths) -> Resu
         first = false;
     }
     Ok(verdict)
+}
+
+/// LDS on the first bank over subsets, by halves of the bank's queries: the first half may choose a damping, the second judges it. A
+/// half of which no query was explained has none.
+///
+/// # Errors
+/// No bank over subsets; scores that do not fit the players.
+pub fn halves(
+    method: &str,
+    values: ArrayView2<'_, f32>,
+    truths: &Truths,
+) -> Result<[Option<Estimate>; 2], EngineError> {
+    let over_subsets = |(_, bank): &&(String, RetrainBank)| !matches!(bank.plan.draw, Draw::LeaveOneOut { .. });
+    let (_, bank) = truths.banks.iter().find(over_subsets).ok_or_else(|| EngineError::Setting {
+        setting: "bank",
+        expected: "a bank over subsets".into(),
+        found: "none".into(),
+    })?;
+    let scores = over_players(method, values, bank, truths)?;
+    let measured = -&bank.mean().slice(s![.., ..scores.nrows()]);
+    let per_query = by_query(lds, scores.view(), &bank.kept, measured.t())?;
+    let (first, second) = per_query.split_at((bank.plan.n_queries / 2).min(per_query.len()));
+    Ok([estimated(first)?, estimated(second)?])
 }
 
 /// The truth's own figure: banks, subsets, seeds, and the LDS of one seed against the mean of the others.

@@ -13,11 +13,11 @@ use super::bank::{BankPlan, Draw, Players, RetrainBank};
 use super::contest::{self, Contestant, Scores, ScoresKey, Truths};
 use super::facts::{self, FactsRequest};
 use super::lab::{DecoderLab, ImageLab, Lab, TunedLab};
-use super::methods;
+use super::methods::{self, Offer};
 use super::protocols::{Course, CourseLab, Figures, class_detection, dataset_detection, named, tuned_detection};
 use super::report::SettingReport;
 use super::runners::{decoder_players, read_bank, tuned_players};
-use super::setting::{ImageSubject, Setting, Subject, names};
+use super::setting::{ImageSubject, Images, Setting, Subject, names};
 use super::tuned::TunedSubject;
 use super::{datasets, gates};
 use crate::error::EngineError;
@@ -41,6 +41,8 @@ pub struct RunOptions {
     pub out: Option<PathBuf>,
     /// Uses scores that another build of the program left.
     pub any_build: bool,
+    /// Options of the methods, and an outside encoder.
+    pub offer: Offer,
 }
 
 /// A method that a setting knows.
@@ -195,6 +197,34 @@ pub fn run(
     Ok(report)
 }
 
+/// The banks of a setting of images, checked against its data and recipe.
+pub(super) fn image_truths(
+    setting: &Setting,
+    subject: &ImageSubject,
+    images: &Images,
+) -> Result<(Truths, Vec<String>), EngineError> {
+    let players = Players::Examples(images.train.len());
+    truths(setting, |bank| {
+        let settings = setting.bank(bank)?;
+        let (recipe, n) = (subject.bank_digest(settings), images.queries.len());
+        Ok(setting.plan(bank, settings.draw.clone(), players.clone(), images.digest, recipe, n))
+    })
+}
+
+/// The banks of a setting of a decoder, checked against its corpus and recipe.
+pub(super) fn decoder_truths(setting: &Setting, lab: &DecoderLab) -> Result<(Truths, Vec<String>), EngineError> {
+    let recipe = Recipe { seed: 0, ..lab.data.recipe.clone() }.digest();
+    let (mut truths, notes) = truths(setting, |bank| {
+        let settings = setting.bank(bank)?;
+        let players = decoder_players(&lab.data, settings.players);
+        let digest = lab.data.corpus.manifest.digest();
+        Ok(setting.plan(bank, settings.draw.clone(), players, digest, recipe, lab.data.corpus.queries.len()))
+    })?;
+    truths.datasets = lab.datasets();
+    truths.queries = Some(lab.data.corpus.queries.iter().map(|q| q.dataset).collect());
+    Ok((truths, notes))
+}
+
 /// A setting of images.
 fn run_images(
     setting: &Setting,
@@ -203,19 +233,14 @@ fn run_images(
     progress: &dyn Progress,
 ) -> Result<SettingReport, EngineError> {
     let images = subject.open(&setting.dir)?;
-    let players = Players::Examples(images.train.len());
     let n = images.queries.len();
-    let (truths, notes) = truths(setting, |bank| {
-        let settings = setting.bank(bank)?;
-        let recipe = subject.bank_digest(settings);
-        Ok(setting.plan(bank, settings.draw.clone(), players.clone(), images.digest, recipe, n))
-    })?;
+    let (truths, notes) = image_truths(setting, subject, &images)?;
     let n_queries = options.queries.unwrap_or(n).min(n);
     let n_train = images.train.len();
     let lab = ImageLab::new(subject.clone(), images)?.limited(n_queries)?;
     let arena = Arena { setting, options, lab: lab.digest(), truths, notes, n_queries, columns: vec![n_train] };
     let course = arena.course(CourseLab::Images(&lab))?;
-    let report = arena.hold(methods::contestants(setting), &lab as &dyn Lab, progress, &|name, scores, figures| {
+    let report = arena.hold(contestants(setting, options)?, &lab as &dyn Lab, progress, &|name, scores, figures| {
         figures.extend(named("class_top1", class_detection(&lab, scores.values.view())?));
         course.run(name, scores, figures, progress)
     });
@@ -231,15 +256,7 @@ fn run_decoder(
     progress: &dyn Progress,
 ) -> Result<SettingReport, EngineError> {
     let lab = DecoderLab::open(home, model)?;
-    let recipe = Recipe { seed: 0, ..lab.data.recipe.clone() }.digest();
-    let (mut truths, notes) = truths(setting, |bank| {
-        let settings = setting.bank(bank)?;
-        let players = decoder_players(&lab.data, settings.players);
-        let digest = lab.data.corpus.manifest.digest();
-        Ok(setting.plan(bank, settings.draw.clone(), players, digest, recipe, lab.data.corpus.queries.len()))
-    })?;
-    truths.datasets = lab.datasets();
-    truths.queries = Some(lab.data.corpus.queries.iter().map(|q| q.dataset).collect());
+    let (truths, notes) = decoder_truths(setting, &lab)?;
     let n_queries = options.queries.unwrap_or(usize::MAX).min(lab.n_queries());
     let lab = lab.limited(n_queries);
     let mut columns = vec![lab.data.corpus.examples.len()];
@@ -249,7 +266,7 @@ fn run_decoder(
     let arena = Arena { setting, options, lab: lab.digest(), truths, notes, n_queries, columns };
     let course = arena.course(CourseLab::Decoder(&lab))?;
     let n_examples = lab.n_examples();
-    let report = arena.hold(methods::contestants(setting), &lab as &dyn Lab, progress, &|name, scores, figures| {
+    let report = arena.hold(contestants(setting, options)?, &lab as &dyn Lab, progress, &|name, scores, figures| {
         if scores.values.ncols() != n_examples {
             return Ok(());
         }
@@ -280,7 +297,7 @@ fn run_tuned(
     let n_queries = options.queries.unwrap_or(n).min(n);
     let lab = lab.limited(n_queries);
     let arena = Arena { setting, options, lab: lab.digest(), truths, notes, n_queries, columns: vec![n_examples] };
-    arena.hold(methods::contestants(setting), &lab as &dyn Lab, progress, &|_, scores, figures| {
+    arena.hold(contestants(setting, options)?, &lab as &dyn Lab, progress, &|_, scores, figures| {
         figures.extend(named("dataset_top1", tuned_detection(&lab.data, scores.values.view())?));
         Ok(())
     })
@@ -357,7 +374,13 @@ impl<'a> Arena<'a> {
         progress: &dyn Progress,
         further: &Further<'_>,
     ) -> Result<SettingReport, EngineError> {
-        let chosen = chosen(contestants, self.setting.asked(&self.options.methods))?;
+        let asked = self.setting.asked(&self.options.methods);
+        // Of the quick methods those that have the option.
+        let quick = self.options.methods.is_empty() && self.options.offer.normalise.is_some();
+        let named: Vec<String> = asked.iter().map(|name| self.options.offer.name(name)).collect();
+        let there = |name: &String| contestants.iter().any(|c| c.name() == name);
+        let named: Vec<String> = named.into_iter().filter(|name| !quick || there(name)).collect();
+        let chosen = chosen(contestants, &named)?;
         let program = build(self.options)?;
         let (mut methods, mut failure) = (BTreeMap::new(), None);
         for contestant in &chosen {
@@ -422,6 +445,12 @@ impl<'a> Arena<'a> {
     }
 }
 
+/// The setting's methods with a run's options.
+fn contestants(setting: &Setting, options: &RunOptions) -> Result<Vec<Box<dyn Contestant<dyn Lab>>>, EngineError> {
+    let methods = options.offer.methods(setting, &options.methods)?;
+    Ok(methods.into_iter().map(|method| Box::new(method) as Box<dyn Contestant<dyn Lab>>).collect())
+}
+
 /// The contestants that were asked for; all if none was named.
 fn chosen<L: ?Sized>(
     contestants: Vec<Box<dyn Contestant<L>>>,
@@ -444,5 +473,7 @@ fn build(options: &RunOptions) -> Result<Option<Digest>, EngineError> {
     Ok(Some(files::digest(&program)?))
 }
 
+#[cfg(test)]
+mod options_tests;
 #[cfg(test)]
 mod tests;

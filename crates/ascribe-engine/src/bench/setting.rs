@@ -56,6 +56,9 @@ pub struct Setting {
     /// Folder of the file.
     #[serde(skip)]
     pub dir: PathBuf,
+    /// Dampings that the first half of the queries chose, by method (`damping.json` beside the file).
+    #[serde(skip)]
+    pub dampings: BTreeMap<String, f64>,
 }
 
 /// What is trained and explained.
@@ -148,6 +151,7 @@ impl Setting {
         let mut setting: Self =
             toml::from_str(&text).map_err(|e| EngineError::Recipe { path: path.into(), why: e.to_string() })?;
         setting.dir = path.parent().map(Path::to_path_buf).unwrap_or_default();
+        setting.dampings = super::damping::kept(&setting.dir, &setting.name)?;
         Ok(setting)
     }
 

@@ -13,4 +13,5 @@ mod exact;
 mod full_disk;
 mod respond;
 mod training;
+mod values;
 mod walk;

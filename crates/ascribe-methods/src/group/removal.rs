@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn registering_a_dataset_in_parts_gains_nothing() {
+    fn registering_in_parts_adds_up() {
         // Members 0..4 belong to datasets 0, 0, 1, 1; then the second owner splits.
         let members = random(2, 4);
         let grouped = |group_of: &[usize], n: usize| {

@@ -4,6 +4,7 @@
 //! the truth, or anything fitted to it.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 
 use ascribe_core::{Digest, ExampleId, FeatureReader, FeatureSpec, Features, NoProgress};
@@ -21,7 +22,7 @@ use ascribe_models::{Decoder, GradientStage, TapConfig};
 use ndarray::{Array1, Array2, CowArray, s};
 use rayon::prelude::*;
 
-use super::GameMethod;
+use super::{GameMethod, groups};
 use crate::bank::query_sequences;
 use crate::bench::runners::DecoderData;
 use crate::error::EngineError;
@@ -52,6 +53,23 @@ pub struct MeasuredChannel {
     pub cpu_seconds: f64,
     /// Bytes kept per training example.
     pub bytes_per_example: f64,
+    /// Utilities `[2^K, Q]` that the method predicts itself, where it is no sum of scores.
+    pub game: Option<Array2<f64>>,
+    /// What the method found out besides, for the report.
+    pub found: BTreeMap<String, f64>,
+}
+
+impl MeasuredChannel {
+    /// A channel of scores alone, with its CPU seconds and bytes per example.
+    pub(super) fn new(
+        name: &str,
+        control: bool,
+        scores: Array2<f64>,
+        (cpu_seconds, bytes_per_example): (f64, f64),
+    ) -> Self {
+        let name = name.to_owned();
+        Self { name, control, scores, cpu_seconds, bytes_per_example, game: None, found: BTreeMap::new() }
+    }
 }
 
 /// What an interval needs to know about one checkpoint's projected sums.
@@ -82,6 +100,10 @@ pub struct Channels {
 
 /// The channel that comes of the bigram proxy.
 pub const BIGRAMS: &str = "bigram_shapley";
+/// Second-order group influence, from the same rows as `trajectory_fisher`.
+pub const SECOND_ORDER: &str = "trajectory_fisher_second_order";
+/// Adam's scale on full dataset gradients.
+pub const ADAM: &str = "adam_dot";
 
 /// Every channel of a decoder of this recipe, in the order of reports.
 pub fn known(recipe: &Recipe) -> Vec<GameMethod> {
@@ -99,8 +121,16 @@ pub fn known(recipe: &Recipe) -> Vec<GameMethod> {
         let about = format!("{fisher} at {}", checkpoint.name);
         out.push(method(&format!("fisher_{}", checkpoint.name), &about, "arXiv:2405.13954", false));
     }
+    out.push(method(
+        SECOND_ORDER,
+        "the same with what datasets say together: second-order group influence, split-proof",
+        "arXiv:1911.00418",
+        false,
+    ));
     out.push(method("tracin", "inner products of rows over all checkpoints, times learning rates", tracin, false));
     out.push(method("dot", "inner products of rows at the last checkpoint", tracin, false));
+    let about = "inner products of summed gradients of all parameters, divided by the root of Adam's second moments";
+    out.push(method(ADAM, about, "arXiv:2402.04333, without its first moment", false));
     out.push(method("gradient_norm", "mean length of a dataset's gradients, whatever the query", "control", true));
     for (name, about) in [("embedding", "cosine of hidden states"), ("bm25", "BM25 over words")] {
         out.push(method(name, &format!("{about}, mean over a dataset"), "control", true));
@@ -113,7 +143,7 @@ pub fn known(recipe: &Recipe) -> Vec<GameMethod> {
 }
 
 /// Rows of one checkpoint, in memory.
-struct Rows {
+pub(super) struct Rows {
     spec: FeatureSpec,
     ids: Vec<ExampleId>,
     rows: Array2<f32>,
@@ -151,11 +181,12 @@ pub fn channels(
 ) -> Result<Channels, EngineError> {
     let mut list = Vec::new();
     let of_gradients = |m: &GameMethod| {
-        let similar = ["embedding", "bm25", BIGRAMS, "random"].iter().any(|start| m.name.starts_with(start));
+        let others = ["embedding", "bm25", BIGRAMS, ADAM, "random"];
+        let similar = others.iter().any(|start| m.name.starts_with(start));
         !similar && wanted(&m.name)
     };
     let checkpoints = match known(&data.recipe).iter().any(of_gradients) {
-        true => gradients(home, model, data, &mut list)?,
+        true => gradients(home, model, data, wanted, &mut list)?,
         false => Vec::new(),
     };
     similarities(home, model, data, wanted, &mut list)?;
@@ -166,8 +197,10 @@ pub fn channels(
     };
     let n = (data.corpus.queries.len(), k);
     let values = random::score(SEED, n.0, n.1).mapv(f64::from);
-    let name = "random".to_owned();
-    list.push(MeasuredChannel { name, control: true, scores: values, cpu_seconds: 0.0, bytes_per_example: 0.0 });
+    list.push(MeasuredChannel::new("random", true, values, (0.0, 0.0)));
+    if wanted(ADAM) {
+        list.push(groups::adam(home, model, data)?);
+    }
     list.retain(|channel| wanted(&channel.name));
     Ok(Channels { list, checkpoints, proxy })
 }
@@ -181,14 +214,9 @@ fn bigrams(data: &DecoderData, list: &mut Vec<MeasuredChannel>) -> Result<Array2
     let queries: Vec<(&[u32], usize)> = data.corpus.queries.iter().map(|q| (q.tokens.as_slice(), from)).collect();
     let proxy = bigrams.utilities(&queries, FOLLOWER_PSEUDO_COUNT)?;
     let game = ascribe_eval::game::Game::new(proxy.clone())?;
-    list.push(MeasuredChannel {
-        name: BIGRAMS.into(),
-        control: true,
-        scores: game.shapley(),
-        cpu_seconds: cpu_seconds() - start,
-        // Counts of the windows' tokens and pairs: at most a number of four bytes for each.
-        bytes_per_example: 8.0 * data.recipe.corpus.seq_len as f64,
-    });
+    // Counts of the windows' tokens and pairs: at most a number of four bytes for each.
+    let bytes = 8.0 * data.recipe.corpus.seq_len as f64;
+    list.push(MeasuredChannel::new(BIGRAMS, true, game.shapley(), (cpu_seconds() - start, bytes)));
     Ok(proxy)
 }
 
@@ -196,6 +224,7 @@ fn gradients(
     home: &Home,
     model: &str,
     data: &DecoderData,
+    wanted: &dyn Fn(&str) -> bool,
     list: &mut Vec<MeasuredChannel>,
 ) -> Result<Vec<CheckpointScores>, EngineError> {
     let (corpus, k) = (&data.corpus, data.corpus.n_datasets());
@@ -204,6 +233,7 @@ fn gradients(
     let queries = query_sequences(corpus);
     let (mut out, mut dots, mut norms) = (Vec::new(), Vec::new(), None);
     let (mut rows_cpu, mut fit_cpu, mut dim) = (0.0, 0.0, 0);
+    let (mut second, mut second_cpu) = (groups::SecondOrder::new(queries.len(), k), 0.0);
     for checkpoint in checkpoints(&data.recipe) {
         let start = cpu_seconds();
         let decoder = Decoder::load(&home.model(model), &checkpoint.file)?;
@@ -223,6 +253,11 @@ fn gradients(
         let scores = dot::dataset_scores(solved.view(), sums.view())?;
         rows_cpu += rows_done - start;
         fit_cpu += cpu_seconds() - rows_done;
+        if wanted(SECOND_ORDER) {
+            let before = cpu_seconds();
+            second.add(&reader, &factors, (solved.view(), sums.view()), checkpoint.weight)?;
+            second_cpu += cpu_seconds() - before;
+        }
         let plain = dot::dataset_scores(query_rows.mapv(f64::from).view(), sums.view())?;
         dots.push(plain * checkpoint.weight);
         let norm = |rows: &Array2<f64>| rows.rows().into_iter().map(|r| r.dot(&r).sqrt()).collect::<Array1<f64>>();
@@ -236,10 +271,13 @@ fn gradients(
     let total = |tables: &mut dyn Iterator<Item = Array2<f64>>| {
         tables.fold(Array2::zeros((queries.len(), k)), |sum: Array2<f64>, t| sum + t)
     };
-    let mut push = |name: String, scores, cpu_seconds, bytes_per_example, control| {
-        list.push(MeasuredChannel { name, control, scores, cpu_seconds, bytes_per_example });
-    };
     let fisher = total(&mut out.iter().map(|c| &c.scores * c.weight));
+    if wanted(SECOND_ORDER) {
+        list.push(second.channel(fisher.clone(), (rows_cpu + fit_cpu + second_cpu, bytes))?);
+    }
+    let mut push = |name: String, scores, cpu_seconds, bytes_per_example, control| {
+        list.push(MeasuredChannel::new(&name, control, scores, (cpu_seconds, bytes_per_example)));
+    };
     push("trajectory_fisher".into(), fisher, rows_cpu + fit_cpu, bytes, false);
     let names: Vec<String> = checkpoints(&data.recipe).into_iter().map(|c| c.name).collect();
     for (name, c) in names.iter().zip(&out) {
@@ -270,8 +308,8 @@ fn similarities(
         let top = format!("_top{TOP_MEAN_K}");
         for (suffix, how) in [("", Aggregate::Mean), (top.as_str(), Aggregate::TopMean { k: TOP_MEAN_K })] {
             let scores = to_datasets(values.view(), &ids, k, how)?;
-            let name = format!("{name}{suffix}");
-            list.push(MeasuredChannel { name, control: true, scores, cpu_seconds, bytes_per_example });
+            let costs = (cpu_seconds, bytes_per_example);
+            list.push(MeasuredChannel::new(&format!("{name}{suffix}"), true, scores, costs));
         }
         Ok(())
     };

@@ -3,9 +3,10 @@
 //! Truth: royalty shares of Shapley values (`eval::game`) of the mean bank. Every figure is on queries that a fit did not see.
 //! The default is a calibrated game: predicted utilities of all subsets (`methods::group::utility`) from the bigram proxy, the
 //! trajectory of block-Fisher influence and similarity, whose own Shapley values are its shares. Here never lives: how channels
-//! are made (`channels`), the mathematics (eval, methods).
+//! are made (`channels`, `groups`), the mathematics (eval, methods).
 
 pub mod channels;
+mod groups;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -286,7 +287,8 @@ fn channel_figure(
     let mut figure = MethodFigure::new(&c.name, "tv_shapley").estimated(estimate.as_ref(), board.own.len());
     (figure.about, figure.source, figure.control) = (method.about.clone(), method.source.clone(), method.control);
     (figure.cpu_score, figure.bytes_per_example) = (c.cpu_seconds, c.bytes_per_example);
-    let lds = board.lds(table.view());
+    // A method that predicts subsets itself is no mean of its values.
+    let lds = board.lds(c.game.as_ref().unwrap_or(table).view());
     let additive = board.lds(ascribe_methods::group::utility::sum_table(c.scores.view())?.view());
     let raw = board.tv(Board::shares_of(&c.scores).view());
     let r2 = additivity(&board.game, c.scores.view(), Fit::Scaled)?.r2;
@@ -299,6 +301,7 @@ fn channel_figure(
     ]
     .map(|(name, v)| (name.to_owned(), v))
     .into();
+    figure.extra.extend(c.found.iter().map(|(name, v)| (name.clone(), Some(*v))));
     Ok((figure, lds))
 }
 

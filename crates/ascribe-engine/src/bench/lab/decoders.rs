@@ -155,6 +155,12 @@ impl Lab for DecoderLab {
         Some((train, queries))
     }
 
+    fn texts(&self) -> Option<(Vec<String>, Vec<String>)> {
+        let corpus = &self.data.corpus;
+        let train = corpus.examples.iter().map(|e| corpus.text_of(&e.spans)).collect();
+        Some((train, corpus.queries.iter().map(|q| corpus.text_of(&q.spans)).collect()))
+    }
+
     fn tokens(&self) -> Option<Tokens<'_>> {
         let corpus = &self.data.corpus;
         let train = corpus.examples.iter().map(|e| e.tokens.as_slice()).collect();

@@ -176,6 +176,10 @@ impl View for ImageView<'_> {
         Ok(Box::new(ImageCurvature::new(&self.model, &self.lab.images.train, Curvature::GaussNewton)))
     }
 
+    fn hessian(&self) -> Result<Box<dyn Operator + '_>, EngineError> {
+        Ok(Box::new(ImageCurvature::new(&self.model, &self.lab.images.train, Curvature::Hessian)))
+    }
+
     fn embeddings(&self) -> Result<(Array2<f32>, Array2<f32>), EngineError> {
         let images = &self.lab.images;
         let train = self.model.embeddings(&images.train, &places(&images.train))?;

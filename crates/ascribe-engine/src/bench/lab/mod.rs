@@ -65,6 +65,14 @@ pub trait View: Sync {
     fn queries(&self, quantity: Quantity) -> Result<Box<dyn CaptureSource + '_>, EngineError>;
     /// Gauss–Newton matrix of the mean training loss.
     fn curvature(&self) -> Result<Box<dyn Operator + '_>, EngineError>;
+    /// Hessian of the mean training loss, where the model has products with it.
+    fn hessian(&self) -> Result<Box<dyn Operator + '_>, EngineError> {
+        Err(EngineError::Setting {
+            setting: "method",
+            expected: "a model with second derivatives (a classifier)".into(),
+            found: "one with the Gauss–Newton matrix alone".into(),
+        })
+    }
     /// `[N, F]` and `[Q, F]`: hidden states (images: what the last layer reads; text: the mean over positions).
     fn embeddings(&self) -> Result<(Array2<f32>, Array2<f32>), EngineError>;
     /// `1 − p` of every training example's right answer (text: its mean over predictions), `[N]`.
@@ -96,6 +104,10 @@ pub trait Lab: Sync {
     }
     /// Tokens of training examples and of what is explained, where they are text.
     fn tokens(&self) -> Option<Tokens<'_>> {
+        None
+    }
+    /// Texts of training examples and queries, where they are text.
+    fn texts(&self) -> Option<(Vec<String>, Vec<String>)> {
         None
     }
     /// The dataset of every training example, where there are datasets.

@@ -86,6 +86,11 @@ impl Lab for TunedLab {
         Some((of(&self.data.examples), of(&self.data.queries)))
     }
 
+    fn texts(&self) -> Option<(Vec<String>, Vec<String>)> {
+        let of = |windows: &[TunedWindow]| windows.iter().map(|w| w.text.clone()).collect();
+        Some((of(&self.data.examples), of(&self.data.queries)))
+    }
+
     fn tokens(&self) -> Option<Tokens<'_>> {
         let train = self.data.examples.iter().map(|w| w.tokens.as_slice()).collect();
         Some((train, self.data.queries.iter().map(|w| w.tokens.as_slice()).collect()))

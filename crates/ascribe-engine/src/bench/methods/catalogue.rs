@@ -3,11 +3,12 @@
 use ascribe_methods::kron::{Damping, Inverse, Kind};
 use ascribe_methods::normalise::Normalisation;
 
+use super::grass::GrassSettings;
 use super::rows::{BasisKind, RowSettings, SketchSettings};
 use super::{Method, Spec};
 use crate::bench::contest::Contestant;
 use crate::bench::lab::Lab;
-use crate::bench::setting::{Setting, Subject};
+use crate::bench::setting::{ImageSubject, Setting, Subject};
 
 /// Dampings per setting, taken where the first retraining seed alone and all seeds prefer the same one (benches/SETTINGS.md): no
 /// seed of the bank is unseen by them, so figures on the bank are a little too good. Of the explicit matrix and of products with
@@ -37,6 +38,10 @@ pub fn catalogue(setting: &Setting) -> Vec<Method> {
     out.extend(sketches(setting, &chosen));
     out.extend(controls(setting));
     out.retain(|method| setting.only.is_empty() || setting.only.contains(&method.name));
+    for method in &mut out {
+        let chosen = setting.dampings.get(&method.name).and_then(|&damping| method.spec.damped(damping));
+        method.spec = chosen.unwrap_or_else(|| method.spec.clone());
+    }
     out
 }
 
@@ -73,6 +78,12 @@ fn chosen(setting: &Setting) -> Chosen {
     }
 }
 
+/// True where the whole curvature matrix fits into memory: logistic regression.
+fn whole_matrix(setting: &Setting) -> bool {
+    let kind = |subject: &ImageSubject| subject.model.get("kind").and_then(|kind| kind.as_str()) == Some("lr");
+    matches!(&setting.subject, Subject::Images(subject) if kind(subject))
+}
+
 fn method(name: &str, about: &str, source: &str, spec: Spec) -> Method {
     Method { name: name.into(), about: about.into(), source: source.into(), spec }
 }
@@ -100,12 +111,15 @@ fn operators(setting: &Setting, chosen: &Chosen) -> Vec<Method> {
     let (damping, queries) = (chosen.operator, chosen.slow);
     let images = matches!(setting.subject, Subject::Images(_));
     let mut out = Vec::new();
-    if setting.name == "mnist-lr" {
-        let spec = Spec::Explicit { damping, queries: 500 };
-        out.push(method("explicit", "influence with the whole Gauss–Newton matrix", "arXiv:1703.04730", spec));
+    if whole_matrix(setting) {
+        let of = |hessian| Spec::Explicit { damping, queries: 500, hessian };
+        out.push(method("explicit", "influence with the whole Gauss–Newton matrix", "arXiv:1703.04730", of(false)));
+        out.push(method("explicit_hessian", "influence with the whole Hessian", "arXiv:1703.04730", of(true)));
     }
-    let spec = Spec::Cg { damping, iterations: 100, queries };
-    out.push(method("cg", "influence by conjugate gradients", "arXiv:1703.04730, section 3", spec));
+    let cg = |preconditioned| Spec::Cg { damping, iterations: 100, queries, preconditioned };
+    out.push(method("cg", "influence by conjugate gradients", "arXiv:1703.04730, section 3", cg(false)));
+    let about = "the same with residuals through EK-FAC's inverse";
+    out.push(method("cg_preconditioned", about, "arXiv:1703.04730, section 3; own preconditioner", cg(true)));
     let spec = Spec::Lissa { damping, depth: if images { 1000 } else { 200 }, batch: 64, queries };
     out.push(method("lissa", "influence by a stochastic Neumann series", "arXiv:1602.03943", spec));
     let (basis, top) = if images { (200, 100) } else { (60, 50) };
@@ -192,6 +206,7 @@ fn rows(setting: &Setting, chosen: &Chosen) -> Vec<Method> {
         trajectory: false,
     };
     let logra = "arXiv:2405.13954";
+    let (mask, dim) = if whole_matrix(setting) { (4096, 1024) } else { (16_384, 2048) };
     let row = |name: &str, about: &str, source: &str, settings: RowSettings| {
         method(name, about, source, Spec::Projected(settings))
     };
@@ -208,6 +223,12 @@ fn rows(setting: &Setting, chosen: &Chosen) -> Vec<Method> {
             "128 × 128 mask and sparse transform to 1,024 numbers per module, block Fisher",
             "arXiv:2505.18976",
             RowSettings { basis: BasisKind::Mask, k: 128, sparse: Some(1024), ..base.clone() },
+        ),
+        method(
+            "grass",
+            &format!("{mask} places of the whole gradient and a sparse transform to {dim} numbers, one Fisher matrix"),
+            "arXiv:2505.18976",
+            Spec::Grass(GrassSettings { mask, dim, damping_rel: Some(chosen.rows), normalise: Normalisation::None }),
         ),
         row(
             "lorif",

@@ -2,7 +2,7 @@
 
 use ascribe_core::Progress;
 use ascribe_methods::chained::Chained;
-use ascribe_methods::inverse::{Astra, AstraOptions};
+use ascribe_methods::inverse::{Astra, AstraOptions, own_influence};
 use ascribe_methods::kron::{Damping, Inverse, Kind, Kron, Options, Segment, source_vectors};
 use ascribe_methods::normalise::{Normalisation, Own, normalise};
 use ascribe_methods::source::{CaptureSource, Labels};
@@ -63,7 +63,11 @@ fn one(
         true => inverted.self_influence(view.train(Quantity::Loss)?.as_ref(), Labels::Given, progress)?,
         false => vec![],
     };
-    normalise(&mut values, by, &Own { query: Some(&own_query), train: Some(&own_train), moved: None })?;
+    let moved = match by.needs_moved() {
+        true => own_influence(&inverted, view.train(Quantity::Loss)?.as_ref(), Labels::Given, progress)?.moved,
+        false => vec![],
+    };
+    normalise(&mut values, by, &Own { query: Some(&own_query), train: Some(&own_train), moved: Some(&moved) })?;
     Ok(values)
 }
 

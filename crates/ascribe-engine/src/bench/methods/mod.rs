@@ -4,21 +4,29 @@
 mod adam;
 mod catalogue;
 mod controls;
+mod grass;
 mod kron;
+mod offered;
 mod operators;
+mod outside;
 mod plain;
 mod rows;
+mod spec;
+mod upon;
 
 use ascribe_core::Progress;
 use ascribe_methods::captured;
-use ascribe_methods::normalise::Normalisation;
 use ascribe_methods::source::{Labels, dim};
 use ndarray::{Array2, s};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use ascribe_methods::normalise::Normalisation;
 pub use catalogue::{catalogue, contestants, find};
+pub use offered::{ENCODER, Offer, word};
+pub use outside::OutsideSettings;
 pub use rows::trak_places;
+pub use upon::{Upon, by_table, self_influence};
 
 use super::contest::{Contestant, Scores};
 use super::lab::{Lab, Quantity, View, Which};
@@ -55,12 +63,15 @@ pub enum Spec {
     /// LESS at the final weights: training gradients as the Adam step that they would make, cosine. One model, not a sum over
     /// checkpoints, and without Adam's first moment: model folders keep second moments of the last step only.
     Less,
-    /// The whole Gauss–Newton matrix, factored.
+    /// The whole curvature matrix, factored.
     Explicit {
         /// Added to the diagonal.
         damping: f64,
         /// Queries at most.
         queries: usize,
+        /// The Hessian instead of the Gauss–Newton matrix.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        hessian: bool,
     },
     /// Conjugate gradients.
     Cg {
@@ -70,6 +81,9 @@ pub enum Spec {
         iterations: usize,
         /// Queries at most.
         queries: usize,
+        /// Residuals pass through EK-FAC's inverse with the same damping, which saves iterations.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        preconditioned: bool,
     },
     /// Stochastic Neumann series.
     Lissa {
@@ -141,6 +155,8 @@ pub enum Spec {
     },
     /// Two-sided projections and the block Fisher matrix of the rows.
     Projected(rows::RowSettings),
+    /// GraSS: places of the whole gradient, sparsely transformed.
+    Grass(grass::GrassSettings),
     /// Gradients whitened by EK-FAC's half power as a whole, then one sparse transform, then few bits a number.
     Sketch(rows::SketchSettings),
     /// TRAK.
@@ -188,6 +204,8 @@ pub enum Spec {
     },
     /// Cosine of hidden states.
     Embedding,
+    /// Cosine of an outside encoder's vectors.
+    Outside(OutsideSettings),
     /// BM25 over words.
     Bm25,
     /// Longest common run of tokens.
@@ -239,6 +257,7 @@ impl Contestant<dyn Lab> for Method {
         matches!(
             self.spec,
             Spec::Embedding
+                | Spec::Outside(_)
                 | Spec::Bm25
                 | Spec::Verbatim
                 | Spec::GradientNorm
@@ -274,8 +293,12 @@ impl Spec {
             Spec::Gradient { normalise } => plain::gradient(lab, *normalise, progress),
             Spec::TracIn { normalise } => plain::tracin(lab, *normalise, progress),
             Spec::Less => adam::less(lab, progress),
-            Spec::Explicit { damping, queries } => operators::explicit(lab, *damping, *queries, progress),
-            Spec::Cg { damping, iterations, queries } => operators::cg(lab, *damping, *iterations, *queries, progress),
+            Spec::Explicit { damping, queries, hessian } => {
+                operators::explicit(lab, *damping, *queries, *hessian, progress)
+            }
+            Spec::Cg { damping, iterations, queries, preconditioned } => {
+                operators::cg(lab, *damping, *iterations, *queries, *preconditioned, progress)
+            }
             Spec::Lissa { damping, depth, batch, queries } => {
                 operators::lissa(lab, *damping, (*depth, *batch), *queries, progress)
             }
@@ -292,6 +315,7 @@ impl Spec {
             Spec::Astra { damping, passes, queries } => kron::astra(lab, *damping, *passes, *queries, progress),
             Spec::Source { models, redraw } => kron::source(lab, *models, *redraw, progress),
             Spec::Projected(settings) => rows::projected(lab, settings, progress),
+            Spec::Grass(settings) => grass::grass(lab, settings, progress),
             Spec::Sketch(settings) => rows::sketch(lab, settings, progress),
             Spec::Trak { models, dim, ridge, halves, projection } => {
                 let (models, dim, ridge) = (*models, *dim, *ridge);
@@ -304,6 +328,7 @@ impl Spec {
             Spec::Representer { penalty } => controls::representer(lab, *penalty, progress),
             Spec::KnnShapley { k } => controls::knn_shapley(lab, *k, progress),
             Spec::Embedding => controls::embedding(lab),
+            Spec::Outside(settings) => outside::outside(lab, settings, progress),
             Spec::Bm25 => controls::bm25(lab),
             Spec::Verbatim => controls::verbatim(lab, progress),
             Spec::GradientNorm => controls::gradient_norm(lab, progress),

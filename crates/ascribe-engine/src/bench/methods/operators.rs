@@ -7,6 +7,7 @@ use ascribe_methods::inverse::{
     Arnoldi, ArnoldiOptions, Cg, CgOptions, DataInf, DataInfOptions, Explicit, ExplicitOptions, InverseCurvature,
     Lissa, LissaOptions,
 };
+use ascribe_methods::kron::{Damping, Inverse, Kron, Options};
 use ascribe_methods::source::Labels;
 use serde_json::json;
 
@@ -18,13 +19,15 @@ pub(super) fn explicit(
     lab: &dyn Lab,
     damping: f64,
     limit: usize,
+    hessian: bool,
     progress: &dyn Progress,
 ) -> Result<Timed, EngineError> {
     let view = explained(lab)?;
     let (mut fit, mut score) = (0.0, 0.0);
     let inverse = clocked(&mut fit, || {
         let options = ExplicitOptions { damping, ..ExplicitOptions::default() };
-        Ok(Explicit::form(view.curvature()?.as_ref(), &options, progress)?)
+        let curvature = if hessian { view.hessian()? } else { view.curvature()? };
+        Ok(Explicit::form(curvature.as_ref(), &options, progress)?)
     })?;
     let values = clocked(&mut score, || score_solved(view.as_ref(), limit, &|rows| inverse.solve(rows), progress))?;
     Ok(Timed::new(values, fit, score))
@@ -35,20 +38,33 @@ pub(super) fn cg(
     damping: f64,
     iterations: usize,
     limit: usize,
+    preconditioned: bool,
     progress: &dyn Progress,
 ) -> Result<Timed, EngineError> {
     let view = explained(lab)?;
-    let mut score = 0.0;
-    let (values, worst) = clocked(&mut score, || {
+    let (mut fit, mut score) = (0.0, 0.0);
+    let train = view.train(Quantity::Loss)?;
+    let factors = match preconditioned {
+        true => Some(clocked(&mut fit, || Ok(Kron::fit(train.as_ref(), &Options::default(), progress)?))?),
+        false => None,
+    };
+    let inverted = factors.as_ref().map(|f| f.inverse(Inverse::Damped, &Damping::Absolute(damping))).transpose()?;
+    let (values, worst, steps) = clocked(&mut score, || {
         let options = CgOptions { damping, iterations, ..CgOptions::default() };
         let curvature = view.curvature()?;
         let queries = query_gradients(view.as_ref(), Quantity::Loss, limit)?;
-        let solution = Cg::new(curvature.as_ref(), &options)?.run(queries.view(), progress)?;
+        let plain = Cg::new(curvature.as_ref(), &options)?;
+        let cg = match &inverted {
+            Some(inverted) => plain.with_preconditioner(inverted),
+            None => plain,
+        };
+        let solution = cg.run(queries.view(), progress)?;
         let worst = solution.queries.iter().map(|q| q.residual).fold(0.0, f64::max);
-        Ok((score_vectors(view.as_ref(), &solution.rows, progress)?, worst))
+        let steps = solution.queries.iter().map(|q| q.iterations).max();
+        Ok((score_vectors(view.as_ref(), &solution.rows, progress)?, worst, steps))
     })?;
-    let mut timed = Timed::new(values, 0.0, score);
-    timed.settings = json!({ "largest_residual": worst });
+    let mut timed = Timed::new(values, fit, score);
+    timed.settings = json!({ "largest_residual": worst, "most_iterations": steps });
     Ok(timed)
 }
 

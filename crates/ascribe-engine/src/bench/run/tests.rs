@@ -68,7 +68,7 @@ at_least = 0.1
 "#;
 
 /// A home with a setting of 24 images of 2 × 2 in two classes that a line separates.
-fn tiny(dir: &Path) -> (Home, Setting) {
+pub(super) fn tiny(dir: &Path) -> (Home, Setting) {
     tiny_of(dir, |i| {
         let class = (i % 2) as u8;
         [200 * class + (i % 7) as u8, 100, 200 * (1 - class) + (i % 5) as u8, (i * 37 % 251) as u8]
@@ -98,7 +98,7 @@ fn tiny_of(dir: &Path, image: impl Fn(u32) -> [u8; 4]) -> (Home, Setting) {
     (home, setting)
 }
 
-fn build(home: &Home, setting: &Setting) {
+pub(super) fn build(home: &Home, setting: &Setting) {
     for bank in ["halves", "loo"] {
         build_bank(home, setting, bank, None, (0, 1), &NoProgress).unwrap();
     }
