@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn every_write_begins_at_a_multiple_and_nothing_is_changed() {
-        let bytes: Vec<u8> = (0..5 * PIECE_BYTES + 4321).map(|i| (i * 31 >> 7) as u8).collect();
+        let bytes: Vec<u8> = (0..5 * PIECE_BYTES + 4321).map(|i| ((i * 31) >> 7) as u8).collect();
         for cuts in [vec![640], vec![], vec![PIECE_BYTES], vec![1, 2, PIECE_BYTES - 1, 3 * PIECE_BYTES + 5]] {
             let mut out = Pieces::new(Seen::default());
             let mut start = 0;

@@ -11,6 +11,7 @@ import tempfile
 import boto3
 import numpy as np
 
+import clouds
 from layout import Store, write_store
 
 passed = failed = 0
@@ -229,7 +230,7 @@ def refusals(bench):
         ("s3://rows/x", {"AWS_ACCESS_KEY_ID": "AKIANOBODY"}, "403"),
         ("s3://rows/x", {"AWS_ACCESS_KEY_ID": ""}, "AWS_ACCESS_KEY_ID"),
         ("s3://rows/x", {"AWS_ENDPOINT_URL": "http://storage.example"}, "AWS_ALLOW_HTTP"),
-        ("gs://rows/x", {}, "s3://"),
+        ("gs://rows/x", {}, "CLOUDSDK_AUTH_ACCESS_TOKEN"),
     ]:
         refused = bench.run("push", f"{work}/base", "--to", place, code=1, env=env)
         text = json.dumps(refused)
@@ -241,7 +242,9 @@ def refusals(bench):
 def main():
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--ascribe", required=True)
-    ascribe = arguments.parse_args().ascribe
+    arguments.add_argument("--modules", required=True, help="where npm put Azurite")
+    given = arguments.parse_args()
+    ascribe = given.ascribe
     server = subprocess.Popen(
         [sys.executable, f"{HERE}/server.py"],
         stdout=subprocess.PIPE,
@@ -262,6 +265,9 @@ def main():
     finally:
         server.terminate()
         server.wait()
+    with tempfile.TemporaryDirectory() as work:
+        clouds.azure(ascribe, work, given.modules, check, make, spec_of)
+        clouds.google(ascribe, work, check, make, spec_of)
     print(f"{passed} passed, {failed} failed")
     sys.exit(failed > 0)
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Does a store go onto a real S3 server and come back, and do two writers who race leave one winner and lose nothing?
+# Does a store go onto real servers of S3 and Azure's blobs and come back, and do writers who race leave one winner and lose nothing?
 #
 #   tests/conformance/objects/run.sh
 #
-# See README.md. Installs moto's server into an environment of its own. ASCRIBE names a built command, else it is built; CARGO
+# See README.md. Needs node and npm. Installs moto's server and Azurite into an environment of its own. ASCRIBE names a built command, else it is built; CARGO
 # names another cargo. The last line is `N passed, M failed`.
 set -euo pipefail
 
@@ -17,7 +17,7 @@ broken() {
   exit 1
 }
 
-mark=$(sha256sum "$here/requirements.txt" | cut -c1-16)
+mark=$(cat "$here/requirements.txt" "$here/package.json" | sha256sum | cut -c1-16)
 if [ ! -e "$venv/$mark" ]; then
   rm -rf "$venv"
   if python3 -m venv "$venv" >&2; then
@@ -28,6 +28,9 @@ if [ ! -e "$venv/$mark" ]; then
   fi
   "${pip[@]}" install --quiet --disable-pip-version-check -r "$here/requirements.txt" >&2 ||
     broken "pip could not install requirements.txt"
+  cp "$here/package.json" "$venv/"
+  (cd "$venv" && npm install --no-audit --no-fund --no-package-lock --ignore-scripts --loglevel=error >&2) ||
+    broken "npm could not install Azurite"
   touch "$venv/$mark"
 fi
 [ -z "${ASCRIBE_PREPARE_ONLY:-}" ] || exit 0
@@ -37,4 +40,5 @@ if [ -z "${ASCRIBE:-}" ]; then
   "${CARGO:-cargo}" build --release --quiet || broken "the command does not build"
   ASCRIBE=${CARGO_TARGET_DIR:-$root/target}/release/ascribe
 fi
-PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$root/tests/conformance/store "$venv/bin/python" "$here/check.py" --ascribe "$ASCRIBE"
+PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$root/tests/conformance/store "$venv/bin/python" "$here/check.py" --ascribe "$ASCRIBE" \
+  --modules "$venv/node_modules"

@@ -210,6 +210,7 @@ def deletes_and_merges(work, run, mine, rows, ids, name):
     packed = Store(out)
     check(not packed.dead and np.array_equal(packed.rows, rows[keep].astype(np.float64)), f"{name}: compacted")
     check(np.array_equal(packed.sums()[0], sums), f"{name}: sums after compaction")
+    owners(work, run, out, rows[keep], ids[keep], n, name)
     run("store", "delete", out, "--dataset", "9", code=1)
     order = np.argsort(ids, kind="stable")
     halves = [order[::2][::-1], order[1::2]]
@@ -221,6 +222,32 @@ def deletes_and_merges(work, run, mine, rows, ids, name):
     merged = Store(f"{work}/{n}-merged")
     check(np.array_equal(merged.ids, ids[order]), f"{name}: merged ids")
     check(np.array_equal(merged.rows, rows[order].astype(np.float64)), f"{name}: merged rows")
+
+
+def owners(work, run, store, rows, ids, n, name):
+    """Who owns what is read from the document alone, and sums per owner are sums of rows."""
+    run("store", "relicense", store, "--dataset", "0", "--owner", "Züri & Söhne", "--licence", "MIT")
+    run("store", "relicense", store, "--dataset", "1", "--owner", "Moss", "--name", "odes")
+    spec = spec_of(rows.shape[1])
+    spec["corpus"] = "11" * 32
+    more, more_ids = make(12, rows.shape[1], n + 1)
+    write_store(f"{work}/{n}-supplier", spec, more, more_ids, 8)
+    added = run("store", "add", store, f"{work}/{n}-supplier", "--owner", "Moss")
+    places = {d["from"]: d["dataset"] for d in added["datasets"]}
+    found = Store(store)
+    names, sums, counts = found.owners()
+    check(names == ["Moss", "Züri & Söhne"], f"{name}: owners {names}")
+    check(all(found.told[k]["corpus"] == "11" * 32 for k in places.values()), f"{name}: the corpus of what was added")
+    check(len(found.rows) == len(rows) + 12, f"{name}: rows of both")
+    datasets = found.ids >> np.uint64(32)
+    for owner, total, count in zip(names, sums, counts):
+        own = np.isin(datasets, [k for k, d in found.told.items() if d.get("owner") == owner])
+        again = found.rows[own].sum(axis=0)
+        close(total, again, 1e-11 * max(1.0, np.abs(again).max()), f"{name}: sum of {owner}")
+        check(count == own.sum(), f"{name}: rows of {owner}")
+    run("store", "verify", store)
+    listed = run("store", "sums", store)
+    check([o["rows"] for o in listed["owners"]] == counts.tolist(), f"{name}: rows by owner: {listed}")
 
 
 def damages(run, mine, name):

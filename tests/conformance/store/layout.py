@@ -143,6 +143,35 @@ class Store:
         _, found = self.part("sums")
         return array(found["sum"]) + array(found["rest"]), array(found["count"])
 
+    def owners(self):
+        """Names, and sums and rows of each, after a look at the file and at its making from the datasets' sums."""
+        if not self.manifest.get("datasets"):
+            return [], None, None
+        entry = self.manifest["datasets"]
+        data = open(f"{self.root}/{entry['file']}", "rb").read()
+        expect(len(data) == entry["bytes"] and blake3(data).hexdigest() == entry["blake3"], entry["file"])
+        told = read_sealed(f"{self.root}/{entry['file']}")
+        expect(told["uuid"] == self.head["uuid"], "uuid of the datasets")
+        self.told = {d["dataset"]: d for d in told["datasets"]}
+        names = sorted({d["owner"] for d in told["datasets"] if "owner" in d}, key=lambda name: name.encode())
+        _, sums = self.part("sums")
+        main, rest, count = (array(sums[name]) for name in ("sum", "rest", "count"))
+        s, r = (np.zeros((len(names), main.shape[1])) for _ in range(2))
+        n = np.zeros(len(names), np.uint64)
+        for k in range(len(count)):
+            if "owner" not in self.told.get(k, {}):
+                continue
+            o = names.index(self.told[k]["owner"])
+            total = s[o] + main[k]
+            back = total - s[o]
+            r[o] = r[o] + ((s[o] - (total - back)) + (main[k] - back))
+            r[o] = r[o] + rest[k]
+            s[o], n[o] = total, n[o] + count[k]
+        _, found = self.part("owner_sums")
+        for name, made in (("sum", s), ("rest", r), ("count", n)):
+            expect(np.array_equal(array(found[name]), made), f"owner_sums: {name} made again")
+        return names, s + r, n
+
     def rows_blake3(self):
         lines = "".join(f"{self.lines[n]['rows']} {self.lines[n]['blake3']}\n" for n in self.shards)
         return blake3(lines.encode()).hexdigest()

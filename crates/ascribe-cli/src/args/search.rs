@@ -46,14 +46,14 @@ pub struct SearchArgs {
     /// Keep to these datasets, by number (`ascribe store stats` lists them).
     #[arg(long, value_name = "N,…", value_delimiter = ',')]
     pub dataset: Vec<u32>,
-    /// Folder of registered datasets, which knows owners and licences.
+    /// Folder of registered datasets, which knows owners and licences [default: what the store was told].
     #[arg(long, value_name = "DIR")]
     pub registry: Option<PathBuf>,
     /// Keep to the datasets of this owner.
-    #[arg(long, value_name = "NAME", requires = "registry")]
+    #[arg(long, value_name = "NAME")]
     pub owner: Option<String>,
     /// Keep to the datasets under this licence, by its SPDX name.
-    #[arg(long, value_name = "SPDX", requires = "registry")]
+    #[arg(long, value_name = "SPDX")]
     pub licence: Option<String>,
 }
 

@@ -3,8 +3,12 @@
 use std::path::PathBuf;
 
 use ascribe_core::{ExampleId, RowType};
+use ascribe_engine::store::owners::{AddRequest, RelicenseRequest};
 use ascribe_store::features::Deletion;
 use clap::{Args, Subcommand, ValueEnum};
+
+/// Default damping of whitened factors.
+const DAMPING: f64 = 0.01;
 
 /// Commands on feature stores.
 #[derive(Clone, Debug, Subcommand)]
@@ -18,7 +22,8 @@ pub enum StoreCommand {
     /// The same rows in another row type: beside the store as its companion, or as a store of their own. Also upgrades a store of
     /// an older format version. Resumes.
     #[command(after_help = "Example:\n  ascribe store convert store --rows int8 --companion\n  \
-        ascribe store convert old --rows bf16 --out new")]
+        ascribe store convert old --rows bf16 --out new\n  \
+        ascribe store convert store --rows int4 --factors 2 --out small")]
     Convert(ConvertArgs),
     /// One store of several with disjoint rows of one spec, in the order of their examples. Resumes.
     #[command(after_help = "Example:\n  ascribe store merge part0 part1 --out store")]
@@ -26,6 +31,24 @@ pub enum StoreCommand {
     /// Write all rows to one file: .npy (ids beside it), .safetensors, .arrow, .arrows or .parquet.
     #[command(after_help = "Example:\n  ascribe store export store --out rows.parquet")]
     Export(ExportArgs),
+    /// Add the datasets of another store of the same model and projection; sums, owners and curvature follow. Resumes.
+    #[command(
+        after_help = "Datasets of another corpus get the first free numbers, or those of --as; parts of one corpus keep theirs.\n\n\
+        Example:\n  ascribe store add store new-supplier --owner 'Birch Press' --licence CC-BY-4.0\n  \
+        ascribe store add store new-supplier --as 0:12 --as 1:13"
+    )]
+    Add(AddArgs),
+    /// Say who owns datasets and under which licence; no row is touched, sums per owner follow.
+    #[command(
+        after_help = "Example:\n  ascribe store relicense store --dataset 3 --owner 'Birch Press' --licence CC-BY-4.0\n  \
+        ascribe store relicense store --registry datasets"
+    )]
+    Relicense(RelicenseArgs),
+    /// Exact sums per dataset and per owner, and what queries score by them.
+    #[command(
+        after_help = "Example:\n  ascribe store sums store\n  ascribe store sums store --queries q.npy --format json"
+    )]
+    Sums(SumsArgs),
     /// Delete datasets or single examples; sums and curvature beside the rows are brought down by them.
     #[command(after_help = "Example:\n  ascribe store delete store --dataset 3\n  \
         ascribe store delete store --example 1:57 --example 1:58")]
@@ -34,9 +57,13 @@ pub enum StoreCommand {
     #[command(after_help = "Example:\n  ascribe store compact store")]
     Compact(StoreDir),
     /// Put the store onto an object store, or into a folder laid out as one; of two writers one commits, the other is told.
-    #[command(after_help = "Keys, region and endpoint of S3 are read from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, \
-        AWS_SESSION_TOKEN, AWS_REGION and AWS_ENDPOINT_URL.\n\nExample:\n  ascribe store push store --to /mnt/shared/store\n  \
-        ascribe store push store --to s3://bucket/stores/final")]
+    #[command(
+        after_help = "Keys, region and endpoint come from the environment. S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, \
+        AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL. Azure: AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY or \
+        AZURE_STORAGE_SAS_TOKEN, AZURE_STORAGE_ENDPOINT. Google: CLOUDSDK_AUTH_ACCESS_TOKEN, or GS_ACCESS_KEY_ID and \
+        GS_SECRET_ACCESS_KEY; STORAGE_EMULATOR_HOST.\n\nExample:\n  ascribe store push store --to /mnt/shared/store\n  \
+        ascribe store push store --to s3://bucket/stores/final"
+    )]
     Push(PushArgs),
     /// Bring a pushed store into a folder. Goes on where it was cut off.
     #[command(after_help = "Example:\n  ascribe store pull /mnt/shared/store --out store\n  \
@@ -97,6 +124,13 @@ pub struct ConvertArgs {
     /// Folder of a store of its own.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Keep the best factors of this rank of every module's matrix, whitened from both sides (LoRIF): rows that `search --mode exact`
+    /// scores with the inverse curvature in them. Of a store of two-sided projections.
+    #[arg(long, value_name = "RANK", requires = "out")]
+    pub factors: Option<usize>,
+    /// Damping of the whitening, relative to the mean eigenvalue of each side.
+    #[arg(long, value_name = "X", default_value_t = DAMPING, requires = "factors")]
+    pub damping: f64,
 }
 
 /// What to merge.
@@ -127,7 +161,7 @@ pub struct PushArgs {
     /// Folder of the store.
     #[arg(value_name = "DIR")]
     pub dir: PathBuf,
-    /// s3://BUCKET/PREFIX, or a folder that holds the objects.
+    /// s3://BUCKET/PREFIX, az://CONTAINER/PREFIX, gs://BUCKET/PREFIX, or a folder that holds the objects.
     #[arg(long, value_name = "PLACE")]
     pub to: String,
 }
@@ -135,12 +169,95 @@ pub struct PushArgs {
 /// What to pull.
 #[derive(Clone, Debug, Args)]
 pub struct PullArgs {
-    /// s3://BUCKET/PREFIX, or a folder that holds the objects.
+    /// s3://BUCKET/PREFIX, az://CONTAINER/PREFIX, gs://BUCKET/PREFIX, or a folder that holds the objects.
     #[arg(value_name = "PLACE")]
     pub from: String,
     /// Folder of the store.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+}
+
+/// What to add.
+#[derive(Clone, Debug, Args)]
+#[group(skip)]
+pub struct AddArgs {
+    /// Folder of the store that grows.
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Folder of the store whose rows are added.
+    #[arg(value_name = "FROM")]
+    pub from: PathBuf,
+    /// Number of a dataset there and here.
+    #[arg(long = "as", value_name = "THERE:HERE", value_parser = parse_numbers)]
+    pub numbers: Vec<(u32, u32)>,
+    /// Owner of the datasets that are added.
+    #[arg(long, value_name = "NAME")]
+    pub owner: Option<String>,
+    /// Licence of the datasets that are added, by its SPDX name.
+    #[arg(long, value_name = "SPDX")]
+    pub licence: Option<String>,
+}
+
+impl AddArgs {
+    /// What the engine is asked.
+    pub fn request(&self) -> AddRequest {
+        AddRequest {
+            store: self.dir.clone(),
+            from: self.from.clone(),
+            numbering: self.numbers.iter().copied().collect(),
+            owner: self.owner.clone(),
+            licence: self.licence.clone(),
+        }
+    }
+}
+
+/// Who is to own what.
+#[derive(Clone, Debug, Args)]
+#[group(skip)]
+pub struct RelicenseArgs {
+    /// Folder of the store.
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// A dataset, by its number (`ascribe store stats` lists them).
+    #[arg(long = "dataset", value_name = "N", required_unless_present = "registry")]
+    pub datasets: Vec<u32>,
+    /// Its name; empty takes it away.
+    #[arg(long, value_name = "NAME", requires = "datasets")]
+    pub name: Option<String>,
+    /// Its owner; empty takes it away.
+    #[arg(long, value_name = "NAME", requires = "datasets")]
+    pub owner: Option<String>,
+    /// Its licence, by its SPDX name; empty takes it away.
+    #[arg(long, value_name = "SPDX", requires = "datasets")]
+    pub licence: Option<String>,
+    /// Folder of registered datasets: names, owners and licences of all of the store's that it knows.
+    #[arg(long, value_name = "DATASETS", conflicts_with = "datasets")]
+    pub registry: Option<PathBuf>,
+}
+
+impl RelicenseArgs {
+    /// What the engine is asked.
+    pub fn request(&self) -> RelicenseRequest {
+        RelicenseRequest {
+            store: self.dir.clone(),
+            datasets: self.datasets.clone(),
+            name: self.name.clone(),
+            owner: self.owner.clone(),
+            licence: self.licence.clone(),
+            registry: self.registry.clone(),
+        }
+    }
+}
+
+/// Whose sums.
+#[derive(Clone, Debug, Args)]
+pub struct SumsArgs {
+    /// Folder of the store.
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Queries: a .npy file of f32 numbers, Q × dim or dim. Their products with the sums are the scores of datasets and owners.
+    #[arg(long, value_name = "FILE")]
+    pub queries: Option<PathBuf>,
 }
 
 /// What to delete.
@@ -173,4 +290,10 @@ fn parse_example(text: &str) -> Result<ExampleId, String> {
     let parsed = text.split_once(':').and_then(|(d, i)| Some((d.parse().ok()?, i.parse().ok()?)));
     let (dataset, idx) = parsed.ok_or_else(|| format!("expected DATASET:N, such as 1:57, found {text:?}"))?;
     Ok(ExampleId { dataset, idx })
+}
+
+/// Reads `there:here`.
+fn parse_numbers(text: &str) -> Result<(u32, u32), String> {
+    let parsed = text.split_once(':').and_then(|(there, here)| Some((there.parse().ok()?, here.parse().ok()?)));
+    parsed.ok_or_else(|| format!("expected THERE:HERE, such as 0:12, found {text:?}"))
 }

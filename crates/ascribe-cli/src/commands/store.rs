@@ -2,11 +2,13 @@
 
 use anyhow::Result;
 use ascribe_core::Progress;
+use ascribe_engine::store::owners::{self, Added, Relicensed, SumsReport};
+use ascribe_engine::store::whitened::{self, WhitenRequest};
 use ascribe_engine::store::{self, Made};
-use ascribe_store::features::StoreStats;
+use ascribe_store::features::{DatasetStats, OwnerStats, StoreStats};
 
 use crate::args::Format;
-use crate::args::store::StoreCommand;
+use crate::args::store::{ConvertArgs, StoreCommand};
 use crate::output::{print, table};
 
 /// Runs the command.
@@ -24,6 +26,11 @@ pub fn run(command: &StoreCommand, format: Format, bars: &dyn Progress) -> Resul
             )
         }),
         StoreCommand::Stats(args) => print(format, &store::stats(&args.dir)?, stats_text),
+        StoreCommand::Convert(ConvertArgs { dir, rows, out: Some(out), factors: Some(rank), damping, .. }) => {
+            let (store, out, row_type) = (dir.clone(), out.clone(), (*rows).into());
+            let request = WhitenRequest { store, out, rank: *rank, damping: *damping, row_type };
+            print(format, &whitened::make(&request, bars)?, made_text)
+        }
         StoreCommand::Convert(args) => {
             print(format, &store::convert(&args.dir, args.rows.into(), args.out.as_deref(), bars)?, made_text)
         }
@@ -32,6 +39,9 @@ pub fn run(command: &StoreCommand, format: Format, bars: &dyn Progress) -> Resul
             let names: Vec<String> = e.files.iter().map(|f| f.display().to_string()).collect();
             format!("{} rows in {}", e.n_rows, names.join(" and "))
         }),
+        StoreCommand::Add(args) => print(format, &owners::add(&args.request(), bars)?, added_text),
+        StoreCommand::Relicense(args) => print(format, &owners::relicense(&args.request())?, relicensed_text),
+        StoreCommand::Sums(args) => print(format, &owners::sums(&args.dir, args.queries.as_deref())?, sums_text),
         StoreCommand::Delete(args) => print(format, &store::delete(&args.dir, &args.deletion(), bars)?, made_text),
         StoreCommand::Compact(args) => print(format, &store::compact(&args.dir)?, made_text),
         StoreCommand::Push(args) => print(format, &store::push(&args.dir, &args.to, bars)?, |p| {
@@ -60,10 +70,6 @@ fn made_text(made: &Made) -> String {
 }
 
 fn stats_text(s: &StoreStats) -> String {
-    let dataset = |d: &ascribe_store::features::DatasetStats| {
-        vec![d.dataset.to_string(), d.rows.to_string(), format!("{:.4e}", d.sum_norm)]
-    };
-    let datasets: Vec<Vec<String>> = s.datasets.iter().map(dataset).collect();
     let module = |(name, start, len): &(String, usize, usize)| vec![name.clone(), start.to_string(), len.to_string()];
     let modules: Vec<Vec<String>> = s.modules.iter().map(module).collect();
     let companions: String = s.companions.iter().map(|(t, state)| format!("companion {t}: {state}\n")).collect();
@@ -87,7 +93,73 @@ fn stats_text(s: &StoreStats) -> String {
         s.norms[0],
         s.norms[2],
         s.norms[1],
-        table(&["dataset", "rows", "norm of sum"], &datasets),
+        by_dataset(&s.datasets, &s.owners),
         table(&["module", "first", "columns"], &modules)
     )
+}
+
+fn added_text(added: &Added) -> String {
+    let row = |d: &owners::AddedDataset| {
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        let t = &d.terms;
+        vec![d.from.to_string(), t.dataset.to_string(), text(&t.name), text(&t.owner), text(&t.licence)]
+    };
+    let rows: Vec<Vec<String>> = added.datasets.iter().map(row).collect();
+    let curvature = added.curvature.map_or_else(String::new, |how| format!(", curvature {how}"));
+    format!(
+        "{}: generation {}, {} rows, {} of them new{curvature}\n\n{}",
+        added.store.display(),
+        added.generation,
+        added.n_rows,
+        added.added_rows,
+        table(&["there", "here", "name", "owner", "licence"], &rows)
+    )
+}
+
+fn relicensed_text(r: &Relicensed) -> String {
+    let row = |o: &OwnerStats| vec![o.owner.clone(), o.datasets.len().to_string(), o.rows.to_string()];
+    let rows: Vec<Vec<String>> = r.owners.iter().map(row).collect();
+    let nobody: Vec<String> = r.without_owner.iter().map(u32::to_string).collect();
+    let nobody = match nobody.is_empty() {
+        true => String::new(),
+        false => format!("\ndatasets without an owner: {}\n", nobody.join(", ")),
+    };
+    let owners = table(&["owner", "datasets", "rows"], &rows);
+    format!("{}: generation {}\n\n{owners}{nobody}", r.store.display(), r.generation)
+}
+
+fn sums_text(s: &SumsReport) -> String {
+    let mut out = format!("generation {}\n\n{}", s.generation, by_dataset(&s.datasets, &s.owners));
+    for (n, query) in s.queries.iter().flatten().enumerate() {
+        let line = |name: String, score: &f64| vec![name, format!("{score:+.6e}")];
+        let datasets =
+            s.datasets.iter().zip(&query.datasets).map(|(d, score)| line(format!("dataset {}", d.dataset), score));
+        let owners = s.owners.iter().zip(&query.owners).map(|(o, score)| line(o.owner.clone(), score));
+        let rows: Vec<Vec<String>> = datasets.chain(owners).collect();
+        out += &format!("\nquery {n}\n{}", table(&["sum of", "score"], &rows));
+    }
+    out
+}
+
+/// Rows and sums by dataset, with owners where the store knows any, and then by owner.
+fn by_dataset(datasets: &[DatasetStats], owners: &[OwnerStats]) -> String {
+    let is_known = datasets.iter().any(|d| d.name.is_some() || d.owner.is_some() || d.licence.is_some());
+    let dataset = |d: &DatasetStats| {
+        let mut cells = vec![d.dataset.to_string(), d.rows.to_string(), format!("{:.4e}", d.sum_norm)];
+        if is_known {
+            cells.extend([&d.name, &d.owner, &d.licence].map(|text| text.clone().unwrap_or_default()));
+        }
+        cells
+    };
+    let names = ["dataset", "rows", "norm of sum", "name", "owner", "licence"];
+    let rows: Vec<Vec<String>> = datasets.iter().map(dataset).collect();
+    let mut out = table(&names[..if is_known { 6 } else { 3 }], &rows);
+    if !owners.is_empty() {
+        let owner = |o: &OwnerStats| {
+            vec![o.owner.clone(), o.datasets.len().to_string(), o.rows.to_string(), format!("{:.4e}", o.sum_norm)]
+        };
+        let rows: Vec<Vec<String>> = owners.iter().map(owner).collect();
+        out += &format!("\n{}", table(&["owner", "datasets", "rows", "norm of sum"], &rows));
+    }
+    out
 }

@@ -129,6 +129,100 @@ fn curvature_follows_appends_and_deletions() {
     assert_eq!(FeatureStore::open(&store, None).unwrap().n_rows(), 69);
 }
 
+/// Owners come, sell and go; curvature and sums follow, and every number is the one of a store that was built so.
+#[test]
+fn datasets_are_added_relicensed_and_withdrawn() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    let (store, supplier) = (at("store"), at("supplier"));
+    build(Path::new(&store), &ids(&[0, 1], 0, 30));
+    let other = FeatureSpec { corpus: Digest::of(b"of the supplier"), ..spec() };
+    build_of(Path::new(&supplier), &other, &ids(&[0, 4], 50, 70));
+    object(&["store", "curvature", &store]);
+    object(&["store", "relicense", &store, "--dataset", "0", "--owner", "Arbour", "--licence", "MIT"]);
+    let told = object(&["store", "relicense", &store, "--dataset", "1", "--owner", "Moss", "--name", "odes"]);
+    assert_eq!((told["generation"].as_u64(), told["owners"][1]["rows"].as_u64()), (Some(2), Some(30)));
+    assert_eq!(object(&["store", "curvature", &store])["how"], "kept", "the moments followed");
+    let added = object(&["store", "add", &store, &supplier, "--as", "4:7", "--owner", "Birch", "--licence", "CC0-1.0"]);
+    assert_eq!((added["n_rows"].as_u64(), added["curvature"].as_str()), (Some(100), Some("updated")));
+    let here = added["datasets"].as_array().unwrap().iter().map(|d| (d["from"].as_u64(), d["dataset"].as_u64()));
+    assert!(here.eq([(Some(0), Some(2)), (Some(4), Some(7))]), "{added}");
+    assert_eq!(added["datasets"][0]["corpus"], Digest::of(b"of the supplier").to_string());
+    object(&["store", "relicense", &store, "--dataset", "7", "--owner", "Arbour"]);
+    object(&["store", "delete", &store, "--dataset", "1", "--example", "0:3"]);
+    object(&["store", "compact", &store]);
+    assert_eq!(object(&["store", "curvature", &store])["how"], "kept");
+    object(&["store", "verify", &store]);
+    // Scores by sums are sums of scores, here summed one by one.
+    build(Path::new(&at("few")), &ids(&[1], 0, 4));
+    object(&["store", "export", &at("few"), "--out", &at("q.npy")]);
+    let sums = object(&["store", "sums", &store, "--queries", &at("q.npy")]);
+    let owners: Vec<&str> = sums["owners"].as_array().unwrap().iter().map(|o| o["owner"].as_str().unwrap()).collect();
+    assert_eq!(owners, ["Arbour", "Birch", "Moss"]);
+    assert_eq!(sums["owners"][2]["rows"], 0, "withdrawn, and still known");
+    // The rows that are left: dataset 0 without its third, and the supplier's two under their new numbers.
+    let left = |dataset: u32| match dataset {
+        0 => ids(&[0], 0, 30).into_iter().filter(|id| id.idx != 3).collect(),
+        2 => ids(&[0], 50, 70),
+        _ => ids(&[4], 50, 70),
+    };
+    for query in 0..4 {
+        let score = |id: &ExampleId| -> f64 {
+            (0..DIM).map(|j| f64::from(number(1, query, j)) * f64::from(number(id.dataset, id.idx, j))).sum()
+        };
+        let of = |dataset: u32| left(dataset).iter().map(score).sum::<f64>();
+        let found = &sums["queries"][query as usize];
+        for (place, expected) in [(0, of(0)), (1, of(2)), (2, of(7))] {
+            assert!((found["datasets"][place].as_f64().unwrap() - expected).abs() < 1e-12, "{found} {expected}");
+        }
+        for (place, expected) in [(0, of(0) + of(7)), (1, of(2)), (2, 0.0)] {
+            assert!((found["owners"][place].as_f64().unwrap() - expected).abs() < 1e-12, "{found} {expected}");
+        }
+    }
+    owners_are_searched(&store, &at("q.npy"));
+    let text = refused(&["store", "add", &store, &supplier, "--as", "0:2"]);
+    assert!(text.contains("an ordinal of its own") && text.contains("0 as 2"), "{text}");
+    assert!(refused(&["store", "add", &store, &supplier, "--as", "0"]).contains("THERE:HERE"));
+    assert!(refused(&["store", "relicense", &store, "--dataset", "9", "--owner", "x"]).contains("dataset 9"));
+    assert!(refused(&["store", "relicense", &store, "--owner", "x"]).contains("--dataset"));
+}
+
+/// A search keeps to owners and licences that the store was told, in every mode, and says whose a hit is.
+fn owners_are_searched(store: &str, queries: &str) {
+    for (by, kept) in [(["--owner", "Arbour"], &[0u64, 7][..]), (["--licence", "CC0-1.0"], &[2, 7])] {
+        for mode in ["exact", "certified", "ann"] {
+            let found = object(
+                &[&["search", "--store", store, "--queries", queries, "--k", "9", "--mode", mode], &by[..]].concat(),
+            );
+            for query in found["queries"].as_array().unwrap() {
+                let datasets = query["datasets"].as_array().unwrap();
+                assert!(datasets.len() == 9 && datasets.iter().all(|d| kept.contains(&d.as_u64().unwrap())), "{query}");
+                let whose = datasets.iter().map(|d| if d == 2 { "Birch" } else { "Arbour" });
+                assert!(query["owners"].as_array().unwrap().iter().eq(whose), "{query}");
+            }
+        }
+    }
+    let text = refused(&["search", "--store", store, "--queries", queries, "--owner", "Reed"]);
+    assert!(text.contains("Arbour, Birch, Moss") && text.contains("Reed"), "{text}");
+}
+
+/// Names, owners and licences of a whole registry.
+#[test]
+fn a_registry_says_whose_the_datasets_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store").to_string_lossy().into_owned();
+    build(Path::new(&store), &ids(&[0, 2, 6, 11], 0, 5));
+    let registry = crate::common::repository().join("datasets");
+    let told = object(&["store", "relicense", &store, "--registry", registry.to_str().unwrap()]);
+    assert_eq!(told["without_owner"], serde_json::json!([11]), "the registry has ten");
+    let stats = object(&["store", "stats", &store]);
+    let names: Vec<&str> = stats["datasets"].as_array().unwrap().iter().filter_map(|d| d["name"].as_str()).collect();
+    assert_eq!(names.len(), 3);
+    // The second time by name: nothing changes.
+    let again = object(&["store", "relicense", &store, "--registry", registry.to_str().unwrap()]);
+    assert_eq!(again["generation"], told["generation"]);
+}
+
 #[test]
 fn what_cannot_be_done_is_said() {
     let dir = tempfile::tempdir().unwrap();
@@ -160,7 +254,7 @@ fn what_lies_beside_the_rows_is_verified_too() {
     let whole = object(&["store", "verify", &at("store")]);
     assert_eq!(whole["beside"], serde_json::json!(["curvature.safetensors", "hnsw"]));
     assert!(whole["bytes"].as_u64() > bare["bytes"].as_u64());
-    for name in ["curvature.safetensors", "hnsw/graph-000.bin"] {
+    for name in ["curvature.safetensors", "hnsw/graph-000.bin", "hnsw/index.json"] {
         let path = dir.path().join("store").join(name);
         let bytes = std::fs::read(&path).unwrap();
         for at_byte in [bytes.len() / 2, bytes.len() - 1] {
@@ -177,6 +271,101 @@ fn what_lies_beside_the_rows_is_verified_too() {
     push(&mut writer, &ids(&[3], 0, 40));
     writer.finish().unwrap();
     assert_eq!(object(&["store", "verify", &at("store")])["n_rows"], 160);
+}
+
+/// Whitened factors: scores are those of the whitened rows, taken from the file beside them; what does not know of it refuses them.
+#[test]
+fn whitened_factors_are_searched_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    let (k_in, k_out) = (4, 3);
+    let column = |name: &str, start, len| Column { name: name.into(), start, len };
+    let columns = vec![column("layers.0.up", 0, 12), column("norm", 12, 8)];
+    let projector = ProjectorSpec::TwoSided { seed: 7, k_in, k_out, version: 1 };
+    let all = ids(&[0, 1], 0, 30);
+    build_of(Path::new(&at("dense")), &FeatureSpec { projector, columns, ..spec() }, &all);
+    build(Path::new(&at("few")), &ids(&[2], 0, 3));
+    object(&["store", "export", &at("few"), "--out", &at("q.npy")]);
+    let (dense, queries) = (at("dense"), at("q.npy"));
+    for (rank, rows, apart) in [("3", "f32", 1e-5), ("3", "int8", 0.05), ("1", "f32", 1.0)] {
+        let out = at(&format!("{rank}-{rows}"));
+        object(&["store", "convert", &dense, "--rows", rows, "--factors", rank, "--out", &out]);
+        object(&["store", "convert", &dense, "--rows", rows, "--factors", rank, "--out", &out]);
+        assert_eq!(object(&["store", "verify", &out])["beside"], serde_json::json!(["whitening.safetensors"]));
+        let whole = whitened_scores(Path::new(&out), &all);
+        let size = whole.iter().flatten().fold(0.0f64, |m, x| m.max(x.abs()));
+        let found = object(&["search", "--store", &out, "--queries", &queries, "--k", "60", "--mode", "exact"]);
+        for (hits, whole) in found["queries"].as_array().unwrap().iter().zip(&whole) {
+            for (row, score) in hits["rows"].as_array().unwrap().iter().zip(hits["scores"].as_array().unwrap()) {
+                let gap = (score.as_f64().unwrap() - whole[row.as_u64().unwrap() as usize]).abs() / size;
+                assert!(gap <= apart, "rank {rank} in {rows}: {gap}");
+            }
+        }
+    }
+    let out = at("3-f32");
+    for door in [
+        &["search", "--store", &out, "--queries", &queries, "--k", "2", "--mode", "certified"][..],
+        &["search", "--store", &out, "--queries", &queries, "--k", "2", "--mode", "ann"],
+        &["score", "--store", &out, "--queries", &queries, "--k", "2", "--out", &at("none")],
+        &["store", "curvature", &out],
+        &["store", "convert", &out, "--rows", "f32", "--factors", "1", "--out", &at("none")],
+        &["store", "convert", &dense, "--rows", "f32", "--factors", "4", "--out", &at("none")],
+    ] {
+        let text = refused(door);
+        assert!(
+            ["--mode exact", "LoRIF", "two-sided", "a rank from 1 to 3"].iter().any(|w| text.contains(w)),
+            "{text}"
+        );
+    }
+    whitening_is_kept(&out, &queries, &dir.path().join("moved"));
+}
+
+/// Inner products of whitened rows and queries, by the matrices of the file and no factors.
+fn whitened_scores(store: &Path, all: &[ExampleId]) -> Vec<Vec<f64>> {
+    let file = ascribe_store::FactorFile::read(&store.join("whitening.safetensors"), None).unwrap();
+    let side = |name: &str| {
+        let numbers = file.tensors[name].as_f64().unwrap().clone();
+        numbers.into_dimensionality::<ndarray::Ix2>().unwrap()
+    };
+    let white = |id: &ExampleId| {
+        let row: Vec<f64> = (0..DIM).map(|j| f64::from(number(id.dataset, id.idx, j))).collect();
+        let of = |range: std::ops::Range<usize>, o: usize, name: &str| {
+            let matrix = Array2::from_shape_vec((o, range.len() / o), row[range].to_vec()).unwrap();
+            side(&format!("{name}/left"))
+                .dot(&matrix)
+                .dot(&side(&format!("{name}/right")))
+                .into_iter()
+                .collect::<Vec<_>>()
+        };
+        [of(0..12, 3, "layers.0.up"), of(12..20, 1, "norm")].concat()
+    };
+    let rows: Vec<Vec<f64>> = all.iter().map(white).collect();
+    let product = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum();
+    ids(&[2], 0, 3).iter().map(|id| rows.iter().map(|row| product(&white(id), row)).collect()).collect()
+}
+
+/// The whitening goes where the rows go; a changed or missing one is named.
+fn whitening_is_kept(store: &str, queries: &str, moved: &Path) {
+    let at = |name: &str| moved.join(name).to_string_lossy().into_owned();
+    let search = |store: &str| {
+        object(&["search", "--store", store, "--queries", queries, "--k", "5", "--mode", "exact"])["queries"].clone()
+    };
+    object(&["store", "convert", store, "--rows", "f32", "--out", &at("same")]);
+    object(&["store", "push", store, "--to", &at("shared")]);
+    object(&["store", "pull", &at("shared"), "--out", &at("pulled")]);
+    assert_eq!((search(&at("same")), search(&at("pulled"))), (search(store), search(store)));
+    let path = moved.join("pulled/whitening.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let ask = ["search", "--store", &at("pulled"), "--queries", queries, "--k", "5", "--mode", "exact"];
+    assert!(
+        refused(&ask).contains("whitening.safetensors")
+            && refused(&["store", "verify", &at("pulled")]).contains("whitening")
+    );
+    std::fs::remove_file(&path).unwrap();
+    assert!(refused(&ask).contains("whitening.safetensors is missing"));
 }
 
 /// Factors that are dotted as if they were gradients give numbers like any other: every door asks first.

@@ -73,7 +73,7 @@ impl Sums {
 
 impl StoreMaterial {
     /// Opens the store in `dir`; its index stands beside it, or is built in `cache`. Datasets are described by `registry` where
-    /// there is one.
+    /// there is one, else by what the store was told.
     ///
     /// # Errors
     /// A damaged store or index; rows that are factors; a registry with fewer datasets than the store.
@@ -89,7 +89,7 @@ impl StoreMaterial {
         let registry = registry.map(Registry::open).transpose()?;
         let catalog = match &registry {
             Some(registry) => Catalog::of(registry),
-            None => Catalog::numbered(sums.nrows()),
+            None => told(&store, sums.nrows()),
         };
         if catalog.datasets.len() < sums.nrows() {
             let expected = format!("a registry of the store's {} datasets", sums.nrows());
@@ -104,6 +104,23 @@ impl StoreMaterial {
         let opened = opened(&store, &catalog, registry.as_ref());
         Ok(Self { sums: Sums::new(sums.view()), catalog, opened, store, companion, index_dir })
     }
+}
+
+/// Numbered datasets with the names, owners and licences that the store was told.
+fn told(store: &FeatureStore, n_datasets: usize) -> Catalog {
+    let mut catalog = Catalog::numbered(n_datasets);
+    for terms in store.terms().iter() {
+        let Some(dataset) = catalog.datasets.get_mut(terms.dataset as usize) else { continue };
+        let texts = [
+            (&mut dataset.name, &terms.name),
+            (&mut dataset.owner, &terms.owner),
+            (&mut dataset.licence, &terms.licence),
+        ];
+        for (text, told) in texts {
+            told.as_ref().into_iter().for_each(|told| text.clone_from(told));
+        }
+    }
+    catalog
 }
 
 /// The index beside the store, or one in the cache, built if it is not there.

@@ -8,6 +8,7 @@ mod cold;
 
 pub use cold::ColdFigure;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use ascribe_core::{FeatureReader, Progress, RowType};
@@ -17,11 +18,13 @@ use ascribe_index::{
 use ascribe_models::vision::data::read_matrix;
 use ascribe_pgvector::{PgParams, PgVectorIndex};
 use ascribe_registry::Registry;
+use ascribe_store::features::DatasetTerms;
 use ascribe_store::{FeatureStore, StoreError};
 use ndarray::{Array2, ArrayView2};
 use serde::Serialize;
 
 use crate::error::EngineError;
+use crate::store::whitened::Whitened;
 
 /// Folder of the index beside a store's other files.
 pub const INDEX_FOLDER: &str = "hnsw";
@@ -63,7 +66,7 @@ pub struct SearchRequest {
     pub recall: f64,
     /// Keep to these datasets, by ordinal.
     pub datasets: Vec<u32>,
-    /// Folder of registered datasets, for the two below.
+    /// Folder of registered datasets, for the two below; without it they are those that the store was told.
     pub registry: Option<PathBuf>,
     /// Keep to the datasets of this owner.
     pub owner: Option<String>,
@@ -106,6 +109,9 @@ pub struct QueryHits {
     pub ids: Vec<u64>,
     /// Ordinals of their datasets.
     pub datasets: Vec<u32>,
+    /// Who owns these; only of a store that was told, none where it was not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owners: Option<Vec<Option<String>>>,
     /// Their rows.
     pub rows: Vec<u64>,
     /// Inner products with the precise rows.
@@ -119,6 +125,7 @@ impl QueryHits {
         Self {
             ids: hits.iter().map(|hit| hit.id.to_u64()).collect(),
             datasets: hits.iter().map(|hit| hit.id.dataset).collect(),
+            owners: None,
             rows: hits.iter().map(|hit| hit.row).collect(),
             scores: hits.iter().map(|hit| hit.score).collect(),
             rows_rescored,
@@ -132,9 +139,12 @@ impl QueryHits {
 /// Files that are missing, damaged or of another shape; a name that is not registered; those of the search.
 pub fn run(request: &SearchRequest, progress: &dyn Progress) -> Result<SearchReport, EngineError> {
     let store = FeatureStore::open(&request.store, None)?;
+    if let Some(whitened) = Whitened::of(&request.store, &store)? {
+        return by_factors(request, &store, &whitened);
+    }
     refuse_factors(store.spec())?;
     let (queries, modules) = of_modules(&store, &request.modules, read_matrix(&request.queries)?)?;
-    let filter = filter(request)?;
+    let filter = filter(request, &store)?;
     let mut report = SearchReport {
         mode: request.mode,
         k: request.k,
@@ -178,7 +188,54 @@ pub fn run(request: &SearchRequest, progress: &dyn Progress) -> Result<SearchRep
             }
         }
     }
+    name_owners(&store, &mut report);
     Ok(report)
+}
+
+/// Searches whitened factors: every row is multiplied out, with the inverse curvature in it.
+fn by_factors(
+    request: &SearchRequest,
+    store: &FeatureStore,
+    whitened: &Whitened,
+) -> Result<SearchReport, EngineError> {
+    let refuse = |setting, found: &str| {
+        let expected = "--mode exact by all modules: whitened factors are multiplied out row by row".to_owned();
+        Err(EngineError::Setting { setting, expected, found: found.to_owned() })
+    };
+    match request.mode {
+        Mode::Exact if request.modules.is_empty() => {}
+        Mode::Exact => return refuse("--modules", &request.modules.join(", ")),
+        Mode::Certified => return refuse("--mode", "certified"),
+        Mode::Ann => return refuse("--mode", "ann"),
+    }
+    let queries = read_matrix(&request.queries)?;
+    let hits = whitened.search(store, queries.view(), request.k, &filter(request, store)?)?;
+    let mut report = SearchReport {
+        mode: request.mode,
+        k: request.k,
+        modules: None,
+        rows: store.n_rows(),
+        generation: store.generation().generation,
+        manifest_blake3: store.manifest_blake3().to_owned(),
+        scanned: Some(store.row_type().name()),
+        nominated_by: None,
+        proven: true,
+        recall: None,
+        queries: hits.iter().map(|hits| QueryHits::new(hits, None)).collect(),
+    };
+    name_owners(store, &mut report);
+    Ok(report)
+}
+
+/// Says whose each hit is, where the store was told.
+fn name_owners(store: &FeatureStore, report: &mut SearchReport) {
+    if store.terms().is_empty() {
+        return;
+    }
+    let owner = |dataset: &u32| store.terms().of_dataset(*dataset).and_then(|terms| terms.owner.clone());
+    for query in &mut report.queries {
+        query.owners = Some(query.datasets.iter().map(owner).collect());
+    }
 }
 
 /// Queries with zeros in the columns of all modules but those named, and which modules these are. Rows are scanned whole: the products
@@ -269,7 +326,7 @@ fn open_or_build<'s>(
         return Ok((Box::new(index), curve, "pgvector"));
     }
     let dir = request.index.clone().unwrap_or_else(|| request.store.join(INDEX_FOLDER));
-    if !dir.exists() {
+    if !HnswIndex::<FeatureStore>::is_kept(&dir) {
         progress.start("index", 0, "");
         let index = HnswIndex::build(store, HnswParams::default())?;
         index.save(&dir)?;
@@ -281,7 +338,7 @@ fn open_or_build<'s>(
 }
 
 /// The datasets that a request keeps to.
-fn filter(request: &SearchRequest) -> Result<Filter, EngineError> {
+fn filter(request: &SearchRequest, store: &FeatureStore) -> Result<Filter, EngineError> {
     let mut allowed: Option<Vec<u32>> = (!request.datasets.is_empty()).then(|| request.datasets.clone());
     let mut keep = |ordinals: Vec<u32>| {
         allowed = Some(match allowed.take() {
@@ -290,29 +347,45 @@ fn filter(request: &SearchRequest) -> Result<Filter, EngineError> {
         });
     };
     if request.owner.is_some() || request.licence.is_some() {
-        let Some(dir) = &request.registry else {
-            let (expected, found) = ("--registry, which knows owners and licences".to_owned(), "none".to_owned());
-            return Err(EngineError::Setting { setting: "--owner or --licence", expected, found });
-        };
-        let registry = Registry::open(dir)?;
+        let known = known(request, store)?;
         if let Some(name) = &request.owner {
-            let owners = &registry.owners().owners;
-            let Some(owner) = owners.iter().find(|owner| owner.name == *name) else {
-                let known: Vec<&str> = owners.iter().map(|owner| owner.name.as_str()).collect();
-                let expected = format!("one of {}", known.join(", "));
+            let of = known.iter().filter(|terms| terms.owner.as_ref() == Some(name)).map(|terms| terms.dataset);
+            let ordinals: Vec<u32> = of.collect();
+            if ordinals.is_empty() {
+                let owners: BTreeSet<&str> = known.iter().filter_map(|terms| terms.owner.as_deref()).collect();
+                let expected = format!("one of {}", owners.into_iter().collect::<Vec<_>>().join(", "));
                 return Err(EngineError::Setting { setting: "--owner", expected, found: name.clone() });
-            };
-            keep(owner.datasets.clone());
+            }
+            keep(ordinals);
         }
         if let Some(licence) = &request.licence {
-            let of = |d: &&ascribe_registry::Dataset| d.manifest.licence == *licence;
-            let ordinals: Vec<u32> = registry.datasets().iter().filter(of).map(|d| d.ordinal).collect();
+            let of = known.iter().filter(|terms| terms.licence.as_ref() == Some(licence)).map(|terms| terms.dataset);
+            let ordinals: Vec<u32> = of.collect();
             if ordinals.is_empty() {
-                let expected = "the SPDX name of a registered licence".to_owned();
+                let expected = "the SPDX name of a licence of these datasets".to_owned();
                 return Err(EngineError::Setting { setting: "--licence", expected, found: licence.clone() });
             }
             keep(ordinals);
         }
     }
     Ok(allowed.map_or_else(Filter::default, Filter::datasets))
+}
+
+/// Owners and licences of the datasets: the registry's, or what the store was told.
+fn known(request: &SearchRequest, store: &FeatureStore) -> Result<Vec<DatasetTerms>, EngineError> {
+    if let Some(dir) = &request.registry {
+        let terms = |d: &ascribe_registry::Dataset| DatasetTerms {
+            dataset: d.ordinal,
+            name: Some(d.name().to_owned()),
+            owner: Some(d.manifest.owner.clone()),
+            licence: Some(d.manifest.licence.clone()),
+            corpus: None,
+        };
+        return Ok(Registry::open(dir)?.datasets().iter().map(terms).collect());
+    }
+    if store.terms().is_empty() {
+        let expected = "--registry, or a store that knows them (`ascribe store relicense`)".to_owned();
+        return Err(EngineError::Setting { setting: "--owner or --licence", expected, found: "none".to_owned() });
+    }
+    Ok(store.terms().iter().cloned().collect())
 }

@@ -4,7 +4,9 @@
 //! store beside its rows and brings them up to date with it.
 
 pub mod curvature;
+pub mod owners;
 pub mod scoring;
+pub mod whitened;
 
 use std::path::{Path, PathBuf};
 
@@ -18,6 +20,9 @@ use crate::error::EngineError;
 use crate::files;
 use crate::lab::features::{EXAMPLES_FILE, LAB_FILE};
 use crate::search::INDEX_FOLDER;
+
+/// What travels with the rows.
+const NOTES: [&str; 3] = [EXAMPLES_FILE, LAB_FILE, whitened::WHITENING_FILE];
 
 /// What `verify` checked.
 #[derive(Clone, Debug, Serialize)]
@@ -41,7 +46,7 @@ pub struct Verified {
 }
 
 /// Hashes every file of the store, of its companions, of its curvature and the graphs of its index, and adds up the rows again.
-/// `hnsw/index.json` has no checksum of its own: it is parsed, and its graphs, spec and settings must fit together.
+/// `hnsw/index.json` of version 2 has no checksum of its own: it is parsed, and its graphs, spec and settings must fit together.
 ///
 /// # Errors
 /// The first file that is not as it was written; a stale companion. Curvature and an index of an earlier generation are whole files
@@ -61,6 +66,10 @@ pub fn verify(dir: &Path) -> Result<Verified, EngineError> {
         }
     }
     let mut beside = Vec::new();
+    if whitened::Whitened::of(dir, &store)?.is_some() {
+        bytes += len_of(&dir.join(whitened::WHITENING_FILE))?;
+        beside.push(whitened::WHITENING_FILE);
+    }
     let moments = dir.join(curvature::CURVATURE_FILE);
     if moments.exists() {
         FactorFile::read(&moments, Some(store.header().spec_sha256))?;
@@ -148,7 +157,12 @@ pub fn convert(
 ) -> Result<Made, EngineError> {
     let store = FeatureStore::open(dir, None)?;
     match out {
-        Some(out) => Ok(Made::of(out, &features::convert(&store, out, row_type, progress)?)),
+        Some(out) => {
+            if let Some(bytes) = note(&dir.join(whitened::WHITENING_FILE))? {
+                files::write_atomic(&out.join(whitened::WHITENING_FILE), &bytes)?;
+            }
+            Ok(Made::of(out, &features::convert(&store, out, row_type, progress)?))
+        }
         None => {
             let made = features::make_companion(&store, row_type, progress)?;
             Ok(Made::of(&dir.join(row_type.name()), &made))
@@ -164,7 +178,7 @@ pub fn merge(dirs: &[PathBuf], out: &Path, progress: &dyn Progress) -> Result<Ma
     let stores: Result<Vec<_>, _> = dirs.iter().map(|dir| FeatureStore::open(dir, None)).collect();
     let made = Made::of(out, &features::merge(&stores?, out, progress)?);
     // Parts of one build carry the same notes of all its rows: they are the whole's.
-    for name in [EXAMPLES_FILE, LAB_FILE] {
+    for name in NOTES {
         let notes = dirs.iter().map(|dir| note(&dir.join(name))).collect::<Result<Vec<_>, _>>()?;
         if let Some(Some(first)) = notes.first().filter(|first| notes.iter().all(|other| other == *first)) {
             files::write_atomic(&out.join(name), first)?;
@@ -258,8 +272,8 @@ pub struct Pushed {
     pub n_rows: u64,
 }
 
-/// Puts a store onto an object store: `s3://BUCKET/PREFIX`, or a folder that is laid out as one. Keys and endpoint of S3 come from
-/// the environment ([`ascribe_objects::S3::new`]).
+/// Puts a store onto an object store: `s3://`, `az://` or `gs://BUCKET/PREFIX`, or a folder that is laid out as one. Keys and
+/// endpoints come from the environment ([`ascribe_objects::open`]).
 ///
 /// # Errors
 /// A place with something that the store was not built on; from reading and writing.
@@ -268,7 +282,7 @@ pub fn push(dir: &Path, to: &str, progress: &dyn Progress) -> Result<Pushed, Eng
     let objects = ascribe_objects::open(to, &environment)?;
     let commit = features::push(&store, &*objects, progress)?;
     // The notes of a build travel with its rows; every generation has the same.
-    for name in [EXAMPLES_FILE, LAB_FILE] {
+    for name in NOTES {
         if let Some(bytes) = note(&dir.join(name))? {
             objects.put_new(name, &bytes)?;
         }
@@ -283,7 +297,7 @@ pub fn push(dir: &Path, to: &str, progress: &dyn Progress) -> Result<Pushed, Eng
 pub fn pull(from: &str, out: &Path, progress: &dyn Progress) -> Result<Made, EngineError> {
     let objects = ascribe_objects::open(from, &environment)?;
     let store = features::pull(&*objects, out, progress)?;
-    for name in [EXAMPLES_FILE, LAB_FILE] {
+    for name in NOTES {
         if let Some(bytes) = objects.get(name)? {
             files::write_atomic(&out.join(name), &bytes)?;
         }

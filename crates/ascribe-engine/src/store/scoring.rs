@@ -21,7 +21,7 @@ use crate::lab::fetched;
 /// What is to be scored.
 #[derive(Clone, Debug)]
 pub struct ScoringRequest {
-    /// The store: a folder, or `s3://BUCKET/PREFIX`, where it is read a shard at a time on each thread.
+    /// The store: a folder, or the address of an object store (`s3://`, `az://`, `gs://`), where it is read a shard at a time on each thread.
     pub store: PathBuf,
     /// Queries `[Q, dim]`, `.npy`; `s3://BUCKET/FILE` is copied to `OUT.data`.
     pub queries: PathBuf,
@@ -65,7 +65,7 @@ struct PartHead {
 /// # Errors
 /// Those of the store and the queries; rows that are factors; parts without shards; the file system's.
 pub fn run(request: &ScoringRequest) -> Result<Scoring, EngineError> {
-    let objects = match request.store.to_str().filter(|text| text.starts_with("s3://")) {
+    let objects = match request.store.to_str().filter(|text| ascribe_objects::is_address(text)) {
         Some(url) => Some(ascribe_objects::open(url, &environment)?),
         None => None,
     };

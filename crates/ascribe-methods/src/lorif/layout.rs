@@ -62,11 +62,15 @@ impl Layout {
     /// another shape, which the spec does not tell: use [`Layout::new`].
     ///
     /// # Errors
-    /// A spec of other rows; what [`Layout::new`] refuses.
+    /// A spec of other rows, or of whitened ones; what [`Layout::new`] refuses.
     pub fn of_spec(spec: &FeatureSpec) -> Result<Self, MethodError> {
         let ProjectorSpec::Factored { k_in, k_out, rank, .. } = spec.projector else {
             return Err(MethodError::shape("projector of the rows", "factored", &spec.projector));
         };
+        if let Some((_, by)) = spec.normalizer.split_once(super::WHITENED_BY) {
+            // As gradients they would be scored by their curvature a second time.
+            return Err(MethodError::shape("normalizer of factored rows", "none that whitens", format!("whitened by {by}")));
+        }
         let shape = |c: &Column| (c.len == rank * (k_out + k_in)).then_some([k_out, k_in]);
         let shapes: Vec<_> = spec.columns.iter().map(shape).collect();
         Self::new(&spec.columns, &shapes, rank)

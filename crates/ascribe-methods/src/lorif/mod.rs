@@ -21,3 +21,6 @@ pub use factored::score;
 pub use layout::{Expanded, Layout, Module};
 pub use low_rank::{LowRank, Options, Tail};
 pub use sides::BothSides;
+
+/// What stands in a spec's `normalizer` before the SHA-256 of the whitening that rows of factors were made with.
+pub const WHITENED_BY: &str = " whitened from both sides by ";

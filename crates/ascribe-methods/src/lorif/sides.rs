@@ -92,6 +92,35 @@ impl BothSides {
         Ok(Self { columns, sides, damping_rel })
     }
 
+    /// Every module with its whitening: its columns, whether it is a matrix, `√t · A^(−1/2)` and `B^(−1/2)`.
+    pub fn parts(&self) -> impl Iterator<Item = (&Column, bool, &Array2<f64>, &Array2<f64>)> + '_ {
+        self.columns.iter().zip(&self.sides).map(|(column, s)| (column, s.is_matrix, &s.left, &s.right))
+    }
+
+    /// Read back from what [`BothSides::parts`] gave: names, whether each is a matrix, and the two sides.
+    ///
+    /// # Errors
+    /// Sides that are not square; NaN.
+    pub fn from_parts(
+        parts: Vec<(String, bool, Array2<f64>, Array2<f64>)>,
+        damping_rel: f64,
+    ) -> Result<Self, MethodError> {
+        let (mut columns, mut sides, mut start) = (Vec::new(), Vec::new(), 0);
+        for (name, is_matrix, left, right) in parts {
+            if !left.is_square() || !right.is_square() || (!is_matrix && left.nrows() != 1) {
+                let found = (left.dim(), right.dim());
+                return Err(MethodError::shape("sides of a whitening", "two square matrices", found));
+            }
+            crate::dot::check_finite("sides of a whitening", left.view())?;
+            crate::dot::check_finite("sides of a whitening", right.view())?;
+            let shape = [left.nrows(), right.nrows()];
+            columns.push(Column { name, start, len: shape[0] * shape[1] });
+            start += shape[0] * shape[1];
+            sides.push(Side { shape, is_matrix, left, right });
+        }
+        Ok(Self { columns, sides, damping_rel })
+    }
+
     /// Columns of [`BothSides::factor`]'s rows, for [`Layout::new`](super::Layout::new).
     pub fn stored_columns(&self, rank: usize) -> Vec<Column> {
         let mut start = 0;

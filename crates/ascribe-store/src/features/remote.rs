@@ -155,11 +155,7 @@ pub fn push(store: &FeatureStore, objects: &dyn Objects, progress: &dyn Progress
     let manifest_part = part_of(format!("MANIFEST-{:06}.json", generation.generation), &manifest);
     if let Some(before) = &before {
         if before.manifest == manifest_part {
-            // Killed between its commit and this line, perhaps.
-            if objects.get("CURRENT")? != Some(current_line(before.number)) {
-                objects.put("CURRENT", &current_line(before.number))?;
-            }
-            return Ok(before.number);
+            return point_to(objects, before.number);
         }
         let is_built_on = before.uuid == generation.uuid
             && before.generation < generation.generation
@@ -209,6 +205,14 @@ pub fn push(store: &FeatureStore, objects: &dyn Objects, progress: &dyn Progress
     }
     objects.put("CURRENT", &current_line(number))?;
     progress.finish(&format!("commit {number}, generation {}", generation.generation));
+    Ok(number)
+}
+
+/// Writes `CURRENT` if a push was killed between its commit and that.
+fn point_to(objects: &dyn Objects, number: u64) -> Result<u64, StoreError> {
+    if objects.get("CURRENT")? != Some(current_line(number)) {
+        objects.put("CURRENT", &current_line(number))?;
+    }
     Ok(number)
 }
 
