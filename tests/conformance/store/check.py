@@ -226,6 +226,9 @@ def deletes_and_merges(work, run, mine, rows, ids, name):
 
 def owners(work, run, store, rows, ids, n, name):
     """Who owns what is read from the document alone, and sums per owner are sums of rows."""
+    # Companions of the rows before the compaction are stale, which is an error of its own.
+    for row_type in ("int8", "int4", "bf16", "f16"):
+        shutil.rmtree(f"{store}/{row_type}", ignore_errors=True)
     run("store", "relicense", store, "--dataset", "0", "--owner", "Züri & Söhne", "--licence", "MIT")
     run("store", "relicense", store, "--dataset", "1", "--owner", "Moss", "--name", "odes")
     spec = spec_of(rows.shape[1])
