@@ -27,26 +27,7 @@ pub fn run(home: &Home, command: &BenchCommand, format: Format, bars: &dyn Progr
             let settings = run::list(home)?;
             print(format, &json!({ "settings": settings }), |_| list_text(&settings))
         }
-        BenchCommand::Run { target, methods, protocols, queries, out, any_build, normalise, encoder, vectors } => {
-            let options = RunOptions {
-                methods: methods.clone(),
-                protocols: protocols.clone(),
-                queries: *queries,
-                out: Some(out.clone()),
-                any_build: *any_build,
-                offer: Offer { normalise: normalise.map(Into::into), outside: outside(encoder.as_deref(), vectors) },
-            };
-            if Path::new(target).extension().is_some_and(|extension| extension == "toml") {
-                let board = suite::run(home, Path::new(target), &options, bars)?;
-                let page = out.join(suite::PAGE_FILE);
-                return print(format, &board, |b| {
-                    let texts: Vec<String> = b.settings.iter().map(report_text).collect();
-                    format!("{}\nleaderboard: {}", texts.join("\n"), page.display())
-                });
-            }
-            let report = run::run(home, &Setting::named(home, target)?, &options, bars)?;
-            print(format, &report, report_text)
-        }
+        BenchCommand::Run { .. } => run_target(home, command, format, bars),
         BenchCommand::Damping { setting, methods, grid, keep } => {
             let setting = Setting::named(home, setting)?;
             let report = damping::choose(home, &setting, methods, grid, bars)?;
@@ -97,6 +78,33 @@ pub fn run(home: &Home, command: &BenchCommand, format: Format, bars: &dyn Progr
             print(format, &json!({ "packed": name }), |_| format!("{name} packed"))
         }
     }
+}
+
+/// Runs a setting, or a suite with its leaderboard.
+fn run_target(home: &Home, command: &BenchCommand, format: Format, bars: &dyn Progress) -> Result<()> {
+    let BenchCommand::Run { target, methods, protocols, queries, out, any_build, normalise, encoder, vectors } =
+        command
+    else {
+        return Ok(());
+    };
+    let options = RunOptions {
+        methods: methods.clone(),
+        protocols: protocols.clone(),
+        queries: *queries,
+        out: Some(out.clone()),
+        any_build: *any_build,
+        offer: Offer { normalise: normalise.map(Into::into), outside: outside(encoder.as_deref(), vectors) },
+    };
+    if Path::new(target).extension().is_some_and(|extension| extension == "toml") {
+        let board = suite::run(home, Path::new(target), &options, bars)?;
+        let page = out.join(suite::PAGE_FILE);
+        return print(format, &board, |b| {
+            let texts: Vec<String> = b.settings.iter().map(report_text).collect();
+            format!("{}\nleaderboard: {}", texts.join("\n"), page.display())
+        });
+    }
+    let report = run::run(home, &Setting::named(home, target)?, &options, bars)?;
+    print(format, &report, report_text)
 }
 
 /// Where an outside encoder's vectors come from, if there is one.

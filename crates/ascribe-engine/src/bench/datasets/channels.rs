@@ -260,18 +260,14 @@ fn gradients(
         }
         let plain = dot::dataset_scores(query_rows.mapv(f64::from).view(), sums.view())?;
         dots.push(plain * checkpoint.weight);
-        let norm = |rows: &Array2<f64>| rows.rows().into_iter().map(|r| r.dot(&r).sqrt()).collect::<Array1<f64>>();
-        let (query_norms, sum_norms) = (norm(&solved), norm(&sums));
+        let (query_norms, sum_norms) = (lengths(&solved), lengths(&sums));
         out.push(CheckpointScores { weight: checkpoint.weight, scores, query_norms, sum_norms, dim });
         let mean =
             to_datasets(Array2::from_shape_fn((1, ids.len()), |(_, i)| row_norms[i]).view(), &ids, k, Aggregate::Mean)?;
         norms = Some(mean);
     }
-    let bytes = 4.0 * dim as f64 * out.len() as f64;
-    let total = |tables: &mut dyn Iterator<Item = Array2<f64>>| {
-        tables.fold(Array2::zeros((queries.len(), k)), |sum: Array2<f64>, t| sum + t)
-    };
-    let fisher = total(&mut out.iter().map(|c| &c.scores * c.weight));
+    let (bytes, shape) = (4.0 * dim as f64 * out.len() as f64, (queries.len(), k));
+    let fisher = total(shape, out.iter().map(|c| &c.scores * c.weight));
     if wanted(SECOND_ORDER) {
         list.push(second.channel(fisher.clone(), (rows_cpu + fit_cpu + second_cpu, bytes))?);
     }
@@ -284,7 +280,7 @@ fn gradients(
         let part = out.len() as f64;
         push(format!("fisher_{name}"), c.scores.clone(), (rows_cpu + fit_cpu) / part, bytes / part, false);
     }
-    push("tracin".into(), total(&mut dots.iter().cloned()), rows_cpu, bytes, false);
+    push("tracin".into(), total(shape, dots.iter().cloned()), rows_cpu, bytes, false);
     if let Some(dot) = dots.pop() {
         push("dot".into(), dot, rows_cpu / out.len() as f64, bytes / out.len() as f64, false);
     }
@@ -293,6 +289,16 @@ fn gradients(
         push("gradient_norm".into(), table, rows_cpu / out.len() as f64, 4.0, true);
     }
     Ok(out)
+}
+
+/// Length of every row.
+fn lengths(rows: &Array2<f64>) -> Array1<f64> {
+    rows.rows().into_iter().map(|r| r.dot(&r).sqrt()).collect()
+}
+
+/// Sum of tables of one shape.
+fn total(shape: (usize, usize), tables: impl Iterator<Item = Array2<f64>>) -> Array2<f64> {
+    tables.fold(Array2::zeros(shape), |sum, t| sum + t)
 }
 
 fn similarities(

@@ -206,7 +206,6 @@ fn rows(setting: &Setting, chosen: &Chosen) -> Vec<Method> {
         trajectory: false,
     };
     let logra = "arXiv:2405.13954";
-    let (mask, dim) = if whole_matrix(setting) { (4096, 1024) } else { (16_384, 2048) };
     let row = |name: &str, about: &str, source: &str, settings: RowSettings| {
         method(name, about, source, Spec::Projected(settings))
     };
@@ -224,12 +223,7 @@ fn rows(setting: &Setting, chosen: &Chosen) -> Vec<Method> {
             "arXiv:2505.18976",
             RowSettings { basis: BasisKind::Mask, k: 128, sparse: Some(1024), ..base.clone() },
         ),
-        method(
-            "grass",
-            &format!("{mask} places of the whole gradient and a sparse transform to {dim} numbers, one Fisher matrix"),
-            "arXiv:2505.18976",
-            Spec::Grass(GrassSettings { mask, dim, damping_rel: Some(chosen.rows), normalise: Normalisation::None }),
-        ),
+        grass(setting, chosen),
         row(
             "lorif",
             "32 × 32 projection kept as rank-1 factors, 256 eigenpairs",
@@ -268,6 +262,14 @@ fn rows(setting: &Setting, chosen: &Chosen) -> Vec<Method> {
         out.retain(|method| !matches!(method.spec, Spec::Sum { .. }));
     }
     out
+}
+
+fn grass(setting: &Setting, chosen: &Chosen) -> Method {
+    let (mask, dim) = if whole_matrix(setting) { (4096, 1024) } else { (16_384, 2048) };
+    let about =
+        format!("{mask} places of the whole gradient and a sparse transform to {dim} numbers, one Fisher matrix");
+    let settings = GrassSettings { mask, dim, damping_rel: Some(chosen.rows), normalise: Normalisation::None };
+    method("grass", &about, "arXiv:2505.18976", Spec::Grass(settings))
 }
 
 fn sketches(setting: &Setting, chosen: &Chosen) -> Vec<Method> {
