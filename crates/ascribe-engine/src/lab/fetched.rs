@@ -16,7 +16,8 @@ use crate::files;
 /// # Errors
 /// Nothing there; the medium's and the file system's.
 pub fn local(data: &Path, out: &Path) -> Result<PathBuf, EngineError> {
-    let Some((place, name)) = data.to_str().filter(|text| ascribe_objects::is_address(text)).and_then(|t| t.rsplit_once('/'))
+    let Some((place, name)) =
+        data.to_str().filter(|text| ascribe_objects::is_address(text)).and_then(|t| t.rsplit_once('/'))
     else {
         return Ok(data.to_path_buf());
     };

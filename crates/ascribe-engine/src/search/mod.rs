@@ -193,11 +193,7 @@ pub fn run(request: &SearchRequest, progress: &dyn Progress) -> Result<SearchRep
 }
 
 /// Searches whitened factors: every row is multiplied out, with the inverse curvature in it.
-fn by_factors(
-    request: &SearchRequest,
-    store: &FeatureStore,
-    whitened: &Whitened,
-) -> Result<SearchReport, EngineError> {
+fn by_factors(request: &SearchRequest, store: &FeatureStore, whitened: &Whitened) -> Result<SearchReport, EngineError> {
     let refuse = |setting, found: &str| {
         let expected = "--mode exact by all modules: whitened factors are multiplied out row by row".to_owned();
         Err(EngineError::Setting { setting, expected, found: found.to_owned() })

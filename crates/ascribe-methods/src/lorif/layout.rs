@@ -69,7 +69,11 @@ impl Layout {
         };
         if let Some((_, by)) = spec.normalizer.split_once(super::WHITENED_BY) {
             // As gradients they would be scored by their curvature a second time.
-            return Err(MethodError::shape("normalizer of factored rows", "none that whitens", format!("whitened by {by}")));
+            return Err(MethodError::shape(
+                "normalizer of factored rows",
+                "none that whitens",
+                format!("whitened by {by}"),
+            ));
         }
         let shape = |c: &Column| (c.len == rank * (k_out + k_in)).then_some([k_out, k_in]);
         let shapes: Vec<_> = spec.columns.iter().map(shape).collect();
