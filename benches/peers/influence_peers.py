@@ -344,7 +344,7 @@ def _(case):
 
 @peer("captum arnoldi")
 def _(case):
-    from captum.influence import ArnoldiInfluenceFunction
+    from captum.influence._core.arnoldi_influence_function import ArnoldiInfluenceFunction
 
     basis, top = ARNOLDI
 
