@@ -157,9 +157,12 @@ fn named(setting: &Setting, name: &str) -> Result<Method, EngineError> {
     }
 }
 
+/// A setting's lab, its truth, and what is to be said of it.
+type Opened = (Box<dyn Lab>, Truths, Vec<String>);
+
 /// The lab with its truth, banks over random subsets of examples only.
-fn opened(home: &Home, setting: &Setting) -> Result<(Box<dyn Lab>, Truths, Vec<String>), EngineError> {
-    let (lab, mut truths, notes): (Box<dyn Lab>, Truths, Vec<String>) = match &setting.subject {
+fn opened(home: &Home, setting: &Setting) -> Result<Opened, EngineError> {
+    let (lab, mut truths, notes): Opened = match &setting.subject {
         Subject::Images(subject) => {
             let images = subject.open(&setting.dir)?;
             let (truths, notes) = run::image_truths(setting, subject, &images)?;
