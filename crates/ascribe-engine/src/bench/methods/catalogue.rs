@@ -1,4 +1,4 @@
-//! Every method under its name, with the settings that it is run with unless a suite says otherwise.
+//! Every method under its name, with the settings that it is run with.
 
 use ascribe_methods::kron::{Damping, Inverse, Kind};
 use ascribe_methods::normalise::Normalisation;
