@@ -4,6 +4,8 @@
 pub const HEADER_MAX_BYTES: u64 = 16 << 20;
 /// What a store knows of its datasets: 65,536 of them with a kibibyte each.
 pub const TERMS_MAX_BYTES: u64 = 64 << 20;
+/// What says which notes lie beside a store: a few hundred bytes a note.
+pub const NOTES_MAX_BYTES: u64 = 1 << 20;
 /// A manifest: 300 bytes a shard, so more than three million shards.
 pub const MANIFEST_MAX_BYTES: u64 = 1 << 30;
 /// The JSON head of a tensor file.

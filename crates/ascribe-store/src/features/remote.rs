@@ -82,7 +82,7 @@ fn hashed(folder: &str, stem: &str, blake3: &str, ending: &str) -> String {
     format!("{folder}/{stem}-{}.{ending}", blake3.chars().take(16).collect::<String>())
 }
 
-fn part_key(part: &Part) -> String {
+pub(crate) fn part_key(part: &Part) -> String {
     format!("parts/{}-{}", part.blake3.chars().take(16).collect::<String>(), part.file)
 }
 
@@ -95,7 +95,7 @@ fn shard_keys(entry: &ShardEntry) -> [(String, u64, &str); 2] {
 }
 
 /// The path that messages name.
-fn named(objects: &dyn Objects, key: &str) -> PathBuf {
+pub(crate) fn named(objects: &dyn Objects, key: &str) -> PathBuf {
     PathBuf::from(format!("{}/{key}", objects.name()))
 }
 

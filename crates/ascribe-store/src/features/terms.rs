@@ -98,7 +98,7 @@ impl Terms {
         self.0.values().filter(|terms| pick(terms)).map(|terms| terms.dataset).collect()
     }
 
-    /// Applies a change to one dataset.
+    /// Applies a change to one dataset; one that is refused leaves what was known.
     ///
     /// # Errors
     /// [`StoreError::Shape`] for a text that is too long or has control characters; [`StoreError::TooLarge`] for an ordinal.
@@ -107,7 +107,7 @@ impl Terms {
             let (limit, found) = (u64::from(DATASETS_MAX) - 1, u64::from(change.dataset));
             return Err(StoreError::TooLarge { what: "ordinal of a dataset", limit, found });
         }
-        let mut now = self.0.remove(&change.dataset).unwrap_or_default();
+        let mut now = self.0.get(&change.dataset).cloned().unwrap_or_default();
         now.dataset = change.dataset;
         let texts = [
             ("name of a dataset", &mut now.name, &change.name),
@@ -123,7 +123,9 @@ impl Terms {
             *now = Some(text.clone()).filter(|text| !text.is_empty());
         }
         now.corpus = change.corpus.or(now.corpus);
-        if now != (DatasetTerms { dataset: now.dataset, ..DatasetTerms::default() }) {
+        if now == (DatasetTerms { dataset: now.dataset, ..DatasetTerms::default() }) {
+            self.0.remove(&now.dataset);
+        } else {
             self.0.insert(now.dataset, now);
         }
         Ok(())
@@ -225,5 +227,11 @@ mod tests {
         }
         assert!(matches!(terms.set(&change(DATASETS_MAX, "a", "-")), Err(StoreError::TooLarge { .. })));
         assert!(terms.is_empty());
+        // What was known of the dataset outlives a change that is refused, in its first text or its last.
+        terms.set(&change(0, "Moss", "MIT")).unwrap();
+        let known = terms.clone();
+        terms.set(&change(0, "a\nb", "-")).unwrap_err();
+        terms.set(&change(0, "Arbour", "a\nb")).unwrap_err();
+        assert_eq!(terms, known);
     }
 }

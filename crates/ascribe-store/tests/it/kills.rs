@@ -34,7 +34,7 @@ fn open(dir: &Path) -> FeatureStore {
 }
 
 /// What the child does below `dir`; every call of it goes on with the one before.
-fn work(dir: &Path, what: &str) -> Result<(), StoreError> {
+pub fn work(dir: &Path, what: &str) -> Result<(), StoreError> {
     let (source, other, out) = (dir.join("source"), dir.join("other"), dir.join("out"));
     match what {
         "companion" | "stale companion" => make_companion(&open(&source), RowType::Int8, &NoProgress).map(drop),
@@ -56,7 +56,7 @@ fn owned(dataset: u32, owner: &str) -> DatasetTerms {
 }
 
 /// What the child finds, and what stays untouched.
-fn prepare(dir: &Path, what: &str) {
+pub fn prepare(dir: &Path, what: &str) {
     let source = build(&dir.join("source"), 0..N);
     match what {
         "stale companion" => {
@@ -72,7 +72,7 @@ fn prepare(dir: &Path, what: &str) {
 }
 
 /// Everything that a kill may leave is an error that says so, or whole.
-fn check(dir: &Path, what: &str) {
+pub fn check(dir: &Path, what: &str) {
     open(&dir.join("source")).verify().unwrap();
     let found = match what {
         "companion" | "stale companion" => open(&dir.join("source")).companion(RowType::Int8),
