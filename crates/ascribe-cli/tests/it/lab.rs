@@ -161,6 +161,44 @@ fn parts_of_a_build_merge_to_the_bytes_of_any_other_cut() {
     assert!(stderr(&output).contains("at most the 100 rows"), "{}", stderr(&output));
 }
 
+/// A changed bit in the notes of a build is found by whoever reads them, wherever the store went.
+#[test]
+fn notes_of_a_build_travel_and_a_changed_bit_in_them_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, path) = (records(dir.path(), 12), |name: &str| dir.path().join(name));
+    let at = |name: &str| path(name).display().to_string();
+    object(&features(&data, &path("one"), &["--shard", "0/2"]));
+    object(&features(&data, &path("two"), &["--shard", "1/2"]));
+    let [one, two, merged, bucket, pulled] = ["one", "two", "merged", "bucket", "pulled"].map(at);
+    let done = |args: &[&str]| {
+        let output = run(args);
+        assert!(output.status.success(), "{}", stderr(&output));
+    };
+    done(&["store", "merge", &one, &two, "--out", &merged]);
+    done(&["store", "push", &merged, "--to", &bucket]);
+    done(&["store", "pull", &bucket, "--out", &pulled]);
+    done(&["store", "add", &one, &two]);
+    for store in ["one", "merged", "pulled"] {
+        let verified = object(&run(&["store", "verify", &at(store), "--format", "json"]));
+        assert_eq!(verified["beside"], json!(["examples.jsonl", "lab.json"]), "{store}");
+        for name in ["examples.jsonl", "lab.json", "notes.json"] {
+            let file = path(store).join(name);
+            let whole = fs::read(&file).unwrap();
+            if store == "pulled" {
+                assert_eq!(whole, fs::read(path("merged").join(name)).unwrap(), "{name}");
+            }
+            let mut changed = whole.clone();
+            let middle = changed.len() / 2;
+            changed[middle] ^= 1;
+            fs::write(&file, changed).unwrap();
+            let output = run(&["store", "verify", &at(store)]);
+            assert_eq!(output.status.code(), Some(1), "{store}: {name}");
+            assert!(stderr(&output).contains(&file.display().to_string()), "{store}: {}", stderr(&output));
+            fs::write(&file, whole).unwrap();
+        }
+    }
+}
+
 #[test]
 fn nll_of_records_is_that_of_their_texts() {
     let dir = tempfile::tempdir().unwrap();

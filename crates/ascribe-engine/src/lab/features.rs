@@ -18,7 +18,6 @@ use super::maker::Maker;
 use super::model::{LabModel, Subject};
 use super::plan::{self, FeatureSizes};
 use crate::error::EngineError;
-use crate::files;
 use crate::machine::{cpu_seconds, peak_rss_mib};
 
 /// Row → record, one line per row, in the order of the rows.
@@ -186,7 +185,7 @@ pub fn run(request: &FeaturesRequest, progress: &dyn Progress) -> Result<Feature
     let n_rows = data.windows.len() as u64;
     let writer = FeatureWriter::create_or_resume(&request.out, &spec, request.row_type, rows_per_shard, n_rows)?;
     for (name, text) in notes {
-        files::write_atomic(&request.out.join(name), text.as_bytes())?;
+        ascribe_store::features::write_note(&request.out, name, text.as_bytes())?;
     }
     let first = writer.n_committed() as usize;
     let writer = fill(&maker, &data, writer, progress)?;

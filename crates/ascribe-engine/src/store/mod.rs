@@ -21,8 +21,8 @@ use crate::files;
 use crate::lab::features::{EXAMPLES_FILE, LAB_FILE};
 use crate::search::INDEX_FOLDER;
 
-/// What travels with the rows.
-const NOTES: [&str; 3] = [EXAMPLES_FILE, LAB_FILE, whitened::WHITENING_FILE];
+/// What whoever made the rows left beside them, held to its hashes in `notes.json`; it travels with them.
+const NOTES: [&str; 2] = [EXAMPLES_FILE, LAB_FILE];
 
 /// What `verify` checked.
 #[derive(Clone, Debug, Serialize)]
@@ -41,7 +41,8 @@ pub struct Verified {
     pub bytes: u64,
     /// Companions that were checked as well.
     pub companions: Vec<&'static str>,
-    /// What else lies beside the rows and was checked: `curvature.safetensors`, `hnsw`.
+    /// What else lies beside the rows and was checked: `examples.jsonl` and `lab.json` if `notes.json` names them,
+    /// `whitening.safetensors`, `curvature.safetensors`, `hnsw`.
     pub beside: Vec<&'static str>,
 }
 
@@ -66,6 +67,9 @@ pub fn verify(dir: &Path) -> Result<Verified, EngineError> {
         }
     }
     let mut beside = Vec::new();
+    let (notes, len_bytes) = features::verify_notes(dir)?;
+    bytes += len_bytes;
+    beside.extend(NOTES.into_iter().filter(|name| notes.iter().any(|note| note == name)));
     if whitened::Whitened::of(dir, &store)?.is_some() {
         bytes += len_of(&dir.join(whitened::WHITENING_FILE))?;
         beside.push(whitened::WHITENING_FILE);
@@ -158,7 +162,7 @@ pub fn convert(
     let store = FeatureStore::open(dir, None)?;
     match out {
         Some(out) => {
-            if let Some(bytes) = note(&dir.join(whitened::WHITENING_FILE))? {
+            if let Some(bytes) = whitening(dir)? {
                 files::write_atomic(&out.join(whitened::WHITENING_FILE), &bytes)?;
             }
             Ok(Made::of(out, &features::convert(&store, out, row_type, progress)?))
@@ -179,20 +183,31 @@ pub fn merge(dirs: &[PathBuf], out: &Path, progress: &dyn Progress) -> Result<Ma
     let made = Made::of(out, &features::merge(&stores?, out, progress)?);
     // Parts of one build carry the same notes of all its rows: they are the whole's.
     for name in NOTES {
-        let notes = dirs.iter().map(|dir| note(&dir.join(name))).collect::<Result<Vec<_>, _>>()?;
-        if let Some(Some(first)) = notes.first().filter(|first| notes.iter().all(|other| other == *first)) {
-            files::write_atomic(&out.join(name), first)?;
+        let notes = dirs.iter().map(|dir| features::read_note(dir, name)).collect::<Result<Vec<_>, _>>()?;
+        if let Some(first) = shared(&notes) {
+            features::write_note(out, name, first)?;
         }
+    }
+    let whitenings = dirs.iter().map(|dir| whitening(dir)).collect::<Result<Vec<_>, _>>()?;
+    if let Some(first) = shared(&whitenings) {
+        files::write_atomic(&out.join(whitened::WHITENING_FILE), first)?;
     }
     Ok(made)
 }
 
-/// A note beside a store; none if there is none.
-fn note(path: &Path) -> Result<Option<Vec<u8>>, EngineError> {
-    match std::fs::read(path) {
+/// What all have, if all have the same.
+fn shared(files: &[Option<Vec<u8>>]) -> Option<&[u8]> {
+    let first = files.first()?.as_deref()?;
+    files.iter().all(|other| other.as_deref() == Some(first)).then_some(first)
+}
+
+/// The bytes of a store's whitening, which its spec has the hash of; none if there is none.
+fn whitening(dir: &Path) -> Result<Option<Vec<u8>>, EngineError> {
+    let path = dir.join(whitened::WHITENING_FILE);
+    match std::fs::read(&path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(EngineError::io(path, error)),
+        Err(error) => Err(EngineError::io(&path, error)),
     }
 }
 
@@ -281,11 +296,10 @@ pub fn push(dir: &Path, to: &str, progress: &dyn Progress) -> Result<Pushed, Eng
     let store = FeatureStore::open(dir, None)?;
     let objects = ascribe_objects::open(to, &environment)?;
     let commit = features::push(&store, &*objects, progress)?;
-    // The notes of a build travel with its rows; every generation has the same.
-    for name in NOTES {
-        if let Some(bytes) = note(&dir.join(name))? {
-            objects.put_new(name, &bytes)?;
-        }
+    features::push_notes(dir, &NOTES, &*objects)?;
+    // Every generation has the same.
+    if let Some(bytes) = whitening(dir)? {
+        objects.put_new(whitened::WHITENING_FILE, &bytes)?;
     }
     Ok(Pushed { commit, generation: store.generation().generation, n_rows: store.n_rows() })
 }
@@ -297,10 +311,9 @@ pub fn push(dir: &Path, to: &str, progress: &dyn Progress) -> Result<Pushed, Eng
 pub fn pull(from: &str, out: &Path, progress: &dyn Progress) -> Result<Made, EngineError> {
     let objects = ascribe_objects::open(from, &environment)?;
     let store = features::pull(&*objects, out, progress)?;
-    for name in NOTES {
-        if let Some(bytes) = objects.get(name)? {
-            files::write_atomic(&out.join(name), &bytes)?;
-        }
+    features::pull_notes(&*objects, out, &NOTES)?;
+    if let Some(bytes) = objects.get(whitened::WHITENING_FILE)? {
+        files::write_atomic(&out.join(whitened::WHITENING_FILE), &bytes)?;
     }
     Ok(Made::of(out, &store))
 }

@@ -15,9 +15,8 @@ use ascribe_store::FeatureStore;
 use ascribe_store::features::{self, DatasetStats, DatasetTerms, Numbering, OwnerStats};
 use serde::Serialize;
 
-use super::{curvature, follows, note};
+use super::{curvature, follows};
 use crate::error::EngineError;
-use crate::files;
 use crate::lab::features::{EXAMPLES_FILE, ExampleLine, LAB_FILE, LabFile};
 
 /// Rows of another store that are to be added.
@@ -103,7 +102,7 @@ pub fn add(request: &AddRequest, progress: &dyn Progress) -> Result<Added, Engin
 
 /// Names of datasets by ordinal, if somebody's records were read.
 fn lab_names(dir: &Path) -> Result<Option<Vec<String>>, EngineError> {
-    let Some(bytes) = note(&dir.join(LAB_FILE))? else { return Ok(None) };
+    let Some(bytes) = features::read_note(dir, LAB_FILE)? else { return Ok(None) };
     let found: LabFile = serde_json::from_slice(&bytes)?;
     Ok(Some(found.datasets))
 }
@@ -111,7 +110,8 @@ fn lab_names(dir: &Path) -> Result<Option<Vec<String>>, EngineError> {
 /// Lines for the rows that come, behind those that are there.
 fn join_notes(dir: &Path, other: &FeatureStore, from: &Path, numbering: &Numbering) -> Result<(), EngineError> {
     let path = from.join(EXAMPLES_FILE);
-    let (Some(ours), Some(theirs)) = (note(&dir.join(EXAMPLES_FILE))?, note(&path)?) else { return Ok(()) };
+    let (ours, theirs) = (features::read_note(dir, EXAMPLES_FILE)?, features::read_note(from, EXAMPLES_FILE)?);
+    let (Some(ours), Some(theirs)) = (ours, theirs) else { return Ok(()) };
     let wrong = |path: &Path, line: usize, error: String| EngineError::Record {
         path: path.to_path_buf(),
         line: line as u64 + 1,
@@ -149,7 +149,7 @@ fn join_notes(dir: &Path, other: &FeatureStore, from: &Path, numbering: &Numberi
         text.push_str(&serde_json::to_string(line)?);
         text.push('\n');
     }
-    files::write_atomic(&dir.join(EXAMPLES_FILE), text.as_bytes())
+    Ok(features::write_note(dir, EXAMPLES_FILE, text.as_bytes())?)
 }
 
 /// Who is told to own what.

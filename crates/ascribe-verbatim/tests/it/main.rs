@@ -4,6 +4,7 @@
 
 mod common;
 mod faults;
+mod full;
 mod golden;
 mod kill;
 mod search;
