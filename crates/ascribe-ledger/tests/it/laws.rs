@@ -168,8 +168,9 @@ proptest! {
 
     /// A larger pool pays nobody less, and one payee split in two never gets more.
     #[test]
-    fn a_batch_is_monotone_and_splitting_never_pays(plan in any_plan(), more in 0u128..1 << 60) {
-        prop_assume!(plan.run.policy.pool.minor < 1 << 71);
+    fn a_batch_is_monotone_and_splitting_never_pays(mut plan in any_plan(), more in 0u128..1 << 60) {
+        // Room for the larger pool. Brought down, not refused: a third of all plans has the largest there is.
+        plan.run.policy.pool.minor = plan.run.policy.pool.minor.min((1 << 71) - 1);
         let before = batch(&plan, 1);
         let mut larger = plan.clone();
         larger.run.policy.pool.minor += more;
