@@ -207,6 +207,7 @@ fn columns(
 ) -> Result<Array2<f64>, EngineError> {
     let top = Aggregate::TopMean { k: TOP_MEAN_K };
     let (table, how) = match name {
+        "block_fisher" => (&basis.tables.last, Aggregate::Sum),
         "trajectory_fisher" => (&basis.tables.influence, Aggregate::Sum),
         "trajectory_fisher_exchange" => (&basis.tables.influence, Aggregate::Exchange),
         "bm25" => (&basis.tables.bm25, Aggregate::Mean),
@@ -217,7 +218,7 @@ fn columns(
         "embedding_exchange" => (&basis.tables.embedding, Aggregate::Exchange),
         "bigram" => return bigram(basis.tables, unit_of, n),
         other => {
-            let expected = "trajectory_fisher, bm25, embedding, their variants, or bigram".to_owned();
+            let expected = "block_fisher, trajectory_fisher, bm25, embedding, their variants, or bigram".to_owned();
             return Err(EngineError::Setting {
                 setting: "channels of the attack bench",
                 expected,
@@ -298,7 +299,8 @@ fn by_text(world: &World, basis: &Basis<'_>) -> Result<Array2<f64>, EngineError>
     for (spec, theta) in basis.calibration.channels.iter().zip(basis.calibration.theta()) {
         let mut table = columns(world, basis, &units, n_owners + 1, &spec.name)?;
         for mut row in table.rows_mut() {
-            if spec.name.starts_with("trajectory_fisher") || spec.name == "bigram" {
+            let is_sum = spec.name == "block_fisher" || spec.name.starts_with("trajectory_fisher");
+            if is_sum || spec.name == "bigram" {
                 row.zip_mut_with(&size, |score, size| *score = if *size > 0.0 { *score / size } else { 0.0 });
             }
             standardise(row.as_slice_mut().expect("rows are contiguous"), &size, n_owners, spec.transform);

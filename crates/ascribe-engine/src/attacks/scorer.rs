@@ -6,6 +6,7 @@ use ascribe_corpus::chunk::{Window, windows};
 use ascribe_corpus::tokenizer::Token;
 use ascribe_methods::block_fisher::precondition;
 use ascribe_methods::controls::{bm25::Bm25, embedding, text::terms};
+use ascribe_methods::dot;
 use ascribe_methods::trajectory::{self, CheckpointRows};
 use ascribe_models::{GradientStage, Sequence};
 use ascribe_store::FeatureStore;
@@ -69,6 +70,7 @@ impl Records {
 pub struct Rows {
     /// Influence of each window on each response, `[Q, M]`.
     pub influence: Array2<f32>,
+    last: Array2<f32>,
     /// Gradient lengths at the first checkpoint.
     pub norms: Vec<f32>,
     hidden: Array2<f32>,
@@ -86,6 +88,7 @@ impl Rows {
     pub fn select(&self, picked: &[usize]) -> Self {
         Self {
             influence: self.influence.select(Axis(1), picked),
+            last: self.last.select(Axis(1), picked),
             norms: picked.iter().map(|&i| self.norms[i]).collect(),
             hidden: self.hidden.select(Axis(0), picked),
             documents: picked.iter().map(|&i| self.documents[i].clone()).collect(),
@@ -98,6 +101,8 @@ impl Rows {
 pub struct Tables {
     /// Block-Fisher influence summed over checkpoints.
     pub influence: Array2<f32>,
+    /// Block-Fisher influence at the last checkpoint.
+    pub last: Array2<f32>,
     /// BM25.
     pub bm25: Array2<f32>,
     /// Cosine of hidden states.
@@ -119,6 +124,7 @@ pub struct Scorer<'a> {
     documents: Vec<Vec<String>>,
     questions: Vec<Vec<String>>,
     influence: Array2<f32>,
+    last: Array2<f32>,
 }
 
 impl<'a> Scorer<'a> {
@@ -138,6 +144,8 @@ impl<'a> Scorer<'a> {
         let rows: Vec<CheckpointRows<'_, FeatureStore>> =
             parts.map(|((c, reader), q)| CheckpointRows { reader, queries: q.view(), weight: c.weight }).collect();
         let influence = trajectory::score(&rows, progress)?.values;
+        let (reader, queries) = (stores.last().expect("checked to have one"), solved.last().expect("the same"));
+        let last = dot::score(reader, queries.view(), None, progress)?.values;
         drop(rows);
         let words = |spans: &[ascribe_core::RecordSpan]| terms(&context.corpus.text_of(spans));
         Ok(Self {
@@ -148,6 +156,7 @@ impl<'a> Scorer<'a> {
             documents: context.corpus.examples.par_iter().map(|e| words(&e.spans)).collect(),
             questions: context.corpus.queries.par_iter().map(|q| words(&q.spans)).collect(),
             influence,
+            last,
         })
     }
 
@@ -160,6 +169,7 @@ impl<'a> Scorer<'a> {
         let n = added.windows.len();
         let sequences: Vec<Sequence<'_>> = added.windows.iter().map(|w| Sequence::whole(&w.tokens)).collect();
         let mut influence = Array2::<f64>::zeros((self.solved[0].nrows(), n));
+        let mut last = Array2::<f32>::zeros(influence.dim());
         let mut norms = vec![0f32; n];
         let mut hidden = None;
         progress.start("gradients of added records", (n * context.checkpoints.len()) as u64, "rows");
@@ -175,6 +185,9 @@ impl<'a> Scorer<'a> {
                 stage.rows(chunk, rows.view_mut(), lengths)?;
                 let scores = self.solved[c].dot(&rows.mapv(f64::from).t());
                 influence.slice_mut(s![.., at..at + chunk.len()]).scaled_add(checkpoint.weight, &scores);
+                if c + 1 == context.checkpoints.len() {
+                    last.slice_mut(s![.., at..at + chunk.len()]).assign(&scores.mapv(|v| v as f32));
+                }
                 progress.advance(chunk.len() as u64);
             }
             if c + 1 == context.checkpoints.len() {
@@ -184,6 +197,7 @@ impl<'a> Scorer<'a> {
         progress.finish(&format!("{n} windows"));
         Ok(Rows {
             influence: influence.mapv(|v| v as f32),
+            last,
             norms,
             hidden: hidden.unwrap_or_else(|| Array2::zeros((0, self.hidden.ncols()))),
             documents: added.windows.par_iter().map(|w| added.words(w)).collect(),
@@ -197,18 +211,21 @@ impl<'a> Scorer<'a> {
     /// From the methods.
     pub fn tables(&self, added: &[&Rows]) -> Result<Tables, EngineError> {
         let mut influence = vec![self.influence.view()];
+        let mut last = vec![self.last.view()];
         let mut hidden = vec![self.hidden.view()];
         let mut documents = self.documents.clone();
         let mut tokens: Vec<Vec<u32>> = self.context.corpus.examples.iter().map(|e| e.tokens.clone()).collect();
         for rows in added {
             tokens.extend(rows.tokens.iter().cloned());
             influence.push(rows.influence.view());
+            last.push(rows.last.view());
             hidden.push(rows.hidden.view());
             documents.extend(rows.documents.iter().cloned());
         }
         let hidden = concatenate(Axis(0), &hidden).expect("hidden states have one width");
         Ok(Tables {
             influence: concatenate(Axis(1), &influence).expect("scores have one row a response"),
+            last: concatenate(Axis(1), &last).expect("scores have one row a response"),
             bm25: Bm25::build(&documents)?.score_all(&self.questions),
             embedding: embedding::score(self.hidden_queries.view(), hidden.view(), true)?,
             tokens,

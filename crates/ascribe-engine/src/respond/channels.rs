@@ -328,7 +328,8 @@ impl Responder<'_> {
         Ok(out)
     }
 
-    /// The channel at a place with one projected column, or one checkpoint, left out each, in the order of [`SOURCES`].
+    /// The channel at a place with one projected column, or one checkpoint, left out each, in the order of [`SOURCES`]. Of a single
+    /// checkpoint none is left out.
     fn replicates(
         &self,
         at: usize,
@@ -348,12 +349,12 @@ impl Responder<'_> {
             }
             parts.insert(c, &part.scores * weight);
         }
-        let whole = parts.values().skip(1).fold(parts[&channel.checkpoints[0]].clone(), |sum, part| sum + part);
-        let without = |c: usize| match parts.get(&c) {
-            Some(part) if parts.len() > 1 => &whole - part,
-            _ => whole.clone(),
-        };
-        let checkpoints = (0..m.checkpoints.len()).map(without).collect();
+        let mut checkpoints = Vec::new();
+        if parts.len() > 1 {
+            let whole = parts.values().skip(1).fold(parts[&channel.checkpoints[0]].clone(), |sum, part| sum + part);
+            let without = |c: usize| parts.get(&c).map_or_else(|| whole.clone(), |part| &whole - part);
+            checkpoints.extend((0..m.checkpoints.len()).map(without));
+        }
         let (outputs, inputs) = columns.map_or_else(Default::default, |c| (c.outputs, c.inputs));
         let placed = |tables: Vec<Array2<f64>>| -> Result<Vec<Array2<f64>>, RespondError> {
             tables.into_iter().map(|table| Ok(channel.placed(&m.context, table)?)).collect()

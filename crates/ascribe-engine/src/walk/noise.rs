@@ -108,13 +108,13 @@ fn of_channel(context: &Context, channel: &GradientChannel) -> Result<BTreeMap<S
         out.insert(SOURCES[0].to_owned(), found.outputs);
         out.insert(SOURCES[1].to_owned(), found.inputs);
     }
-    // One replicate per checkpoint of the run, so that channels leave out the same one; with fewer than two nothing can go.
-    let whole = parts.values().skip(1).fold(parts[&channel.checkpoints[0]].clone(), |sum, part| sum + part);
-    let without = |c: usize| match parts.get(&c) {
-        Some(part) if parts.len() > 1 => &whole - part,
-        _ => whole.clone(),
-    };
-    out.insert(SOURCES[2].to_owned(), (0..context.checkpoints.len()).map(without).collect());
+    // One replicate per checkpoint of the run, so that channels leave out the same one. A single one cannot go: there is nothing
+    // that its channel could be compared with, and a deviation of 0 would say that there was.
+    if parts.len() > 1 {
+        let whole = parts.values().skip(1).fold(parts[&channel.checkpoints[0]].clone(), |sum, part| sum + part);
+        let without = |c: usize| parts.get(&c).map_or_else(|| whole.clone(), |part| &whole - part);
+        out.insert(SOURCES[2].to_owned(), (0..context.checkpoints.len()).map(without).collect());
+    }
     // Leaving out is linear in the sums, and so is what takes a dataset's place.
     for tables in out.values_mut() {
         for table in tables {

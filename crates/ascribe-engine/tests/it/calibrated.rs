@@ -148,9 +148,22 @@ fn layers_checkpoints_and_copied_text_are_channels() {
     for source in SOURCES {
         assert!(replicates.channels[parts[0]][source].len() >= 2, "{source}");
     }
-    // A single checkpoint cannot go.
-    let early = &replicates.channels["block_fisher/step-000015"]["checkpoints"];
-    assert!(early.iter().all(|t| *t == table("block_fisher/step-000015")));
+    // A single checkpoint cannot go, and nothing is said of it.
+    let early = &replicates.channels["block_fisher/step-000015"];
+    assert!(early.contains_key("projection_inputs") && !early.contains_key("checkpoints"));
+    assert!(found.sources["checkpoints"] > 0.0);
+}
+
+/// Of one checkpoint there is no deviation between checkpoints: an interval has the other sources, a response's as the walk's.
+#[test]
+fn a_single_checkpoint_has_no_deviation_between_checkpoints() {
+    let tiny = finished().tiny.copy_with_run();
+    with_channels(&tiny, r#"["block_fisher", "bm25_exchange", "embedding_exchange", "bigram"]"#);
+    tiny.demo(&tiny.out()).unwrap();
+    let found = Intervals::read(&tiny.out()).unwrap();
+    let names: Vec<&str> = found.sources.keys().map(String::as_str).collect();
+    assert_eq!(names, ["bank_seeds", "projection_inputs", "projection_outputs"]);
+    assert!(found.sources.values().all(|e| *e > 0.0), "{:?}", found.sources);
 }
 
 /// Sums against what takes a dataset's place, and counted bigrams: scores by their formulas, and one response's shares are the walk's.
