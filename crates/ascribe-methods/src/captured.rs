@@ -7,6 +7,7 @@
 //! order of the parameters. So a score depends on its example and its vector alone: not on the company of either, nor threads.
 
 mod pairs;
+mod sketched;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,8 @@ use crate::error::MethodError;
 use crate::source::{CaptureSource, Captured, Labels, Layer, dim};
 
 pub use pairs::pair_scores;
+pub(crate) use pairs::{Scales, one_position, scaled_pair_scores};
+pub use sketched::sketched;
 
 /// Parameters that one product takes at a time, in whole rows of a layer's matrix: 64 gradients of it are 1 MB.
 pub const BLOCK: usize = 4096;
@@ -429,12 +432,31 @@ fn check_rows(rows: ArrayView2<'_, f32>, layers: &[Layer], ids: &[u32]) -> Resul
 
 /// A score that is not finite is traced to the layer whose activations are not, if there is one.
 fn finite_scores(scores: &Array2<f64>, layers: &[Layer], captured: &Captured, ids: &[u32]) -> Result<(), MethodError> {
-    let Some(((e, _), &found)) = scores.indexed_iter().find(|(_, v)| !v.is_finite()) else { return Ok(()) };
+    match scores.indexed_iter().find(|(_, v)| !v.is_finite()) {
+        None => Ok(()),
+        Some(((e, _), &found)) => Err(traced(layers, captured, ids, e, found)),
+    }
+}
+
+/// [`finite_scores`] of rows that were made of gradients.
+fn finite_rows(
+    rows: ArrayView2<'_, f32>,
+    layers: &[Layer],
+    captured: &Captured,
+    ids: &[u32],
+) -> Result<(), MethodError> {
+    match rows.indexed_iter().find(|(_, v)| !v.is_finite()) {
+        None => Ok(()),
+        Some(((e, _), &found)) => Err(traced(layers, captured, ids, e, f64::from(found))),
+    }
+}
+
+fn traced(layers: &[Layer], captured: &Captured, ids: &[u32], e: usize, found: f64) -> MethodError {
     let broken = (0..layers.len()).find(|&l| {
         let (x, delta) = captured.rows(l, e);
         x.iter().chain(&delta).any(|v| !v.is_finite())
     });
-    Err(not_finite(ids[e], broken.map_or("all layers (an overflow)", |l| &layers[l].name), found))
+    not_finite(ids[e], broken.map_or("all layers (an overflow)", |l| &layers[l].name), found)
 }
 
 /// A gradient of example `id` is not finite in `layer`.

@@ -128,4 +128,13 @@ pub trait Operator: Sync {
         v: ArrayView2<'_, f32>,
         out: ArrayViewMut2<'_, f32>,
     ) -> Result<(), MethodError>;
+
+    /// The matrix itself over all examples, `[P, P]`, without damping, from a model that has a cheaper way to it than `P` products;
+    /// `None`, as here, from others. Both triangles are filled.
+    ///
+    /// # Errors
+    /// The model's.
+    fn whole(&self) -> Result<Option<Array2<f64>>, MethodError> {
+        Ok(None)
+    }
 }

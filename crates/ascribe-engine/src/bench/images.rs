@@ -125,6 +125,11 @@ impl Operator for ImageCurvature<'_> {
         let done = self.model.curvature_products(self.set, examples, self.kind, v, out);
         done.map_err(|e| failed("products with the curvature", examples, e))
     }
+
+    fn whole(&self) -> Result<Option<Array2<f64>>, MethodError> {
+        let examples = places(self.set);
+        self.model.whole_curvature(self.set, &examples).map_err(|e| failed("the curvature", &examples, e))
+    }
 }
 
 /// Whose gradients queries are.

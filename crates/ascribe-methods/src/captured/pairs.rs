@@ -26,6 +26,37 @@ pub fn pair_scores(
     labels: Labels,
     progress: &dyn Progress,
 ) -> Result<Option<Array2<f32>>, MethodError> {
+    let one = |l: &crate::source::Layer| vec![Scales { input: vec![1.0; l.n_in], output: vec![1.0; l.n_out] }];
+    let terms: Vec<Vec<Scales>> = queries.layers().iter().map(one).collect();
+    scaled_pair_scores(queries, train, &terms, labels, progress)
+}
+
+/// One term of a layer: what the queries' activations are multiplied by, number by number.
+pub(crate) struct Scales {
+    /// Of `x`, `[n_in]`.
+    pub input: Vec<f64>,
+    /// Of `δ`, `[n_out]`.
+    pub output: Vec<f64>,
+}
+
+/// True if every layer sees one position of the first example; true without examples.
+pub(crate) fn one_position(source: &dyn CaptureSource, labels: Labels) -> Result<bool, MethodError> {
+    if source.is_empty() {
+        return Ok(true);
+    }
+    let mut captured = Captured::default();
+    capture(source, &[0], labels, &mut captured)?;
+    Ok(single(&captured))
+}
+
+/// [`pair_scores`] with `Σ_l Σ_r (v_r⊙x_l·x'_l)(u_r⊙δ_l·δ'_l)` in the place of one product per layer: `terms`, one list per layer.
+pub(crate) fn scaled_pair_scores(
+    queries: &dyn CaptureSource,
+    train: &dyn CaptureSource,
+    terms: &[Vec<Scales>],
+    labels: Labels,
+    progress: &dyn Progress,
+) -> Result<Option<Array2<f32>>, MethodError> {
     if queries.layers() != train.layers() {
         let shapes = |source: &dyn CaptureSource| -> Vec<_> {
             source.layers().iter().map(|l| (l.name.clone(), l.n_out, l.n_in)).collect()
@@ -36,18 +67,26 @@ pub fn pair_scores(
     if n_queries == 0 || n == 0 {
         return Ok(Some(Array2::zeros((n_queries, n))));
     }
-    let mut captured = Captured::default();
-    capture(train, &[0], labels, &mut captured)?;
-    if !single(&captured) {
+    if !one_position(train, labels)? {
         return Ok(None);
     }
+    let mut captured = Captured::default();
     capture(queries, &all_examples(queries)?, labels, &mut captured)?;
     if !single(&captured) {
         return Ok(None);
     }
     check_finite(&captured, train)?;
-    let pack = |rows: &Array2<f32>| PackedMatrix::new(Precision::F32, rows.t());
-    let packed: Vec<[PackedMatrix; 2]> = captured.layers.iter().map(|l| [pack(&l.x), pack(&l.delta)]).collect();
+    let pack = |rows: &Array2<f32>, scales: &[f64]| {
+        let mut rows = rows.to_owned();
+        for mut row in rows.rows_mut() {
+            row.iter_mut().zip(scales).for_each(|(v, &scale)| *v = (f64::from(*v) * scale) as f32);
+        }
+        PackedMatrix::new(Precision::F32, rows.t())
+    };
+    let layers = captured.layers.iter().zip(terms);
+    let packed: Vec<Vec<[PackedMatrix; 2]>> = layers
+        .map(|(l, terms)| terms.iter().map(|by| [pack(&l.x, &by.input), pack(&l.delta, &by.output)]).collect())
+        .collect();
     progress.start("score gradients", n as u64, "examples");
     let parts = stream(train, labels, progress, |ids, captured| {
         if !single(captured) {
@@ -70,23 +109,25 @@ pub fn pair_scores(
 }
 
 /// True if every example has exactly one row in every layer.
-fn single(captured: &Captured) -> bool {
+pub(super) fn single(captured: &Captured) -> bool {
     captured.starts.iter().all(|starts| starts.iter().enumerate().all(|(e, &start)| start == e))
 }
 
 /// `[n, Q]` for the examples of one capture.
-fn pairs(captured: &Captured, packed: &[[PackedMatrix; 2]], n_queries: usize) -> Array2<f64> {
+fn pairs(captured: &Captured, packed: &[Vec<[PackedMatrix; 2]>], n_queries: usize) -> Array2<f64> {
     let n = captured.n_examples();
     let mut total = Array2::<f64>::zeros((n, n_queries));
     let (mut inputs, mut outputs) = (vec![0.0f32; n * n_queries], vec![0.0f32; n * n_queries]);
-    for (layer, [x, delta]) in captured.layers.iter().zip(packed) {
-        for (side, packed, out) in [(&layer.x, x, &mut inputs), (&layer.delta, delta, &mut outputs)] {
-            let width = side.ncols();
-            let rows = side.as_slice().expect("checked captures are row-major");
-            packed.multiply(&Rows::new(n, width, width, rows), 0.0, out, n_queries);
+    for (layer, terms) in captured.layers.iter().zip(packed) {
+        for [x, delta] in terms {
+            for (side, packed, out) in [(&layer.x, x, &mut inputs), (&layer.delta, delta, &mut outputs)] {
+                let width = side.ncols();
+                let rows = side.as_slice().expect("checked captures are row-major");
+                packed.multiply(&Rows::new(n, width, width, rows), 0.0, out, n_queries);
+            }
+            let products = inputs.iter().zip(&outputs);
+            total.iter_mut().zip(products).for_each(|(to, (&a, &b))| *to += f64::from(a) * f64::from(b));
         }
-        let products = inputs.iter().zip(&outputs);
-        total.iter_mut().zip(products).for_each(|(to, (&a, &b))| *to += f64::from(a) * f64::from(b));
     }
     total
 }

@@ -195,3 +195,34 @@ fn bad_input_is_named() {
     let empty = toy(0, &[(2, 3)]);
     assert_eq!(score(&empty, vectors(2, 6).view(), Labels::Given, &NoProgress).unwrap().dim(), (2, 0));
 }
+
+#[test]
+fn sketched_rows_are_formed_gradients_through_the_table() {
+    let check = |source: &dyn CaptureSource| {
+        let ids: Vec<u32> = (0..source.len() as u32).collect();
+        let formed = gradients(source, &ids, Labels::Given).unwrap();
+        let table: Vec<(u32, f32)> =
+            (0..formed.ncols() as u32).map(|p| (p * 7 % 11, if p % 3 == 0 { -1.0 } else { 1.0 })).collect();
+        let rows = sketched(source, Labels::Given, &table, 11).unwrap();
+        let mut expected = Array2::<f32>::zeros((ids.len(), 11));
+        for (mut to, row) in expected.rows_mut().into_iter().zip(formed.rows()) {
+            row.iter().zip(&table).for_each(|(&v, &(place, sign))| to[place as usize] += v * sign);
+        }
+        assert!(expected.iter().any(|v| v.abs() > 1.0));
+        assert_eq!(rows, expected, "the same additions in the same order");
+        let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        assert_eq!(alone.install(|| sketched(source, Labels::Given, &table, 11)).unwrap(), rows);
+        let text = sketched(source, Labels::Given, &table, 10).unwrap_err().to_string();
+        assert!(text.contains("below 10"), "{text}");
+        assert!(sketched(source, Labels::Given, &table[1..], 11).is_err());
+    };
+    check(&Single(toy(203, &[(1, 1), (9, 60)])));
+    check(&toy(20, &[(4, 5), (9, 60)]));
+    let mut broken = Single(toy(20, &[(1, 1), (9, 60)]));
+    broken.0.bad = Some(13);
+    let table = vec![(0, 1.0); dim(broken.layers())];
+    let text = sketched(&broken, Labels::Given, &table, 1).unwrap_err().to_string();
+    assert!(text.contains("13") && text.contains("fc1"), "{text}");
+    let none = Single(toy(0, &[(1, 1), (9, 60)]));
+    assert_eq!(sketched(&none, Labels::Given, &table, 1).unwrap().dim(), (0, 1));
+}

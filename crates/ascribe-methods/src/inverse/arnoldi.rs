@@ -219,9 +219,8 @@ impl Krylov {
             let products = rows::widen(product.view());
             let mut next = Vec::new();
             for (&j, w) in fresh.iter().zip(products.rows()) {
-                for i in 0..krylov.len {
-                    krylov.small[(i, j)] = rows::dot(krylov.basis.row(i), w);
-                }
+                let along = krylov.along(w);
+                along.iter().enumerate().for_each(|(i, &v)| krylov.small[(i, j)] = v);
                 if krylov.len < m
                     && let Some(at) = krylov.add(w.to_owned())
                 {
@@ -237,18 +236,23 @@ impl Krylov {
         Ok(krylov)
     }
 
+    /// Products of `w` with all vectors.
+    fn along(&self, w: ArrayView1<'_, f64>) -> Vec<f64> {
+        (0..self.len).into_par_iter().map(|i| rows::dot(self.basis.row(i), w)).collect()
+    }
+
     /// Makes `w` orthogonal to all vectors (twice: once leaves rounding behind) and of length 1; its place, or `None` if
     /// nothing was left.
     fn add(&mut self, mut w: Array1<f64>) -> Option<usize> {
         let before = rows::norm(w.view());
         for _ in 0..2 {
-            let weights: Vec<f64> =
-                (0..self.len).into_par_iter().map(|i| rows::dot(self.basis.row(i), w.view())).collect();
+            let weights = self.along(w.view());
             let values = w.as_slice_mut().expect("a vector without gaps");
             values.par_chunks_mut(STRIPE).enumerate().for_each(|(stripe, values)| {
                 let first = stripe * STRIPE;
                 for (i, &weight) in weights.iter().enumerate() {
-                    let basis = self.basis.slice(s![i, first..first + values.len()]);
+                    let basis = self.basis.row(i);
+                    let basis = &basis.to_slice().expect("rows of the basis have no gaps")[first..first + values.len()];
                     values.iter_mut().zip(basis).for_each(|(v, &b)| *v -= weight * b);
                 }
             });

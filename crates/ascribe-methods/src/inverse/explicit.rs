@@ -56,10 +56,10 @@ enum Route {
 
 /// `(H + λI)⁻¹` with the whole `H` in memory.
 ///
-/// `H` is formed from products with blocks of the identity in f32 (each entry has a relative error of the operator's, about
-/// `1e-6` of the largest), symmetrised and factored in f64. Memory `8·P²` bytes (493 MB at P = 7,850) and two blocks; four
-/// times that when it has to be decomposed. Cost: the operator's `P` products, `P³/3`, and `2·P²` per query. Bytes do not
-/// depend on threads or on other queries.
+/// `H` is what the operator has as a whole, or is formed from products with blocks of the identity in f32 (each entry has a relative
+/// error of the operator's, about `1e-6` of the largest), symmetrised and factored in f64. Memory `8·P²` bytes (493 MB at P = 7,850)
+/// and two blocks; four times that when it has to be decomposed. Cost: the operator's matrix or its `P` products, `P³/3`, and
+/// `2·P²` per query. Bytes do not depend on threads or on other queries.
 #[derive(Clone, Debug)]
 pub struct Explicit {
     matrix: LargeSymmetric,
@@ -91,23 +91,11 @@ impl Explicit {
             let hint = "use CG, Arnoldi or EK-FAC, or raise max_bytes";
             return Err(MethodError::TooLarge { what, bytes, limit: options.max_bytes, hint });
         }
-        let mut values = Array2::<f64>::zeros((dim, dim));
-        let mut identity = Array2::<f32>::zeros((options.block_rows.min(dim), dim));
-        progress.start("curvature matrix", dim as u64, "columns");
-        for first in (0..dim).step_by(options.block_rows) {
-            let n = options.block_rows.min(dim - first);
-            // The last block keeps the shape of the others, rows of zeros below: one shape of products for all columns.
-            identity.fill(0.0);
-            (0..n).for_each(|i| identity[(i, first + i)] = 1.0);
-            let product = rows::apply(operator, None, identity.view())?;
-            let mut target = values.slice_mut(s![first..first + n, ..]);
-            target.zip_mut_with(&product.slice(s![..n, ..]), |t, &v| *t = f64::from(v));
-            progress.advance(n as u64);
-            if progress.stop_requested() {
-                return Err(MethodError::Stopped);
-            }
-        }
-        progress.finish("curvature formed");
+        let mut values = match operator.whole()? {
+            Some(values) if values.dim() == (dim, dim) => values,
+            Some(values) => return Err(MethodError::shape("the whole curvature matrix", (dim, dim), values.dim())),
+            None => from_products(operator, options.block_rows, progress)?,
+        };
         let asymmetry = symmetrise(&mut values);
         let matrix = LargeSymmetric::new(values).map_err(|source| curvature_error(options.damping, source))?;
         let mut explicit = Self {
@@ -221,6 +209,33 @@ impl InverseCurvature for Explicit {
     fn solve(&self, rows: ArrayView2<'_, f32>) -> Result<Array2<f32>, MethodError> {
         Ok(rows::narrow(&self.solve_wide(rows)?))
     }
+}
+
+/// The matrix by products with blocks of the identity.
+fn from_products(
+    operator: &dyn Operator,
+    block_rows: usize,
+    progress: &dyn Progress,
+) -> Result<Array2<f64>, MethodError> {
+    let dim = operator.dim();
+    let mut values = Array2::<f64>::zeros((dim, dim));
+    let mut identity = Array2::<f32>::zeros((block_rows.min(dim), dim));
+    progress.start("curvature matrix", dim as u64, "columns");
+    for first in (0..dim).step_by(block_rows) {
+        let n = block_rows.min(dim - first);
+        // The last block keeps the shape of the others, rows of zeros below: one shape of products for all columns.
+        identity.fill(0.0);
+        (0..n).for_each(|i| identity[(i, first + i)] = 1.0);
+        let product = rows::apply(operator, None, identity.view())?;
+        let mut target = values.slice_mut(s![first..first + n, ..]);
+        target.zip_mut_with(&product.slice(s![..n, ..]), |t, &v| *t = f64::from(v));
+        progress.advance(n as u64);
+        if progress.stop_requested() {
+            return Err(MethodError::Stopped);
+        }
+    }
+    progress.finish("curvature formed");
+    Ok(values)
 }
 
 /// Puts `½(H + Hᵀ)` above the diagonal; returns the largest difference over the largest entry.

@@ -206,6 +206,11 @@ impl Inverted<'_> {
         &self.inverses
     }
 
+    /// What was inverted.
+    pub(super) fn factors(&self) -> &Kron {
+        self.kron
+    }
+
     fn layers(&self) -> Vec<Layer> {
         self.kron.plain_layers()
     }

@@ -36,6 +36,7 @@ mod covariance;
 mod eigenvalues;
 mod factors;
 mod inverse;
+mod separable;
 mod source_method;
 #[cfg(test)]
 mod tests;

@@ -449,3 +449,37 @@ fn bad_input_is_refused_or_defined() {
     source.examples.clear();
     assert!(matches!(Kron::fit(&source, &options, &NoProgress), Err(MethodError::Empty { .. })));
 }
+
+/// K-FAC's inverse as a sum of products gives the scores of solved queries; a measured inverse, several positions and layers that are
+/// too small for it are left to the other way.
+#[test]
+fn pairs_through_kfac_are_the_scores_of_solved_queries() {
+    let shapes = [(60, 90), (20, 60)];
+    let (train, queries) = (random(150, &shapes, 1), random(9, &shapes, 1));
+    let options = |kind| Options { kind, labels: Labels::Given, redraw: false };
+    let ids: Vec<u32> = (0..9).collect();
+    let gradients = captured::gradients(&queries, &ids, Labels::Given).unwrap();
+    let factors = Kron::fit(&train, &options(Kind::Kfac), &NoProgress).unwrap();
+    for damping in [1e-8, 1e-3, 1.0] {
+        let inverse = factors.inverse(Inverse::Damped, &Damping::Absolute(damping)).unwrap();
+        let pairs = inverse.pair_scores(&queries, &train, Labels::Given, &NoProgress).unwrap().unwrap();
+        let solved = inverse.solve(gradients.view()).unwrap();
+        let expected = captured::score(&train, solved.view(), Labels::Given, &NoProgress).unwrap();
+        for (ours, expected) in pairs.rows().into_iter().zip(expected.rows()) {
+            let size = expected.iter().map(|v| v * v).sum::<f32>().sqrt();
+            let off = ours.iter().zip(expected).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+            assert!(size > 0.0 && off < 1e-5 * size, "{damping}: {off} of {size}");
+        }
+        let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let again = alone.install(|| inverse.pair_scores(&queries, &train, Labels::Given, &NoProgress)).unwrap();
+        assert_eq!(again.unwrap(), pairs);
+    }
+    let none = |source: &Fixed, kind| {
+        let factors = Kron::fit(source, &options(kind), &NoProgress).unwrap();
+        let inverse = factors.inverse(Inverse::Damped, &Damping::Relative(0.1)).unwrap();
+        inverse.pair_scores(source, source, Labels::Given, &NoProgress).unwrap().is_none()
+    };
+    assert!(none(&train, Kind::Ekfac), "measured eigenvalues");
+    assert!(none(&random(40, &[(6, 9)], 1), Kind::Kfac), "small layers");
+    assert!(none(&random(40, &shapes, 3), Kind::Kfac), "several positions");
+}

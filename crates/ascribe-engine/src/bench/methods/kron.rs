@@ -57,9 +57,11 @@ fn one(
 ) -> Result<Array2<f32>, EngineError> {
     let inverted = factors.inverse(settings.inverse, settings.damping)?;
     let (train, queries) = (view.train(Quantity::Loss)?, view.queries(Quantity::Loss)?);
-    let mut values = match turning_is_cheaper(factors, train.len(), queries.len()) {
-        true => turned(train.as_ref(), queries.as_ref(), factors, &inverted, progress)?,
-        false => score_solved(view, usize::MAX, &|rows| inverted.solve(rows), progress)?,
+    let pairs = inverted.pair_scores(queries.as_ref(), train.as_ref(), Labels::Given, progress)?;
+    let mut values = match (pairs, turning_is_cheaper(factors, train.len(), queries.len())) {
+        (Some(values), _) => values,
+        (None, true) => turned(train.as_ref(), queries.as_ref(), factors, &inverted, progress)?,
+        (None, false) => score_solved(view, usize::MAX, &|rows| inverted.solve(rows), progress)?,
     };
     let own_query = match by.needs_query() {
         true => inverted.self_influence_of(query_gradients(view, Quantity::Loss, usize::MAX)?.view())?,

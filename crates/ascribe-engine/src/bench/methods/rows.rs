@@ -470,7 +470,10 @@ impl Sketch {
 
     /// `[N, width]`; entries of the transform are ±1 at one seeded place each.
     fn rows(&self, source: &dyn CaptureSource) -> Result<Array2<f32>, EngineError> {
-        self.mapped(source, &|rows| Ok(rows))
+        match self.dim <= LONGEST_TABLE {
+            true => Ok(captured::sketched(source, Labels::Given, &self.table(), self.width)?),
+            false => self.mapped(source, &|rows| Ok(rows)),
+        }
     }
 
     /// The same of gradients `[n, P]` that went through `change`.

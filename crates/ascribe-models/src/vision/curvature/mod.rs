@@ -7,6 +7,7 @@
 //! regression the two matrices are the same, and for the others they differ by the curvature of the network itself.
 
 mod dual;
+mod whole;
 
 use ndarray::{Array3, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;

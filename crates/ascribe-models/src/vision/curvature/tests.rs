@@ -204,3 +204,35 @@ fn what_does_not_fit_is_refused() {
     // No vectors: nothing to do, nothing wrong.
     assert!(run(&[0], &Array2::zeros((0, dim)), (0, dim)).is_ok());
 }
+
+/// The matrix of a logistic regression is what its products with a basis say, and other models have none.
+#[test]
+fn the_whole_matrix_is_the_products_with_a_basis() {
+    let stream: Vec<f32> = noise("whole", 1500 * 12);
+    let labels = (0..1500).map(|i| i % 4).collect();
+    let set = ImageSet::from_f32([1, 3, 4], stream, labels, &Normalization::default()).unwrap();
+    let config = ClassifierConfig::new([1, 3, 4], 4, ClassifierKind::LogisticRegression);
+    let model = Classifier::init(config, 3).unwrap();
+    // More than a stretch, out of order; an image that is not meant.
+    let ids: Vec<u32> = (1..1500).rev().collect();
+    let whole = model.whole_curvature(&set, &ids).unwrap().unwrap();
+    let dim = model.layer_dim();
+    assert_eq!((dim, whole.dim()), (52, (52, 52)));
+    for kind in [Curvature::GaussNewton, Curvature::Hessian] {
+        let by_products = products(&model, &set, &ids, kind, &Array2::eye(dim));
+        let off = worst(by_products.as_slice().unwrap(), whole.as_slice().unwrap());
+        assert!(off < 1e-6, "{kind:?}: {off}");
+    }
+    // By hand: one class against another moves together in no direction, so rows sum to zero over classes.
+    for (i, row) in whole.rows().into_iter().enumerate() {
+        let sum: f64 = (0..4).map(|o| row[o * 13 + 12]).sum();
+        assert!(sum.abs() < 1e-7, "row {i}: {sum}");
+    }
+    let one = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    let again = one(1).install(|| model.whole_curvature(&set, &ids).unwrap().unwrap());
+    assert_eq!(again, one(3).install(|| model.whole_curvature(&set, &ids).unwrap().unwrap()));
+    assert!(model.whole_curvature(&set, &[]).unwrap_err().to_string().contains("at least one"));
+    let kind = ClassifierKind::Mlp { widths: vec![5] };
+    let other = Classifier::init(ClassifierConfig::new([1, 3, 4], 4, kind), 3).unwrap();
+    assert!(other.whole_curvature(&set, &ids).unwrap().is_none());
+}
