@@ -1,9 +1,10 @@
 //! Files that appear whole or not at all: written beside their place, synced, renamed into it, folder synced.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use crate::direct;
 use crate::error::StoreError;
 
 /// Ending of a file that is not finished. Whoever finds one may delete it.
@@ -23,17 +24,51 @@ impl AtomicFile {
     /// # Errors
     /// Those of the file system.
     pub fn create(path: &Path) -> Result<Self, StoreError> {
+        Self::open(path, |options, tmp_path| options.open(tmp_path))
+    }
+
+    /// The same past the page cache where the file system allows, to be written through [`crate::direct::Direct`].
+    pub(crate) fn create_direct(path: &Path) -> Result<Self, StoreError> {
+        Self::open(path, |options, tmp_path| {
+            let mut asked = options.clone();
+            direct::ask(&mut asked);
+            // A file system that knows no such thing refuses the flag.
+            asked.open(tmp_path).or_else(|_| options.open(tmp_path))
+        })
+    }
+
+    fn open(path: &Path, open: impl FnOnce(&OpenOptions, &Path) -> io::Result<File>) -> Result<Self, StoreError> {
         let mut tmp_name = path.as_os_str().to_owned();
         tmp_name.push(".");
         tmp_name.push(TMP_SUFFIX);
         let tmp_path = PathBuf::from(tmp_name);
-        let open = fs::OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&tmp_path);
-        let file = open.map_err(|source| StoreError::io("create", &tmp_path, source))?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(true);
+        let file = open(&options, &tmp_path).map_err(|source| StoreError::io("create", &tmp_path, source))?;
         Ok(Self { path: path.to_path_buf(), tmp_path, file: Some(file) })
+    }
+
+    /// The file as it is.
+    pub(crate) fn file(&self) -> &File {
+        self.file.as_ref().expect("the file is open until it is committed")
     }
 
     fn open_file(&mut self) -> &mut File {
         self.file.as_mut().expect("the file is open until it is committed")
+    }
+
+    /// Gives the file its name, then syncs it; not its folder. For files that count by a line elsewhere, written once both are on
+    /// disk: most file systems bring the name there with the file, and one wait is saved.
+    ///
+    /// # Errors
+    /// Those of the file system; whether there is a file then, whole or not, is not known.
+    pub(crate) fn put_in_place(mut self) -> Result<(), StoreError> {
+        let file = self.file.take().expect("a file is committed once, by value");
+        let result = rename(&self.tmp_path, &self.path);
+        if result.is_err() {
+            let _ = fs::remove_file(&self.tmp_path);
+        }
+        result.and_then(|()| file.sync_all().map_err(|source| StoreError::io("sync", &self.path, source)))
     }
 
     /// Syncs the bytes, gives the file its name, syncs the folder.

@@ -18,6 +18,7 @@
 compile_error!("ascribe-store maps little-endian files; a big-endian host is not supported");
 
 pub mod atomic;
+mod direct;
 pub mod error;
 pub mod factors;
 pub mod features;
@@ -25,6 +26,7 @@ mod limits;
 pub mod lock;
 pub mod mmap;
 mod pieces;
+mod room;
 pub mod score_rows;
 pub mod scores;
 pub mod tensors;

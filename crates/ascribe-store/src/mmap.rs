@@ -21,6 +21,10 @@ pub enum Advice {
     WillNeed,
     /// Drop them from this process; they are read again from the page cache or the disk when they are wanted again.
     DontNeed,
+    /// Single pages are wanted, here and there, and none around them.
+    FewPages,
+    /// Nothing in particular, as at first.
+    Normal,
     /// All of the file will be scanned: what is not in the page cache is brought there in large blocks, which are mapped by one entry
     /// each. Asked once; it stays.
     Scan,
@@ -140,11 +144,19 @@ impl Map {
                 }
                 return;
             }
+            if let Some(plain) = match advice {
+                Advice::FewPages => Some(memmap2::Advice::Random),
+                Advice::Normal => Some(memmap2::Advice::Normal),
+                _ => None,
+            } {
+                let _ = map.advise(plain);
+                return;
+            }
             let was_asked = self.is_asked.swap(advice == Advice::WillNeed, Ordering::Relaxed);
             let _ = match advice {
                 Advice::WillNeed if was_asked => return,
                 Advice::WillNeed => map.advise(memmap2::Advice::WillNeed),
-                Advice::Scan => return,
+                Advice::Scan | Advice::FewPages | Advice::Normal => return,
                 // SAFETY: dropping pages loses changes that were not written back; a read-only map of a file that never
                 // changes has none, so the next read brings the same bytes.
                 Advice::DontNeed => unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) },

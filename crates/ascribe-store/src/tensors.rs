@@ -85,6 +85,21 @@ fn pad_lens(lens: impl ExactSizeIterator<Item = usize>) -> Vec<usize> {
     lens.enumerate().map(|(i, len)| if i + 1 == n_tensors { 0 } else { len.next_multiple_of(ALIGN) - len }).collect()
 }
 
+/// Length of the file that [`write`] writes.
+///
+/// # Errors
+/// As [`write`], but for those of a file.
+pub(crate) fn len(path: &Path, tensors: &[Tensor<'_>], metadata: &BTreeMap<String, String>) -> Result<u64, StoreError> {
+    let data: usize = tensors.iter().map(|t| t.bytes.len()).sum();
+    let pads: usize = pad_lens(tensors.iter().map(|t| t.bytes.len())).iter().sum();
+    Ok((head_of(path, tensors, metadata)?.len() + data + pads) as u64)
+}
+
+fn head_of(path: &Path, tensors: &[Tensor<'_>], metadata: &BTreeMap<String, String>) -> Result<Vec<u8>, StoreError> {
+    let table: Vec<_> = tensors.iter().map(|t| (t.name.as_str(), t.dtype, t.shape.as_slice(), t.bytes.len())).collect();
+    head(&table, metadata).map_err(|error| StoreError::malformed(path, "tensor head", "JSON", error))
+}
+
 /// Writes a whole file and returns its length in bytes.
 ///
 /// Same tensors, same metadata, same bytes.
@@ -97,8 +112,7 @@ pub fn write(
     tensors: &[Tensor<'_>],
     metadata: &BTreeMap<String, String>,
 ) -> Result<u64, StoreError> {
-    let table: Vec<_> = tensors.iter().map(|t| (t.name.as_str(), t.dtype, t.shape.as_slice(), t.bytes.len())).collect();
-    let head = head(&table, metadata).map_err(|error| StoreError::malformed(path, "tensor head", "JSON", error))?;
+    let head = head_of(path, tensors, metadata)?;
     let write_failed = |source| StoreError::io("write", path, source);
     out.write_all(&head).map_err(write_failed)?;
     let pads = pad_lens(tensors.iter().map(|t| t.bytes.len()));

@@ -1,7 +1,8 @@
 //! Shards on their way to disk: rows gather, a full shard is written, synced, named, and gets its manifest line.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
+use std::path::Path;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
@@ -15,11 +16,12 @@ use super::leaves::{self, LEAVES_MIN_BYTES, LeafHasher};
 use super::manifest::{Manifest, ManifestLog, ShardEntry};
 use super::shard::Shard;
 use super::view::ShardView;
-use crate::atomic::{AtomicFile, sync_dir, write_atomic};
+use crate::atomic::{AtomicFile, sync_dir};
+use crate::direct::{DIRECT_MIN_BYTES, Direct};
 use crate::error::StoreError;
 use crate::lock::Lock;
 use crate::pieces::Pieces;
-use crate::tensors;
+use crate::tensors::{self, Tensor};
 
 /// Shards that are written at once, each by a thread of its own: a disk that is waited for after every file stands still while
 /// the next one is hashed. Manifest lines are appended in the order of the shards all the same.
@@ -27,7 +29,7 @@ const UNDER_WAY_MIN: usize = 2;
 /// So many of them if they are small: a sync takes its milliseconds however little it is for.
 const UNDER_WAY_MAX: usize = 8;
 /// Bytes of rows up to which more than [`UNDER_WAY_MIN`] are under way.
-const UNDER_WAY_BYTES: usize = 64 << 20;
+const UNDER_WAY_BYTES: usize = 96 << 20;
 
 /// Appends shards behind those that a generation stands on. While shards are written and synced, the next one fills.
 #[derive(Debug)]
@@ -35,6 +37,8 @@ pub(crate) struct Appender {
     pub paths: Paths,
     pub header: StoreHeader,
     pub buffer: ShardBuffer,
+    /// Shards of at least so many bytes of rows are written past the page cache.
+    pub direct_min_bytes: usize,
     /// Where the log is, or where it comes from once the shards before have their lines.
     turn: Turn,
     /// Lines of the generation that is built on.
@@ -89,7 +93,8 @@ impl Appender {
         let (added, buffer) = (entries.split_off(n_base), ShardBuffer::default());
         let (turn, base) = (turn_with(log), entries);
         let (under_way, failed, spare) = (VecDeque::new(), VecDeque::new(), Vec::new());
-        Ok(Self { paths, header, buffer, turn, base, added, under_way, failed, spare, _lock: lock })
+        let direct_min_bytes = DIRECT_MIN_BYTES;
+        Ok(Self { paths, header, buffer, direct_min_bytes, turn, base, added, under_way, failed, spare, _lock: lock })
     }
 
     /// Rows of the lines that were added.
@@ -121,6 +126,19 @@ impl Appender {
     pub fn n_under_way(&self) -> u64 {
         let failed = self.failed.iter().map(|buffer| buffer.n_rows() as u64);
         self.under_way.iter().map(|(rows, _)| rows).copied().chain(failed).sum()
+    }
+
+    /// Makes room for the next shard if nothing waits yet; so many rows are still to come.
+    pub fn begin_shard(&mut self, n_rows: u64) {
+        if self.buffer.n_rows() == 0 {
+            let n_rows = n_rows.min(u64::from(self.header.rows_per_shard)) as usize;
+            self.buffer.begin(&self.header, self.next_shard(), n_rows);
+        }
+    }
+
+    /// Number of the shard that fills.
+    fn next_shard(&self) -> u32 {
+        (self.base.len() + self.added.len() + self.under_way.len()) as u32
     }
 
     /// Shows what waits to `take` and begins to write it as a shard, however little it is; nothing if nothing waits. What an
@@ -157,13 +175,13 @@ impl Appender {
 
     fn begin(&mut self, buffer: ShardBuffer) {
         let (paths, header) = (self.paths.clone(), self.header.clone());
-        let shard = (self.base.len() + self.added.len() + self.under_way.len()) as u32;
+        let (shard, is_direct) = (self.next_shard(), buffer.n_bytes() >= self.direct_min_bytes);
         let n_before: u64 = self.under_way.iter().map(|(rows, _)| rows).sum();
         let (first_row, n_rows) = (self.first_row() + self.n_added() + n_before, buffer.n_rows() as u64);
         let (pass_on, next) = mpsc::channel();
         let turn = std::mem::replace(&mut self.turn, next);
         let work = move || {
-            let written = write_shard(&paths, &header, &buffer, shard, first_row);
+            let written = write_shard(&paths, &header, &buffer, (shard, first_row), is_direct);
             // A thread that panicked passes nothing on; nobody listens to this one if the writer is gone.
             let log = turn.recv().ok().flatten();
             match (log, written) {
@@ -250,36 +268,65 @@ fn write_shard(
     paths: &Paths,
     header: &StoreHeader,
     buffer: &ShardBuffer,
-    shard: u32,
-    first_row: u64,
+    (shard, first_row): (u32, u64),
+    is_direct: bool,
 ) -> Result<ShardEntry, StoreError> {
     let (path, side_path) = (paths.shard(shard), paths.side(shard));
     let (metadata, parts) = (buffer.metadata(header, shard), buffer.tensors(header));
-    let (bytes, (blake3, leaves), (side_bytes, side_blake3)) = std::thread::scope(|scope| {
+    let (bytes, blake3, (side_bytes, side_blake3)) = std::thread::scope(|scope| {
         let hashing = scope.spawn(|| {
             let mut hasher = LeafHasher::default();
             tensors::write(&mut hasher, &path, &parts, &metadata).map(|_| hasher.finish())
         });
         let beside = scope.spawn(|| {
             let side = buffer.side(&side_path, header.spec_sha256, shard)?;
-            write_atomic(&side_path, &side)?;
+            let mut file = AtomicFile::create(&side_path)?;
+            file.write_all(&side).map_err(|source| StoreError::io("write", &side_path, source))?;
+            file.put_in_place()?;
             Ok::<_, StoreError>((side.len() as u64, blake3::hash(&side).to_hex().to_string()))
         });
-        let mut file = AtomicFile::create(&path)?;
-        let mut out = Pieces::new(&mut file);
-        let written = tensors::write(&mut out, &path, &parts, &metadata);
-        let flushed = written.and_then(|len| out.flush().map(|()| len).map_err(|e| StoreError::io("write", &path, e)));
-        drop(out);
-        let len = flushed.and_then(|len| file.commit().map(|()| len));
+        let written = write_file(&path, &parts, &metadata, is_direct);
         let hashed = hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let synced = written.and_then(|(file, len)| {
+            let (blake3, leaves) = hashed?;
+            if len >= LEAVES_MIN_BYTES {
+                // Before the shard is synced: so the journal is waited for once.
+                leaves::write(&path, &leaves)?;
+            }
+            file.put_in_place().map(|()| (len, blake3))
+        });
         let beside = beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        Ok::<_, StoreError>((len?, hashed?, beside?))
+        let ((len, blake3), beside) = (synced?, beside?);
+        Ok::<_, StoreError>((len, blake3, beside))
     })?;
-    if bytes >= LEAVES_MIN_BYTES {
-        leaves::write(&path, &leaves)?;
-    }
+    // The names of both, which cost nothing if they came to disk with their files.
+    sync_dir(&paths.shards())?;
+    sync_dir(&paths.sides())?;
     let id = |packed: Option<&u64>| ExampleId::from_u64(*packed.expect("an empty shard is never written"));
     let (first_id, last_id) = (id(buffer.ids.first()), id(buffer.ids.last()));
     let rows = buffer.n_rows() as u32;
     Ok(ShardEntry { shard, rows, first_row, first_id, last_id, bytes, blake3, side_bytes, side_blake3 })
+}
+
+/// Writes a shard's file, which has no name yet. Returns its length, too.
+fn write_file(
+    path: &Path,
+    parts: &[Tensor<'_>],
+    metadata: &BTreeMap<String, String>,
+    is_direct: bool,
+) -> Result<(AtomicFile, u64), StoreError> {
+    let failed = |source| StoreError::io("write", path, source);
+    let mut file = if is_direct { AtomicFile::create_direct(path)? } else { AtomicFile::create(path)? };
+    let len = if is_direct {
+        let mut out = Direct::new(file.file(), tensors::len(path, parts, metadata)?).map_err(failed)?;
+        let len = tensors::write(&mut out, path, parts, metadata)?;
+        out.finish().map_err(failed)?;
+        len
+    } else {
+        let mut out = Pieces::new(&mut file);
+        let len = tensors::write(&mut out, path, parts, metadata)?;
+        out.flush().map_err(failed)?;
+        len
+    };
+    Ok((file, len))
 }

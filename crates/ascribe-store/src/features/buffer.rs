@@ -22,11 +22,15 @@ use super::quant::{self, Encoded, round_up};
 use super::shard::{dtype, has_error};
 use super::view::ShardView;
 use crate::error::StoreError;
-use crate::tensors::Tensor;
+use crate::room::Room;
+use crate::tensors::{self, Tensor};
 use crate::wide::wide;
 
 /// Fewer numbers are coded where they are pushed: handing them to other threads takes some microseconds.
 const PARALLEL_NUMBERS: usize = 1 << 16;
+
+/// Lanes of the f64 sums of a row.
+const LANES: usize = 8;
 
 /// Rows on their way into a shard.
 #[derive(Debug, Default)]
@@ -35,25 +39,51 @@ pub(crate) struct ShardBuffer {
     norms: Vec<f32>,
     scales: Vec<f32>,
     errors: Vec<f32>,
-    grad: Vec<u8>,
+    grad: Room,
 }
 
 impl ShardBuffer {
+    /// Makes room for shard `shard_idx` of up to `n_rows` rows, which are then likely to lie in memory as in their file, so that it can
+    /// be written without a copy. Rows that are to be there already are forgotten.
+    pub fn begin(&mut self, header: &StoreHeader, shard_idx: u32, n_rows: usize) {
+        self.clear();
+        self.grad.begin(self.head_bytes(header, shard_idx, n_rows), n_rows.saturating_mul(header.stride()));
+    }
+
+    /// Length of the head of a shard of `n_rows` rows.
+    fn head_bytes(&self, header: &StoreHeader, shard_idx: u32, n_rows: usize) -> usize {
+        let (stride, shape) = (header.stride_numbers(), [n_rows]);
+        let mut table = vec![
+            ("grad", dtype(header.row_type), vec![n_rows, stride], n_rows * header.stride()),
+            ("example_id", Dtype::U64, shape.to_vec(), 8 * n_rows),
+        ];
+        let facts = [("norm", true), ("scale", header.row_type.has_scale()), ("error", has_error(header))];
+        table.extend(facts.into_iter().filter(|f| f.1).map(|f| (f.0, Dtype::F32, shape.to_vec(), 4 * n_rows)));
+        let table: Vec<_> = table.iter().map(|t| (t.0, t.1, t.2.as_slice(), t.3)).collect();
+        tensors::head(&table, &self.metadata(header, shard_idx)).map_or(0, |head| head.len())
+    }
+
+    /// Bytes of the rows so far.
+    pub fn n_bytes(&self) -> usize {
+        self.grad.len()
+    }
+
     /// Takes rows in standard layout, which are known to be finite and to fit the row type; `lost` is what each lost before
     /// (nothing for rows that come from their maker). Large blocks are coded on all threads.
     ///
     /// A norm is that of the row as stored, summed in f64 in fixed lanes and narrowed once.
     pub fn push(&mut self, ids: &[ExampleId], rows: ArrayView2<'_, f32>, header: &StoreHeader, lost: Option<&[f32]>) {
         let (row_type, stride, dim) = (header.row_type, header.stride(), rows.ncols());
-        let (start, numbers) = (self.grad.len(), rows.to_slice().expect("rows are in standard layout"));
+        let numbers = rows.to_slice().expect("rows are in standard layout");
         self.ids.extend(ids.iter().map(|id| id.to_u64()));
-        self.grad.resize(start + ids.len() * stride, 0);
         let store = |i: usize, bytes: &mut [u8]| {
-            let found = stored(&numbers[i * dim..(i + 1) * dim], row_type, &mut bytes[..row_type.row_bytes(dim)]);
+            let (bytes, filling) = bytes.split_at_mut(row_type.row_bytes(dim));
+            filling.fill(0);
+            let found = stored(&numbers[i * dim..(i + 1) * dim], row_type, bytes);
             let before = lost.map_or(0.0, |lost| lost[i]);
             Encoded { error: round_up(f64::from(found.error) + f64::from(before)), ..found }
         };
-        let places = &mut self.grad[start..];
+        let places = self.grad.more(ids.len() * stride);
         let found: Vec<Encoded> = if numbers.len() < PARALLEL_NUMBERS {
             places.chunks_mut(stride).enumerate().map(|(i, bytes)| store(i, bytes)).collect()
         } else {
@@ -79,9 +109,10 @@ impl ShardBuffer {
             // A store of version 1 did not say what its rows had lost; they are precise for all that is known.
             self.errors.push(view.error.map_or(0.0, |e| e[i]));
         }
-        let start = self.grad.len();
-        self.grad.extend_from_slice(&view.row(i)[..header.row_type.row_bytes(header.spec.dim)]);
-        self.grad.resize(start + header.stride(), 0);
+        let row = &view.row(i)[..header.row_type.row_bytes(header.spec.dim)];
+        let (bytes, filling) = self.grad.more(header.stride()).split_at_mut(row.len());
+        bytes.copy_from_slice(row);
+        filling.fill(0);
     }
 
     /// Rows so far.
@@ -122,7 +153,7 @@ impl ShardBuffer {
             Tensor::new(name, Dtype::F32, &[n_rows], bytemuck::cast_slice::<f32, u8>(numbers).to_vec())
         };
         let mut tensors = vec![
-            Tensor::new("grad", dtype(header.row_type), &shape, self.grad.as_slice()),
+            Tensor::new("grad", dtype(header.row_type), &shape, &*self.grad),
             Tensor::new("example_id", Dtype::U64, &[n_rows], bytemuck::cast_slice::<u64, u8>(&self.ids)),
             column("norm", &self.norms),
         ];
@@ -189,25 +220,34 @@ fn stored(row: &[f32], row_type: RowType, bytes: &mut [u8]) -> Encoded {
     match row_type {
         RowType::F32 => {
             bytes.copy_from_slice(bytemuck::cast_slice(row));
-            let (_, squares) = rest_and_squares(row, row);
+            let squares = squares(row);
             Encoded { scale: 1.0, norm: squares.sqrt() as f32, error: 0.0 }
         }
-        RowType::Bf16 | RowType::F16 => {
-            // Room of an even address, and the numbers as they will be read.
-            let (mut bits, mut wide) = (vec![0u16; row.len()], vec![0.0f32; row.len()]);
-            if row_type == RowType::Bf16 {
-                to_bf16(row, &mut bits, &mut wide);
-            } else {
-                let halves: &mut [f16] = bytemuck::cast_slice_mut(&mut bits);
-                halves.convert_from_f32_slice(row);
-                halves.convert_to_f32_slice(&mut wide);
-            }
-            bytes.copy_from_slice(bytemuck::cast_slice(&bits));
-            let (rest, squares) = rest_and_squares(row, &wide);
-            Encoded { scale: 1.0, norm: squares.sqrt() as f32, error: quant::bound(rest, row.len()) }
-        }
+        RowType::Bf16 => halves(row, bytes, to_bf16),
+        RowType::F16 => halves(row, bytes, |row, bits, wide| {
+            let halves: &mut [f16] = bytemuck::cast_slice_mut(bits);
+            halves.convert_from_f32_slice(row);
+            halves.convert_to_f32_slice(wide);
+        }),
         RowType::Int8 | RowType::Int4 => quant::encode(row, row_type, bytes),
     }
+}
+
+/// Writes one row in two bytes a number, part by part: so the numbers as they will be read are at hand for what is known of the row.
+fn halves(row: &[f32], bytes: &mut [u8], round: impl Fn(&[f32], &mut [u16], &mut [f32])) -> Encoded {
+    /// Numbers of a part: what is made of them stays in the first cache. A multiple of [`LANES`].
+    const PART: usize = 1024;
+    // Room of an even address, and the numbers as they will be read.
+    let (mut bits, mut wide) = ([0u16; PART], [0.0f32; PART]);
+    let mut lanes = [[0.0f64; LANES]; 2];
+    for (row, bytes) in row.chunks(PART).zip(bytes.chunks_mut(2 * PART)) {
+        let (bits, wide) = (&mut bits[..row.len()], &mut wide[..row.len()]);
+        round(row, bits, wide);
+        bytes.copy_from_slice(bytemuck::cast_slice(bits));
+        rest_and_squares(row, wide, &mut lanes);
+    }
+    let [rest, squares] = lanes.map(|lanes| lanes.iter().sum::<f64>());
+    Encoded { scale: 1.0, norm: squares.sqrt() as f32, error: quant::bound(rest, row.len()) }
 }
 
 wide! {
@@ -223,11 +263,10 @@ wide! {
 }
 
 wide! {
-    /// `Σ (x − y)²` and `Σ y²` in f64, in eight lanes that are added in their order: one result on every machine, and no chain of
-    /// additions that each wait for the one before.
-    fn rest_and_squares / rest_and_squares_at (x: &[f32], y: &[f32]) -> (f64, f64) {
-        const LANES: usize = 8;
-        let (mut rests, mut squares) = ([0.0f64; LANES], [0.0f64; LANES]);
+    /// Adds `(x − y)²` and `y²` to f64 sums in [`LANES`] lanes, number `i` to lane `i mod LANES`: one result on every machine, and no
+    /// chain of additions that each wait for the one before.
+    fn rest_and_squares / rest_and_squares_at (x: &[f32], y: &[f32], lanes: &mut [[f64; LANES]; 2]) {
+        let [mut rests, mut squares] = *lanes;
         let mut take = |x: &[f32], y: &[f32]| {
             for (((rest, square), &x), &y) in rests.iter_mut().zip(&mut squares).zip(x).zip(y) {
                 let (x, y) = (f64::from(x), f64::from(y));
@@ -238,7 +277,21 @@ wide! {
         let ((xs, x_last), (ys, y_last)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
         xs.iter().zip(ys).for_each(|(x, y)| take(x, y));
         take(x_last, y_last);
-        (rests.iter().sum(), squares.iter().sum())
+        *lanes = [rests, squares];
+    }
+}
+
+wide! {
+    /// `Σ y²` in the same lanes.
+    fn squares / squares_at (row: &[f32]) -> f64 {
+        let mut squares = [0.0f64; LANES];
+        let mut take = |x: &[f32]| {
+            squares.iter_mut().zip(x).for_each(|(square, &x)| *square += f64::from(x) * f64::from(x));
+        };
+        let (chunks, last) = row.as_chunks::<LANES>();
+        chunks.iter().for_each(|chunk| take(chunk));
+        take(last);
+        squares.iter().sum()
     }
 }
 
@@ -262,8 +315,13 @@ mod tests {
             assert!(bits.iter().zip(&wanted).all(|(bits, wanted)| *bits == wanted.to_bits()), "{level:?}");
             assert!(wide.iter().zip(&wanted).all(|(wide, wanted)| wide.to_bits() == wanted.to_f32().to_bits()));
             let small: Vec<f32> = row.iter().map(|x| x % 3.0).collect();
-            let sums = rest_and_squares_at(level, &small, &wide);
-            assert_eq!(sums, rest_and_squares_at(levels()[0], &small, &wide), "{level:?}");
+            let sums = |level, x, y| {
+                let mut lanes = [[0.0; LANES]; 2];
+                rest_and_squares_at(level, x, y, &mut lanes);
+                lanes.map(|lanes| lanes.iter().sum::<f64>().to_bits())
+            };
+            assert_eq!(sums(level, &small, &wide), sums(levels()[0], &small, &wide), "{level:?}");
+            assert_eq!(squares_at(level, &small).to_bits(), sums(level, &wide, &small)[1], "{level:?}");
         }
     }
 }

@@ -66,9 +66,7 @@ pub fn make_companion(
     let dir = source.paths.companion(row_type);
     let n_rows: u64 = source.entries().iter().map(|e| u64::from(e.rows)).sum();
     let header = StoreHeader::new(&from.spec, row_type, from.rows_per_shard, n_rows).companion(source.companion_of());
-    if dir.exists() {
-        remove_stale(&dir, &header)?;
-    }
+    remove_stale(&dir, &header)?;
     let mut writer = FeatureWriter::begin(&dir, header)?;
     let name = format!("companion in {}", row_type.name());
     progress.start(&name, n_rows, "rows");
@@ -94,6 +92,7 @@ pub fn make_companion(
 fn remove_stale(dir: &Path, wanted: &StoreHeader) -> Result<(), StoreError> {
     let paths = super::layout::Paths::new(dir);
     let away = dir.with_extension(crate::atomic::TMP_SUFFIX);
+    // Also where there is no companion: its removal may have been killed half way.
     remove_folder(&away)?;
     let found = match StoreHeader::read(&paths) {
         Ok(found) => found,

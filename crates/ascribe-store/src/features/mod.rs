@@ -19,7 +19,7 @@
 //! ```
 //!
 //! `docs/STORE.md` says it to the byte. A shard counts from the moment its manifest line is on disk: file written beside its
-//! place, synced, renamed, folder synced, line appended, line synced. A kill at any point leaves whole shards and perhaps one
+//! place, renamed, synced, folder synced, line appended, line synced. A kill at any point leaves whole shards and perhaps one
 //! torn line, which the next writer cuts off. Same rows, same files, whatever the sizes of the pushes and however often the
 //! writer was killed. A finished store changes by generations: [`FeatureWriter::append`], [`add`], [`delete`],
 //! [`relicense`], [`compact`] write what is

@@ -217,6 +217,15 @@ impl FeatureWriter {
         self
     }
 
+    /// The same with another length of rows (4 MiB if this is not called) from which on a shard is written past the page cache, where the
+    /// file system allows that: faster and without pushing out what else is cached, but whoever reads the shard first fetches it from
+    /// the disk. `usize::MAX` writes all of them plainly. The bytes are the same.
+    #[must_use]
+    pub fn direct_from(mut self, min_bytes: usize) -> Self {
+        self.appender.direct_min_bytes = min_bytes;
+        self
+    }
+
     /// Seals the store: exact sums per dataset and the manifest of the generation. Returns the store, open for reading.
     ///
     /// On a store that is sealed already this only opens it.
@@ -335,6 +344,7 @@ impl FeatureWriter {
             let part = done..(done + room.max(1)).min(ids.len());
             let rows = standard.slice(ndarray::s![part.clone(), ..]);
             let lost = lost.map(|lost| &lost[part.clone()]);
+            self.appender.begin_shard(self.target_rows - self.n_taken());
             self.appender.buffer.push(&ids[part.clone()], rows, &self.appender.header, lost);
             self.after_push(&ids[part.clone()])?;
             done = part.end;
@@ -349,6 +359,7 @@ impl FeatureWriter {
             let row = self.appender.first_row() + self.n_taken();
             return Err(StoreError::DuplicateExample { id, row });
         }
+        self.appender.begin_shard(self.target_rows.saturating_sub(self.n_taken()));
         self.appender.buffer.push_stored(view, i, &self.appender.header);
         self.after_push(&[id])
     }

@@ -10,6 +10,8 @@ use ascribe_store::{FeatureStore, FeatureWriter, StoreError};
 use crate::common::{folder, ids, rows, spec};
 
 const DIR_VARIABLE: &str = "ASCRIBE_TEST_STORE_DIR";
+/// If it is there, every shard is written past the page cache.
+const DIRECT_VARIABLE: &str = "ASCRIBE_TEST_STORE_DIRECT";
 const DIM: usize = 64;
 const PER_SHARD: u32 = 16;
 const N: usize = 16 * 150 + 5;
@@ -32,6 +34,9 @@ fn child_writer() {
 
 fn write(dir: &Path, push: usize) -> Result<FeatureStore, StoreError> {
     let mut writer = FeatureWriter::create_or_resume(dir, &spec(DIM), RowType::F32, PER_SHARD, N as u64)?;
+    if std::env::var_os(DIRECT_VARIABLE).is_some() {
+        writer = writer.direct_from(0);
+    }
     let from = writer.n_committed() as usize;
     for start in (from..N).step_by(push) {
         let range = start..(start + push).min(N);
@@ -44,8 +49,11 @@ fn child_args() -> [&'static str; 4] {
     ["kill::child_writer", "--exact", "--ignored", "--nocapture"]
 }
 
-fn start(dir: &Path) -> Child {
+fn start(dir: &Path, is_direct: bool) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
+    if is_direct {
+        command.env(DIRECT_VARIABLE, "1");
+    }
     command.args(child_args()).env(DIR_VARIABLE, dir).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
@@ -69,7 +77,8 @@ fn a_writer_that_is_killed_again_and_again_ends_with_the_same_bytes() {
     let (mut n_kills, mut n_builds, mut pause_us) = (0, 0, 1u64);
     while n_kills < N_KILLS {
         let n_before = n_lines(dir.path());
-        let mut child = start(dir.path());
+        // Plainly and past the page cache in turn: a store may be begun one way and gone on with the other.
+        let mut child = start(dir.path(), n_kills % 2 == 0);
         let deadline = Instant::now() + Duration::from_secs(60);
         // Two lines further the child is inside its loop; then a pause that differs each time, so that the kill falls
         // into every phase of a commit.
@@ -99,7 +108,7 @@ fn a_writer_that_is_killed_again_and_again_ends_with_the_same_bytes() {
             Err(other) => panic!("{other}"),
         }
     }
-    assert!(start(dir.path()).wait().unwrap().success());
+    assert!(start(dir.path(), false).wait().unwrap().success());
     assert_eq!(folder(dir.path()), plain, "the bytes differ from an uninterrupted run");
     assert_eq!(FeatureStore::open(dir.path(), None).unwrap().verify().unwrap().n_rows, N as u64);
 }
@@ -108,6 +117,18 @@ fn a_writer_that_is_killed_again_and_again_ends_with_the_same_bytes() {
 #[cfg(unix)]
 #[test]
 fn a_writer_without_room_says_so_and_leaves_nothing_half_written() {
+    without_room(&[]);
+}
+
+/// The same past the page cache, where the blocks of a file are asked for before it is written.
+#[cfg(unix)]
+#[test]
+fn a_writer_past_the_page_cache_without_room_says_so_and_leaves_nothing_half_written() {
+    without_room(&[(DIRECT_VARIABLE, "1")]);
+}
+
+#[cfg(unix)]
+fn without_room(settings: &[(&str, &str)]) {
     let dir = tempfile::tempdir().unwrap();
     // Sixteen rows of 64 numbers are 4 KiB of data plus a head: more than four blocks of 512 (or two of 1,024) bytes,
     // but store.json fits.
@@ -117,6 +138,7 @@ fn a_writer_without_room_says_so_and_leaves_nothing_half_written() {
         .arg(std::env::current_exe().unwrap())
         .args(child_args())
         .env(DIR_VARIABLE, dir.path())
+        .envs(settings.iter().copied())
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);

@@ -4,6 +4,7 @@
 
 mod common;
 mod damage;
+mod direct;
 mod factors;
 mod faults;
 mod features;
