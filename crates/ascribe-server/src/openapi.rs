@@ -242,8 +242,11 @@ fn body(operation: &mut Value, path: &str, opened: &Opened, config: &Config) {
         }
         _ => return,
     };
+    // Not among `content`: whether octets are valid depends on headers and query, which no schema says, so a client that reads
+    // schemas alone would be told that any octets are welcome.
+    operation["requestBody"][forms::OCTETS] =
+        json!({ "application/octet-stream": forms::octets(opened, rows, config.body_limit) });
     let content = &mut operation["requestBody"]["content"];
-    content["application/octet-stream"] = forms::octets(opened, rows, config.body_limit);
     if rows > 1 {
         for kind in batch::LINES {
             content[kind] = forms::question_lines();

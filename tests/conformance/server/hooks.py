@@ -28,6 +28,15 @@ def lines_in(ctx, response):
     return [json.loads(line) for line in response.content.splitlines()]
 
 
+@schemathesis.hook
+def before_load_schema(context, raw_schema):
+    """Octets among the other bodies, so that they are sent, too."""
+    for path in raw_schema["paths"].values():
+        for operation in path.values():
+            body = operation.get("requestBody", {}) if isinstance(operation, dict) else {}
+            body.get("content", {}).update(body.get("x-ascribe-octets", {}))
+
+
 def rows_of(case):
     body = case.operation.definition.raw.get("requestBody", {})
     return body.get("content", {}).get(OCTETS, {}).get("x-ascribe-rows")

@@ -80,6 +80,9 @@ fn schema(param: &Param, opened: &Opened, rows: usize) -> Value {
     json!({ "type": "string" })
 }
 
+/// Where a request body's octets are described, by media type.
+pub(super) const OCTETS: &str = "x-ascribe-octets";
+
 /// A body of rows of little-endian numbers. What no JSON Schema says of octets stands in `x-ascribe-rows`.
 pub(super) fn octets(opened: &Opened, rows: usize, limit: usize) -> Value {
     let lengths = lengths(opened);

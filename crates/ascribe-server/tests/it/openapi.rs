@@ -192,7 +192,7 @@ fn octets_are_read_as_the_contract_describes_them() {
     let contract = server.get("/openapi.json").body;
     for path in ["/v1/attributions", "/v1/attributions:batch"] {
         let operation = &contract["paths"][path]["post"];
-        let media = &operation["requestBody"]["content"]["application/octet-stream"];
+        let media = &operation["requestBody"]["x-ascribe-octets"]["application/octet-stream"];
         let rows = &media["x-ascribe-rows"];
         let most = rows["maxRows"].as_u64().unwrap();
         assert_eq!(most, if path.ends_with("batch") { 64 } else { 1 });
