@@ -268,6 +268,8 @@ def main():
     with tempfile.TemporaryDirectory() as work:
         clouds.azure(ascribe, work, given.modules, check, make, spec_of)
         clouds.google(ascribe, work, check, make, spec_of)
+        if os.environ.get("GOOGLE_TESTBENCH"):
+            clouds.google_testbench(os.environ["GOOGLE_TESTBENCH"], ascribe, work, check, make, spec_of)
     print(f"{passed} passed, {failed} failed")
     sys.exit(failed > 0)
 

@@ -3,7 +3,7 @@
 #
 #   tests/conformance/objects/run.sh
 #
-# See README.md. Needs node and npm. Installs moto's server and Azurite into an environment of its own. ASCRIBE names a built command, else it is built; CARGO
+# See README.md (GOOGLE_TESTBENCH: Google's own server, too). Needs node and npm. Installs moto's server and Azurite into an environment of its own. ASCRIBE names a built command, else it is built; CARGO
 # names another cargo. The last line is `N passed, M failed`.
 set -euo pipefail
 
