@@ -35,10 +35,10 @@ fn text(report: &ValuesReport) -> String {
     };
     let written = report.written.as_ref().map_or_else(String::new, |path| format!("written: {}\n", path.display()));
     format!(
-        "means over {} responses; {} sets asked for\n\n{}\nadditivity residual {:.4}; values add up to what everything is worth \
+        "means over {} responses; {}\n\n{}\nadditivity residual {:.4}; values add up to what everything is worth \
          within {:.1e}\n{}{written}",
         report.responses,
-        report.utilities,
+        values::asked(report.exact, report.utilities),
         table(&header, &rows),
         report.additivity_residual,
         report.efficiency_residual,

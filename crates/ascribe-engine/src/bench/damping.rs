@@ -189,6 +189,11 @@ fn opened(home: &Home, setting: &Setting) -> Result<Opened, EngineError> {
     }
 }
 
+/// To nine digits, as one would write it.
+fn rounded(v: f64) -> f64 {
+    format!("{v:.8e}").parse().unwrap_or(v)
+}
+
 fn curve(
     method: &Method,
     grid: &[f64],
@@ -198,7 +203,7 @@ fn curve(
 ) -> Result<DampingCurve, EngineError> {
     let own = method.spec.damping().expect("checked before");
     let dampings: Vec<f64> = match grid {
-        [] => FACTORS.iter().map(|f| f * own).collect(),
+        [] => FACTORS.iter().map(|f| rounded(f * own)).collect(),
         given => given.to_vec(),
     };
     let (mut points, mut estimates) = (Vec::new(), Vec::new());

@@ -402,6 +402,15 @@ impl<'a> Arena<'a> {
         if let (true, Some(error)) = (methods.is_empty(), failure) {
             return Err(error);
         }
+        let damped = |name: &String| {
+            let damping = self.setting.dampings.get(name.split('@').next().unwrap_or(name))?;
+            Some(format!("{name} {damping}"))
+        };
+        let damped: Vec<String> = methods.keys().filter_map(damped).collect();
+        if !damped.is_empty() {
+            let file = super::damping::DAMPING_FILE;
+            self.notes.push(format!("dampings that half of the queries chose ({file}): {}", damped.join(", ")));
+        }
         Ok(SettingReport {
             setting: self.setting.name.clone(),
             about: self.setting.about.clone(),

@@ -204,6 +204,15 @@ pub fn run(home: &Home, request: &ValuesRequest, progress: &dyn Progress) -> Res
     }
 }
 
+/// How many sets a game was asked for, in words.
+pub fn asked(exact: bool, utilities: usize) -> String {
+    match (exact, utilities) {
+        (true, 0) => "exact, by a closed form".to_owned(),
+        (true, n) => format!("exact, from {n} sets"),
+        (false, n) => format!("{n} sets drawn"),
+    }
+}
+
 fn told(
     request: &ValuesRequest,
     corpus: &Corpus,
@@ -222,7 +231,7 @@ fn told(
         }
     };
     let residuals = games::residuals(game, &players, &found.values, request.draws.seed)?;
-    progress.finish(&format!("{} sets asked for", found.utilities));
+    progress.finish(&asked(found.exact, found.utilities));
     let written = match &request.write {
         Some(path) => {
             write(request, corpus, &found)?;

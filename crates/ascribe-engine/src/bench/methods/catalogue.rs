@@ -108,26 +108,27 @@ fn gradients() -> Vec<Method> {
 }
 
 fn operators(setting: &Setting, chosen: &Chosen) -> Vec<Method> {
-    let (damping, queries) = (chosen.operator, chosen.slow);
+    let (damping, queries, normalise) = (chosen.operator, chosen.slow, Normalisation::None);
     let images = matches!(setting.subject, Subject::Images(_));
     let mut out = Vec::new();
     if whole_matrix(setting) {
-        let of = |hessian| Spec::Explicit { damping, queries: 500, hessian };
+        let of = |hessian| Spec::Explicit { damping, queries: 500, hessian, normalise };
         out.push(method("explicit", "influence with the whole Gauss–Newton matrix", "arXiv:1703.04730", of(false)));
         out.push(method("explicit_hessian", "influence with the whole Hessian", "arXiv:1703.04730", of(true)));
     }
-    let cg = |preconditioned| Spec::Cg { damping, iterations: 100, queries, preconditioned };
+    let cg = |preconditioned| Spec::Cg { damping, iterations: 100, queries, preconditioned, normalise };
     out.push(method("cg", "influence by conjugate gradients", "arXiv:1703.04730, section 3", cg(false)));
     let about = "the same with residuals through EK-FAC's inverse";
     out.push(method("cg_preconditioned", about, "arXiv:1703.04730, section 3; own preconditioner", cg(true)));
-    let spec = Spec::Lissa { damping, depth: if images { 1000 } else { 200 }, batch: 64, queries };
+    let depth = if images { 1000 } else { 200 };
+    let spec = Spec::Lissa { damping, depth, batch: 64, queries, scale: None, normalise };
     out.push(method("lissa", "influence by a stochastic Neumann series", "arXiv:1602.03943", spec));
     let (basis, top) = if images { (200, 100) } else { (60, 50) };
-    let spec = Spec::Arnoldi { damping, basis, top, block: 8 };
+    let spec = Spec::Arnoldi { damping, basis, top, block: 8, normalise };
     out.push(method("arnoldi", "influence in the largest eigenvectors of a Krylov space", "arXiv:2112.03052", spec));
-    let spec = Spec::DataInf { ridge: 0.1, queries };
+    let spec = Spec::DataInf { ridge: 0.1, queries, normalise };
     out.push(method("datainf", "influence with the mean of the inverses", "arXiv:2310.00902", spec));
-    let spec = Spec::Astra { damping, passes: 5.0, queries };
+    let spec = Spec::Astra { damping, passes: 5.0, queries, normalise };
     out.push(method("astra", "EK-FAC refined by products with the Gauss–Newton matrix", "arXiv:2507.14740", spec));
     out
 }
@@ -274,7 +275,8 @@ fn grass(setting: &Setting, chosen: &Chosen) -> Method {
 
 fn sketches(setting: &Setting, chosen: &Chosen) -> Vec<Method> {
     let images = matches!(setting.subject, Subject::Images(_));
-    let trak = |models, dim| Spec::Trak { models, dim, ridge: chosen.trak, halves: false, projection: 0 };
+    let normalise = Normalisation::None;
+    let trak = |models, dim| Spec::Trak { models, dim, ridge: chosen.trak, halves: false, projection: 0, normalise };
     let source = "arXiv:2303.14186";
     let dim = if images { 2048 } else { 4096 };
     let base = SketchSettings {
@@ -311,7 +313,7 @@ fn sketches(setting: &Setting, chosen: &Chosen) -> Vec<Method> {
     }
     // The paper has no ridge. A millionth is for a projection that leaves one of the 512 numbers empty, which sparse ones may.
     if setting.name.starts_with("mnist-") {
-        let halves = |models| Spec::Trak { models, dim: 512, ridge: 1e-6, halves: true, projection: 0 };
+        let halves = |models| Spec::Trak { models, dim: 512, ridge: 1e-6, halves: true, projection: 0, normalise };
         let about = "TRAK as published: ten models of random halves, 512 numbers";
         out.push(method("trak_10_halves", about, source, halves(10)));
         let about = "TRAK as published: fifty models of random halves, 512 numbers";

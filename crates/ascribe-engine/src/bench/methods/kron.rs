@@ -12,6 +12,7 @@ use ndarray::{Array2, s};
 use serde_json::json;
 
 use super::super::lab::{Lab, Quantity, View, Which};
+use super::operators::divided;
 use super::{Timed, averaged, clocked, explained, parts, query_gradients, score_solved, score_vectors};
 use crate::error::EngineError;
 
@@ -121,7 +122,7 @@ pub(super) fn astra(
     lab: &dyn Lab,
     damping: f64,
     passes: f64,
-    limit: usize,
+    (limit, by): (usize, Normalisation),
     progress: &dyn Progress,
 ) -> Result<Timed, EngineError> {
     let view = explained(lab)?;
@@ -134,8 +135,11 @@ pub(super) fn astra(
         let curvature = view.curvature()?;
         let options = AstraOptions { damping, passes, ..AstraOptions::default() };
         let queries = query_gradients(view.as_ref(), Quantity::Loss, limit)?;
-        let solution = Astra::new(curvature.as_ref(), &precondition, &options)?.run(queries.view(), progress)?;
-        score_vectors(view.as_ref(), &solution.rows, progress)
+        let astra = Astra::new(curvature.as_ref(), &precondition, &options)?;
+        let solution = astra.run(queries.view(), progress)?;
+        let mut values = score_vectors(view.as_ref(), &solution.rows, progress)?;
+        divided(&mut values, view.as_ref(), &astra, (limit, by), progress)?;
+        Ok(values)
     })?;
     Ok(Timed::new(values, fit, score))
 }

@@ -12,6 +12,7 @@ mod outside;
 mod plain;
 mod rows;
 mod spec;
+mod trak;
 mod upon;
 
 use ascribe_core::Progress;
@@ -25,7 +26,7 @@ pub use ascribe_methods::normalise::Normalisation;
 pub use catalogue::{catalogue, contestants, find};
 pub use offered::{ENCODER, Offer, word};
 pub use outside::OutsideSettings;
-pub use rows::trak_places;
+pub use trak::trak_places;
 pub use upon::{Upon, by_table, self_influence};
 
 use super::contest::{Contestant, Scores};
@@ -72,6 +73,9 @@ pub enum Spec {
         /// The Hessian instead of the Gauss–Newton matrix.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         hessian: bool,
+        /// What scores are divided by.
+        #[serde(default, skip_serializing_if = "is_plain")]
+        normalise: Normalisation,
     },
     /// Conjugate gradients.
     Cg {
@@ -84,6 +88,9 @@ pub enum Spec {
         /// Residuals pass through EK-FAC's inverse with the same damping, which saves iterations.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         preconditioned: bool,
+        /// What scores are divided by.
+        #[serde(default, skip_serializing_if = "is_plain")]
+        normalise: Normalisation,
     },
     /// Stochastic Neumann series.
     Lissa {
@@ -95,6 +102,12 @@ pub enum Spec {
         batch: usize,
         /// Queries at most.
         queries: usize,
+        /// Above half of every batch's largest eigenvalue; estimated without.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        scale: Option<f64>,
+        /// What scores are divided by.
+        #[serde(default, skip_serializing_if = "is_plain")]
+        normalise: Normalisation,
     },
     /// Largest eigenpairs of a Krylov space.
     Arnoldi {
@@ -106,6 +119,9 @@ pub enum Spec {
         top: usize,
         /// Vectors of the start.
         block: usize,
+        /// What scores are divided by.
+        #[serde(default, skip_serializing_if = "is_plain")]
+        normalise: Normalisation,
     },
     /// DataInf's swapped inverse.
     DataInf {
@@ -113,6 +129,9 @@ pub enum Spec {
         ridge: f64,
         /// Queries at most.
         queries: usize,
+        /// What scores are divided by.
+        #[serde(default, skip_serializing_if = "is_plain")]
+        normalise: Normalisation,
     },
     /// Kronecker-factored curvature.
     Kron {
@@ -144,6 +163,9 @@ pub enum Spec {
         passes: f64,
         /// Queries at most.
         queries: usize,
+        /// What scores are divided by.
+        #[serde(default, skip_serializing_if = "is_plain")]
+        normalise: Normalisation,
     },
     /// SOURCE over the kept checkpoints of a run, two to a segment.
     Source {
@@ -173,6 +195,9 @@ pub enum Spec {
         /// Another seed draws other projections.
         #[serde(default, skip_serializing_if = "is_zero")]
         projection: u64,
+        /// What scores are divided by.
+        #[serde(default, skip_serializing_if = "is_plain")]
+        normalise: Normalisation,
     },
     /// TrackStar.
     TrackStar {
@@ -223,6 +248,10 @@ pub enum Spec {
 
 fn is_zero(number: &u64) -> bool {
     *number == 0
+}
+
+fn is_plain(by: &Normalisation) -> bool {
+    *by == Normalisation::None
 }
 
 /// Scores with the CPU seconds of both parts.
@@ -293,34 +322,40 @@ impl Spec {
             Spec::Gradient { normalise } => plain::gradient(lab, *normalise, progress),
             Spec::TracIn { normalise } => plain::tracin(lab, *normalise, progress),
             Spec::Less => adam::less(lab, progress),
-            Spec::Explicit { damping, queries, hessian } => {
-                operators::explicit(lab, *damping, *queries, *hessian, progress)
+            Spec::Explicit { damping, queries, hessian, normalise } => {
+                operators::explicit(lab, *damping, (*queries, *normalise), *hessian, progress)
             }
-            Spec::Cg { damping, iterations, queries, preconditioned } => {
-                operators::cg(lab, *damping, *iterations, *queries, *preconditioned, progress)
+            Spec::Cg { damping, iterations, queries, preconditioned, normalise } => {
+                operators::cg(lab, *damping, *iterations, (*queries, *normalise), *preconditioned, progress)
             }
-            Spec::Lissa { damping, depth, batch, queries } => {
-                operators::lissa(lab, *damping, (*depth, *batch), *queries, progress)
+            Spec::Lissa { damping, depth, batch, queries, scale, normalise } => {
+                let steps = operators::Steps { depth: *depth, batch: *batch, scale: *scale };
+                operators::lissa(lab, *damping, &steps, (*queries, *normalise), progress)
             }
-            Spec::Arnoldi { damping, basis, top, block } => {
-                operators::arnoldi(lab, *damping, (*basis, *top, *block), progress)
+            Spec::Arnoldi { damping, basis, top, block, normalise } => {
+                operators::arnoldi(lab, *damping, (*basis, *top, *block), *normalise, progress)
             }
-            Spec::DataInf { ridge, queries } => operators::data_inf(lab, *ridge, *queries, progress),
+            Spec::DataInf { ridge, queries, normalise } => {
+                operators::data_inf(lab, *ridge, (*queries, *normalise), progress)
+            }
             Spec::Kron { kind, inverse, damping, models, checkpoints, normalise, empirical, redraw } => {
                 let (kind, inverse, models, checkpoints) = (*kind, *inverse, *models, *checkpoints);
                 let (empirical, redraw) = (*empirical, *redraw);
                 let settings = kron::KronSettings { kind, inverse, damping, models, checkpoints, empirical, redraw };
                 kron::score(lab, &settings, *normalise, progress)
             }
-            Spec::Astra { damping, passes, queries } => kron::astra(lab, *damping, *passes, *queries, progress),
+            Spec::Astra { damping, passes, queries, normalise } => {
+                kron::astra(lab, *damping, *passes, (*queries, *normalise), progress)
+            }
             Spec::Source { models, redraw } => kron::source(lab, *models, *redraw, progress),
             Spec::Projected(settings) => rows::projected(lab, settings, progress),
             Spec::Grass(settings) => grass::grass(lab, settings, progress),
             Spec::Sketch(settings) => rows::sketch(lab, settings, progress),
-            Spec::Trak { models, dim, ridge, halves, projection } => {
-                let (models, dim, ridge) = (*models, *dim, *ridge);
-                let settings = rows::TrakSettings { models, dim, ridge, halves: *halves, projection: *projection };
-                rows::trak(lab, &settings, progress)
+            Spec::Trak { models, dim, ridge, halves, projection, normalise } => {
+                let (models, dim, ridge, halves) = (*models, *dim, *ridge, *halves);
+                let (projection, normalise) = (*projection, *normalise);
+                let settings = trak::TrakSettings { models, dim, ridge, halves, projection, normalise };
+                trak::trak(lab, &settings, progress)
             }
             Spec::TrackStar { k } => rows::track_star(lab, *k, progress),
             Spec::Sum { parts, weights } => sum(lab, parts, weights, progress),

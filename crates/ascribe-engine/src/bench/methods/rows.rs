@@ -1,4 +1,4 @@
-//! Methods on rows that are kept: projected gradients with their block Fisher matrix, TRAK, TrackStar; rows in few bits.
+//! Methods on rows that are kept: projected gradients with their block Fisher matrix, TrackStar; rows in few bits.
 
 use ascribe_core::{Column, Progress};
 use ascribe_linalg::{Code, Sjlt, Stream, TwoSided, factor};
@@ -11,7 +11,6 @@ use ascribe_methods::projected::{Basis, Projected};
 use ascribe_methods::rows::InMemory;
 use ascribe_methods::source::{CaptureSource, Labels, Layer, dim};
 use ascribe_methods::trackstar::{self, TrackStar};
-use ascribe_methods::trak::{Ensemble, Ridge, SoftThreshold};
 use ascribe_methods::{MethodError, captured, dot, rows};
 use ndarray::{Array2, s};
 use rayon::prelude::*;
@@ -62,7 +61,7 @@ pub enum BasisKind {
 }
 
 /// Seed of all projections.
-const SEED: u64 = 7;
+pub(super) const SEED: u64 = 7;
 
 /// Numbers of a gradient whose places are worked out once, 128 MB of them, and not for every example.
 const LONGEST_TABLE: usize = 16 << 20;
@@ -182,50 +181,6 @@ fn factor_rows(rows: &Rows, shapes: &[Option<[usize; 2]>], rank: usize) -> Resul
     let width = found.first().map_or(0, Vec::len);
     let n = found.len();
     Ok(Array2::from_shape_vec((n, width), found.concat()).expect("all rows have one layout"))
-}
-
-/// What [`trak`] runs on.
-pub(super) struct TrakSettings {
-    pub models: u64,
-    pub dim: usize,
-    pub ridge: f64,
-    pub halves: bool,
-    pub projection: u64,
-}
-
-/// Seed of the `model`-th projection. Another `projection` shifts all of them past any ensemble.
-fn trak_seed(model: u64, projection: u64) -> u64 {
-    SEED + model + 1_000_003 * projection
-}
-
-/// Where TRAK's projection of the first model puts every number of a gradient in layer form, and with which sign, `[P]`: what a
-/// comparison with another implementation needs to use the same one.
-pub fn trak_places(layers: &[Layer], width: usize, projection: u64) -> Vec<(u32, f32)> {
-    let sketch = Sketch::new(trak_seed(0, projection), layers, width);
-    sketch.table()
-}
-
-/// TRAK over models, each with a projection of its own.
-pub(super) fn trak(lab: &dyn Lab, settings: &TrakSettings, progress: &dyn Progress) -> Result<Timed, EngineError> {
-    let TrakSettings { models, dim: width, ridge, halves, projection } = *settings;
-    let (mut fit, mut score) = (0.0, 0.0);
-    let mut ensemble = Ensemble::new();
-    for model in 0..models {
-        let view = lab.model(if halves { Which::Half(model) } else { Which::Final(model) })?;
-        let (train, queries) = (view.train(Quantity::NegativeMargin)?, view.queries(Quantity::NegativeMargin)?);
-        let sketch = Sketch::new(trak_seed(model, projection), train.layers(), width);
-        let train = clocked(&mut fit, || sketch.rows(train.as_ref()))?;
-        let residuals = clocked(&mut fit, || view.residuals())?;
-        let queries = clocked(&mut score, || sketch.rows(queries.as_ref()))?;
-        let reader = InMemory::new(train.view());
-        clocked(&mut fit, || {
-            Ok(ensemble.add(&reader, queries.view(), &residuals, Ridge::Relative { part: ridge }, progress)?)
-        })?;
-    }
-    let values = clocked(&mut score, || Ok(ensemble.scores(SoftThreshold::None)?.values))?;
-    let mut timed = Timed::new(values, fit, score);
-    timed.bytes = 4.0 * width as f64 * models as f64;
-    Ok(timed)
 }
 
 /// Rows `P H^{−½} g` in few bits: whitening comes before the projection, so what a projection leaves out is evenly little of
@@ -442,14 +397,14 @@ fn bases(
 }
 
 /// One sparse transform of the whole gradient: TRAK's rows.
-struct Sketch {
+pub(super) struct Sketch {
     seed: u64,
     dim: usize,
     width: usize,
 }
 
 impl Sketch {
-    fn new(seed: u64, layers: &[Layer], width: usize) -> Self {
+    pub fn new(seed: u64, layers: &[Layer], width: usize) -> Self {
         Self { seed, dim: dim(layers), width }
     }
 
@@ -458,7 +413,7 @@ impl Sketch {
     }
 
     /// Place and sign of every number of a gradient, as [`Sketch::transform`] has them: worked out once for all examples.
-    fn table(&self) -> Vec<(u32, f32)> {
+    pub fn table(&self) -> Vec<(u32, f32)> {
         let (transform, mut out) = (self.transform(), vec![0.0f32; self.width]);
         let entry = |number| {
             transform.add(number, &[1.0], &mut out);
@@ -469,7 +424,7 @@ impl Sketch {
     }
 
     /// `[N, width]`; entries of the transform are ±1 at one seeded place each.
-    fn rows(&self, source: &dyn CaptureSource) -> Result<Array2<f32>, EngineError> {
+    pub fn rows(&self, source: &dyn CaptureSource) -> Result<Array2<f32>, EngineError> {
         match self.dim <= LONGEST_TABLE {
             true => Ok(captured::sketched(source, Labels::Given, &self.table(), self.width)?),
             false => self.mapped(source, &|rows| Ok(rows)),

@@ -27,7 +27,16 @@ impl Spec {
     pub fn normalised(&self, by: Normalisation) -> Option<Self> {
         let mut spec = self.clone();
         match &mut spec {
-            Spec::Gradient { normalise } | Spec::TracIn { normalise } | Spec::Kron { normalise, .. } => *normalise = by,
+            Spec::Gradient { normalise }
+            | Spec::TracIn { normalise }
+            | Spec::Explicit { normalise, .. }
+            | Spec::Cg { normalise, .. }
+            | Spec::Lissa { normalise, .. }
+            | Spec::Arnoldi { normalise, .. }
+            | Spec::DataInf { normalise, .. }
+            | Spec::Astra { normalise, .. }
+            | Spec::Trak { normalise, .. }
+            | Spec::Kron { normalise, .. } => *normalise = by,
             // Codes and factors of rows are compared by products alone.
             Spec::Projected(settings) if settings.code.is_none() && settings.factors.is_none() => {
                 settings.normalise = by;
@@ -99,7 +108,8 @@ mod tests {
         let plain = Spec::Gradient { normalise: Normalisation::None };
         assert_eq!(plain.normalised(Normalisation::Cosine), Some(Spec::Gradient { normalise: Normalisation::Cosine }));
         assert_eq!((Spec::Embedding.normalised(Normalisation::Cosine), plain.damped(0.1)), (None, None));
-        let cg = Spec::Cg { damping: 0.1, iterations: 3, queries: 2, preconditioned: false };
+        let normalise = Normalisation::None;
+        let cg = Spec::Cg { damping: 0.1, iterations: 3, queries: 2, preconditioned: false, normalise };
         assert_eq!((cg.damping(), cg.damped(0.5).and_then(|s| s.damping())), (Some(0.1), Some(0.5)));
         let all = Spec::Sum { parts: vec![cg, Spec::Bm25], weights: vec![] }.for_all_queries();
         assert!(matches!(&all, Spec::Sum { parts, .. } if matches!(parts[0], Spec::Cg { queries: usize::MAX, .. })));

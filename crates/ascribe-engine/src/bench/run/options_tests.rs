@@ -68,6 +68,37 @@ fn normalisations_are_options_of_methods() {
     );
 }
 
+/// A cosine is what is divided by both lengths: of every method with a metric, solved for each gradient or not.
+#[test]
+fn lengths_in_a_methods_metric_fit_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, setting) = tiny(dir.path());
+    let Subject::Images(subject) = &setting.subject else { panic!("images") };
+    let lab = ImageLab::open(subject, &setting.dir).unwrap();
+    let names = ["cg", "cg_preconditioned", "lissa", "arnoldi", "datainf", "astra", "trak_10", "ekfac", "logra"];
+    for name in names {
+        let method = crate::bench::methods::find(&setting, name).unwrap();
+        let scores = |by| {
+            let spec = method.spec.normalised(by).unwrap();
+            let scores = crate::bench::methods::Method { spec, ..method.clone() };
+            scores.run(&lab as &dyn Lab, &NoProgress).unwrap_or_else(|e| panic!("{name}: {e}")).values
+        };
+        let raw = scores(Normalisation::None);
+        let [query, train] = [Normalisation::UnitQuery, Normalisation::UnitTrain].map(scores);
+        let (left, right) = (&scores(Normalisation::Cosine) * &raw, &query * &train);
+        let largest = right.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let off = (&left - &right).iter().fold(0f32, |m, v| m.max(v.abs()));
+        assert!(largest > 0.0 && off <= 1e-4 * largest, "{name}: {off} of {largest}");
+        let moved = scores(Normalisation::RelatIf);
+        assert!(moved.iter().any(|v| *v != 0.0), "{name}");
+        // Every column is divided by one positive number.
+        for (raw, moved) in raw.columns().into_iter().zip(moved.columns()) {
+            let signs = raw.iter().zip(moved).all(|(a, b)| a * b >= 0.0);
+            assert!(signs, "{name}");
+        }
+    }
+}
+
 #[test]
 fn outside_vectors_are_a_control() {
     let dir = tempfile::tempdir().unwrap();
@@ -112,6 +143,8 @@ fn the_first_half_of_the_queries_chooses_and_the_second_judges() {
     assert_eq!(method.spec.damping(), Some(curve.chosen));
     let options = RunOptions { methods: vec!["ekfac".into()], ..RunOptions::default() };
     let judged = run(&home, &again, &options, &NoProgress).unwrap();
+    let told = format!("dampings that half of the queries chose (damping.json): ekfac {}", curve.chosen);
+    assert_eq!(judged.notes, [told]);
     let figure = |name: &str| judged.methods["ekfac"].figure(name);
     assert_eq!((figure("lds_first_half"), figure("lds_second_half")), (chosen.choosing, chosen.judging));
     // Methods that are chosen later stand beside those of before.
