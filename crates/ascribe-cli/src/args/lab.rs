@@ -54,6 +54,17 @@ pub struct FeaturesArgs {
     /// parts, dataset by dataset, to the same bytes for every n.
     #[arg(long, value_name = "i/n", default_value = "0/1", value_parser = super::parse_shard, requires = "data")]
     pub shard: (u64, u64),
+    /// Keep the best factors of this rank of every module's matrix, whitened from both sides (LoRIF), as `ascribe store convert --factors`
+    /// does: rows that `ascribe search --mode exact` scores with the inverse curvature in them. The dense rows lie in OUT.dense until
+    /// the factors are there.
+    #[arg(long, value_name = "RANK", requires = "data", conflicts_with = "embeddings")]
+    pub factors: Option<usize>,
+    /// Damping of the whitening, relative to the mean eigenvalue of each side.
+    #[arg(long, value_name = "X", default_value_t = super::store::WHITENING_DAMPING, requires = "factors")]
+    pub damping: f64,
+    /// Row type of the factors.
+    #[arg(long, value_enum, default_value_t = super::store::StoreRows::Int4, requires = "factors")]
+    pub factor_rows: super::store::StoreRows,
 }
 
 /// Where passes run.

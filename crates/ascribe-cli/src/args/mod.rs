@@ -152,7 +152,8 @@ pub enum Command {
     ///
     /// With --data the same for the records of a JSONL file under any Hugging Face model folder.
     #[command(after_help = "Example:\n  ascribe features --out out/demo\n  \
-        ascribe features --model path/to/model --data records.jsonl --out store --format json")]
+        ascribe features --model path/to/model --data records.jsonl --out store --format json\n  \
+        ascribe features --model path/to/model --data records.jsonl --out small --factors 2")]
     Features(lab::FeaturesArgs),
     /// Station 4: curvature of the gradients.
     #[command(after_help = "Example:\n  ascribe fit --out out/demo")]

@@ -8,7 +8,7 @@ use ascribe_store::features::Deletion;
 use clap::{Args, Subcommand, ValueEnum};
 
 /// Default damping of whitened factors.
-const DAMPING: f64 = 0.01;
+pub const WHITENING_DAMPING: f64 = 0.01;
 
 /// Commands on feature stores.
 #[derive(Clone, Debug, Subcommand)]
@@ -129,7 +129,7 @@ pub struct ConvertArgs {
     #[arg(long, value_name = "RANK", requires = "out")]
     pub factors: Option<usize>,
     /// Damping of the whitening, relative to the mean eigenvalue of each side.
-    #[arg(long, value_name = "X", default_value_t = DAMPING, requires = "factors")]
+    #[arg(long, value_name = "X", default_value_t = WHITENING_DAMPING, requires = "factors")]
     pub damping: f64,
 }
 

@@ -12,9 +12,11 @@ use ascribe_engine::lab::model::{LabModel, Subject};
 use ascribe_engine::lab::plan::{self, Plan, PlanRequest, mib};
 use ascribe_engine::lab::scale::{self, ScalePlan};
 use ascribe_engine::nll;
+use ascribe_engine::store::factored::{self, FactorSettings, Factored};
 use ascribe_engine::train::vision::{self, ImageTrainReport, Judgement};
 
 use super::run_record::Seal;
+use super::store::made_text;
 use crate::args::lab::{FeaturesArgs, NllArgs, PlanArgs, special_tokens};
 use crate::args::run_record::SealArgs;
 use crate::args::{Command, Format};
@@ -42,6 +44,9 @@ pub fn run(command: &Command, format: Format, bars: &Bars) -> Result<Option<Exit
             embeddings,
             device,
             shard,
+            factors,
+            damping,
+            factor_rows,
         }) => {
             let request = FeaturesRequest {
                 model: model.clone(),
@@ -56,7 +61,13 @@ pub fn run(command: &Command, format: Format, bars: &Bars) -> Result<Option<Exit
                 cuda: device.cuda,
                 part: *shard,
             };
-            print(format, &features::run(&request, bars)?, features_text)?;
+            match *factors {
+                Some(rank) => {
+                    let settings = FactorSettings { rank, damping: *damping, row_type: (*factor_rows).into() };
+                    print(format, &factored::run(&request, settings, bars)?, factored_text)?;
+                }
+                None => print(format, &features::run(&request, bars)?, features_text)?,
+            }
         }
         Command::Plan(args) => return plan(args, format, bars).map(Some),
         Command::Finetune(args) => {
@@ -122,6 +133,11 @@ fn nll(args: &NllArgs, format: Format) -> Result<()> {
         (None, None) => anyhow::bail!("expected --text or --data, found neither"),
     };
     print(format, &report, |r| format!("{:.4} nats per token over {} tokens", r.nll, r.tokens))
+}
+
+fn factored_text(f: &Factored) -> String {
+    let made = made_text(&f.made);
+    f.features.as_ref().map_or_else(|| made.clone(), |rows| format!("{}\n{made}", features_text(rows)))
 }
 
 fn features_text(r: &FeaturesReport) -> String {

@@ -57,7 +57,8 @@ pub fn run(command: &StoreCommand, format: Format, bars: &dyn Progress) -> Resul
     }
 }
 
-fn made_text(made: &Made) -> String {
+/// What a store is now.
+pub fn made_text(made: &Made) -> String {
     format!(
         "{}: generation {}, {} rows ({} deleted) in {}, {} bytes",
         made.store.display(),

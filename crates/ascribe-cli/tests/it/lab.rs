@@ -518,3 +518,69 @@ fn an_encoder_gives_embeddings() {
     let shard = shards(&store).concat();
     assert!(shard.windows(expected.len()).any(|bytes| bytes == expected), "the rows stand in the shard");
 }
+
+/// Factors in one call are those of rows that were made and converted; what is there is held to what is asked for.
+#[test]
+fn factors_of_records_are_those_of_rows_that_are_converted() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = records(dir.path(), 24);
+    let at = |name: &str| dir.path().join(name);
+    let text = |name: &str| at(name).display().to_string();
+    let taps = ["--projection", "6x5", "--taps", "*.down_proj"];
+    let all = |more: &[&'static str]| [&taps[..], more].concat();
+    let convert = |from: &str, to: &str| {
+        let args = ["store", "convert", from, "--rows", "int8", "--factors", "2", "--damping", "0.05", "--out", to];
+        object(&run(&[&args[..], &["--format", "json"]].concat()))
+    };
+    object(&features(&data, &at("rows"), &taps));
+    convert(&text("rows"), &text("two"));
+    let factors = all(&["--factors", "2", "--damping", "0.05", "--factor-rows", "int8"]);
+    let made = object(&features(&data, &at("one"), &factors));
+    assert_eq!((&made["features"]["examples_done"], &made["n_rows"]), (&json!(24), &json!(24)));
+    let files = |name: &str| {
+        let mut names: Vec<String> =
+            fs::read_dir(at(name)).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names.retain(|file| at(name).join(file).is_file());
+        names.into_iter().map(|file| (fs::read(at(name).join(&file)).unwrap(), file)).collect::<Vec<_>>()
+    };
+    assert_eq!(files("one"), files("two"));
+    assert_eq!(shards(&at("one")), shards(&at("two")));
+    assert_eq!(
+        fs::read(at("one").join("examples.jsonl")).unwrap(),
+        fs::read(at("rows").join("examples.jsonl")).unwrap()
+    );
+    assert!(!at("one.dense").exists(), "the dense rows stayed");
+
+    // Nothing is left to do; another rank or other records are refused, and nothing is made.
+    let again = object(&features(&data, &at("one"), &factors));
+    assert_eq!((&again["features"], &again["n_rows"]), (&Value::Null, &json!(24)));
+    let fewer = all(&["--factors", "2", "--damping", "0.05", "--factor-rows", "int8", "--limit", "20"]);
+    for (more, word) in [
+        (all(&["--factors", "3", "--damping", "0.05", "--factor-rows", "int8"]), "rank 2, damping 0.05, int8"),
+        (fewer, "a folder of these records"),
+        (all(&["--factors", "6"]), "a rank from 1 to 5"),
+        (vec!["--projection", "full", "--factors", "2"], "two-sided projections"),
+        (all(&["--factors", "2", "--shard", "0/2"]), "the whitening is of all of them"),
+    ] {
+        let output = features(&data, &at("one"), &more);
+        assert_eq!(output.status.code(), Some(1), "{more:?}");
+        assert!(stderr(&output).contains(word), "{more:?}: {}", stderr(&output));
+        assert!(!at("one.dense").exists(), "{more:?}");
+    }
+
+    // Lines of deleted rows stay behind, the others are numbered anew.
+    object(&run(&["store", "delete", &text("rows"), "--example", "0:1", "--format", "json"]));
+    convert(&text("rows"), &text("fewer"));
+    let lines = |name: &str| -> Vec<Value> {
+        let text = fs::read_to_string(at(name).join("examples.jsonl")).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let (before, after) = (lines("rows"), lines("fewer"));
+    let left: Vec<&Value> = before.iter().filter(|line| line["example_id"] != json!(1)).collect();
+    assert_eq!((left.len(), after.len()), (23, 23));
+    for (row, (line, left)) in after.iter().zip(left).enumerate() {
+        assert_eq!((&line["row"], &line["record"]), (&json!(row), &left["record"]));
+    }
+    object(&run(&["store", "verify", &text("fewer"), "--format", "json"]));
+}

@@ -155,17 +155,7 @@ pub struct ExampleLine {
 /// # Errors
 /// The model's, the tokenizer's, the first bad record, a store of other settings, the disk's, [`EngineError::Stopped`].
 pub fn run(request: &FeaturesRequest, progress: &dyn Progress) -> Result<FeaturesReport, EngineError> {
-    plan::check_weights(&request.model)?;
-    progress.start("load model", 0, "");
-    let model = match request.embeddings {
-        true => LabModel::open_reader(&request.model, &request.subject)?,
-        false => LabModel::open_subject(&request.model, &request.subject)?,
-    };
-    progress.finish(&format!("{} parameters", model.decoder().parameters().len()));
-    let options = model.options(&request.options)?;
-    let tokenizer = || model.tokenizer(request.special_tokens);
-    let vocab_size = model.decoder().config().vocab_size;
-    let mut data = LabData::read(&request.data, &options, vocab_size, &tokenizer, progress)?;
+    let (model, options, mut data) = open(request, progress)?;
     let (clock, cpu) = (std::time::Instant::now(), cpu_seconds());
     let maker = Maker::new(request, &model)?;
     // Of all records: parts belong together because their specs are equal.
@@ -207,6 +197,31 @@ pub fn run(request: &FeaturesRequest, progress: &dyn Progress) -> Result<Feature
         instructions: ascribe_linalg::packed::isa(),
         store: request.out.clone(),
     })
+}
+
+/// Model and records, read and checked.
+fn open(request: &FeaturesRequest, progress: &dyn Progress) -> Result<(LabModel, DataOptions, LabData), EngineError> {
+    plan::check_weights(&request.model)?;
+    progress.start("load model", 0, "");
+    let model = match request.embeddings {
+        true => LabModel::open_reader(&request.model, &request.subject)?,
+        false => LabModel::open_subject(&request.model, &request.subject)?,
+    };
+    progress.finish(&format!("{} parameters", model.decoder().parameters().len()));
+    let options = model.options(&request.options)?;
+    let tokenizer = || model.tokenizer(request.special_tokens);
+    let vocab_size = model.decoder().config().vocab_size;
+    let data = LabData::read(&request.data, &options, vocab_size, &tokenizer, progress)?;
+    Ok((model, options, data))
+}
+
+/// [`EXAMPLES_FILE`] and [`LAB_FILE`] as [`run`] writes them, without a row.
+///
+/// # Errors
+/// Those of [`run`] before it touches the store.
+pub(crate) fn notes_of(request: &FeaturesRequest, progress: &dyn Progress) -> Result<[String; 2], EngineError> {
+    let (model, options, data) = open(request, progress)?;
+    Ok(notes(request, &options, &model, &data)?.map(|(_, text)| text))
 }
 
 /// Leaves the windows of one part.

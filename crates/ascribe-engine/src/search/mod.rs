@@ -133,6 +133,25 @@ impl QueryHits {
     }
 }
 
+impl SearchReport {
+    /// Of a search that looks at every precise row, nothing found yet.
+    fn new(request: &SearchRequest, store: &FeatureStore, modules: Option<Vec<String>>) -> Self {
+        Self {
+            mode: request.mode,
+            k: request.k,
+            modules,
+            rows: store.n_rows(),
+            generation: store.generation().generation,
+            manifest_blake3: store.manifest_blake3().to_owned(),
+            scanned: Some(store.row_type().name()),
+            nominated_by: None,
+            proven: true,
+            recall: None,
+            queries: Vec::new(),
+        }
+    }
+}
+
 /// Searches a store. Hits do not depend on threads.
 ///
 /// # Errors
@@ -145,19 +164,7 @@ pub fn run(request: &SearchRequest, progress: &dyn Progress) -> Result<SearchRep
     refuse_factors(store.spec())?;
     let (queries, modules) = of_modules(&store, &request.modules, read_matrix(&request.queries)?)?;
     let filter = filter(request, &store)?;
-    let mut report = SearchReport {
-        mode: request.mode,
-        k: request.k,
-        modules,
-        rows: store.n_rows(),
-        generation: store.generation().generation,
-        manifest_blake3: store.manifest_blake3().to_owned(),
-        scanned: Some(store.row_type().name()),
-        nominated_by: None,
-        proven: true,
-        recall: None,
-        queries: Vec::new(),
-    };
+    let mut report = SearchReport::new(request, &store, modules);
     match request.mode {
         Mode::Exact => {
             report.queries = every_row(&store, queries.view(), request.k, &filter)?;
@@ -206,19 +213,8 @@ fn by_factors(request: &SearchRequest, store: &FeatureStore, whitened: &Whitened
     }
     let queries = read_matrix(&request.queries)?;
     let hits = whitened.search(store, queries.view(), request.k, &filter(request, store)?)?;
-    let mut report = SearchReport {
-        mode: request.mode,
-        k: request.k,
-        modules: None,
-        rows: store.n_rows(),
-        generation: store.generation().generation,
-        manifest_blake3: store.manifest_blake3().to_owned(),
-        scanned: Some(store.row_type().name()),
-        nominated_by: None,
-        proven: true,
-        recall: None,
-        queries: hits.iter().map(|hits| QueryHits::new(hits, None)).collect(),
-    };
+    let mut report = SearchReport::new(request, store, None);
+    report.queries = hits.iter().map(|hits| QueryHits::new(hits, None)).collect();
     name_owners(store, &mut report);
     Ok(report)
 }

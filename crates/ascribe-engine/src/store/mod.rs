@@ -4,6 +4,8 @@
 //! store beside its rows and brings them up to date with it.
 
 pub mod curvature;
+pub mod factored;
+mod notes;
 pub mod owners;
 pub mod scoring;
 pub mod whitened;
@@ -18,11 +20,8 @@ use serde::Serialize;
 
 use crate::error::EngineError;
 use crate::files;
-use crate::lab::features::{EXAMPLES_FILE, LAB_FILE};
 use crate::search::INDEX_FOLDER;
-
-/// What whoever made the rows left beside them, held to its hashes in `notes.json`; it travels with them.
-const NOTES: [&str; 2] = [EXAMPLES_FILE, LAB_FILE];
+use notes::NOTES;
 
 /// What `verify` checked.
 #[derive(Clone, Debug, Serialize)]
@@ -149,7 +148,8 @@ impl Made {
     }
 }
 
-/// Writes the rows of `dir` to a new store `out` in `row_type`; without `out` makes the companion beside them.
+/// Writes the rows of `dir` to a new store `out` in `row_type`; without `out` makes the companion beside them. A new store gets the notes
+/// of the old one ([`notes::carry`]).
 ///
 /// # Errors
 /// From reading and writing.
@@ -165,7 +165,9 @@ pub fn convert(
             if let Some(bytes) = whitening(dir)? {
                 files::write_atomic(&out.join(whitened::WHITENING_FILE), &bytes)?;
             }
-            Ok(Made::of(out, &features::convert(&store, out, row_type, progress)?))
+            let made = features::convert(&store, out, row_type, progress)?;
+            notes::carry(dir, &store, out)?;
+            Ok(Made::of(out, &made))
         }
         None => {
             let made = features::make_companion(&store, row_type, progress)?;

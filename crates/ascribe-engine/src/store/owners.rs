@@ -3,7 +3,7 @@
 //! The store keeps the sums per dataset and per owner with each generation; here is who says what an ordinal stands for (a
 //! registry, or the caller), and that the curvature and the notes beside the rows follow.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use ascribe_core::{ExampleId, FeatureReader as _, Progress};
@@ -15,7 +15,7 @@ use ascribe_store::FeatureStore;
 use ascribe_store::features::{self, DatasetStats, DatasetTerms, Numbering, OwnerStats};
 use serde::Serialize;
 
-use super::{curvature, follows};
+use super::{curvature, follows, notes};
 use crate::error::EngineError;
 use crate::lab::features::{EXAMPLES_FILE, ExampleLine, LAB_FILE, LabFile};
 
@@ -112,22 +112,8 @@ fn join_notes(dir: &Path, other: &FeatureStore, from: &Path, numbering: &Numberi
     let path = from.join(EXAMPLES_FILE);
     let (ours, theirs) = (features::read_note(dir, EXAMPLES_FILE)?, features::read_note(from, EXAMPLES_FILE)?);
     let (Some(ours), Some(theirs)) = (ours, theirs) else { return Ok(()) };
-    let wrong = |path: &Path, line: usize, error: String| EngineError::Record {
-        path: path.to_path_buf(),
-        line: line as u64 + 1,
-        field: "line".to_owned(),
-        expected: "an example".to_owned(),
-        found: error,
-    };
-    let parse = |path: &Path, bytes: &[u8]| -> Result<BTreeMap<u64, ExampleLine>, EngineError> {
-        let text = std::str::from_utf8(bytes).map_err(|error| wrong(path, 0, error.to_string()))?;
-        let line = |(n, text): (usize, &str)| {
-            let line: ExampleLine = serde_json::from_str(text).map_err(|error| wrong(path, n, error.to_string()))?;
-            Ok((line.example_id, line))
-        };
-        text.lines().enumerate().map(line).collect()
-    };
-    let (ours, theirs) = (parse(&dir.join(EXAMPLES_FILE), &ours)?, parse(&path, &theirs)?);
+    let ours = notes::parse(&dir.join(EXAMPLES_FILE), &ours)?;
+    let theirs = notes::by_id(notes::parse(&path, &theirs)?);
     let placed = |id: ExampleId| {
         let here = ExampleId { dataset: numbering[&id.dataset], ..id };
         Some((here.to_u64(), theirs.get(&id.to_u64())?))
@@ -135,7 +121,7 @@ fn join_notes(dir: &Path, other: &FeatureStore, from: &Path, numbering: &Numberi
     let coming: Vec<(u64, &ExampleLine)> = other.ids().filter_map(placed).collect();
     let ids: HashSet<u64> = coming.iter().map(|(id, _)| *id).collect();
     // Lines of an earlier call that was cut off make room.
-    let mut lines: Vec<ExampleLine> = ours.into_values().filter(|line| !ids.contains(&line.example_id)).collect();
+    let mut lines: Vec<ExampleLine> = ours.into_iter().filter(|line| !ids.contains(&line.example_id)).collect();
     lines.sort_by_key(|line| line.row);
     let first = lines.last().map_or(0, |line| line.row + 1);
     let numbered = |(n, (example_id, line)): (usize, (u64, &ExampleLine))| ExampleLine {
@@ -144,12 +130,7 @@ fn join_notes(dir: &Path, other: &FeatureStore, from: &Path, numbering: &Numberi
         ..line.clone()
     };
     lines.extend(coming.into_iter().enumerate().map(numbered));
-    let mut text = String::new();
-    for line in &lines {
-        text.push_str(&serde_json::to_string(line)?);
-        text.push('\n');
-    }
-    Ok(features::write_note(dir, EXAMPLES_FILE, text.as_bytes())?)
+    Ok(features::write_note(dir, EXAMPLES_FILE, notes::text(&lines)?.as_bytes())?)
 }
 
 /// Who is told to own what.

@@ -14,7 +14,7 @@ use ascribe_methods::lorif::{BothSides, Expanded, Layout, WHITENED_BY};
 use ascribe_store::{FactorData, FactorFile, FeatureStore, FeatureWriter, StoreError};
 use ndarray::{Array2, ArrayView2, s};
 
-use super::Made;
+use super::{Made, notes};
 use crate::error::EngineError;
 use crate::files;
 
@@ -98,6 +98,7 @@ pub fn make(request: &WhitenRequest, progress: &dyn Progress) -> Result<Made, En
         }
     }
     let made = writer.finish()?;
+    notes::carry(dir, &store, out)?;
     progress.finish(&format!("{} rows of {dim} numbers", made.n_rows()));
     Ok(Made::of(out, &made))
 }
@@ -161,6 +162,7 @@ pub struct Whitened {
     by: BothSides,
     sizes: Vec<[f64; 2]>,
     layout: Layout,
+    damping: f64,
 }
 
 impl Whitened {
@@ -208,7 +210,17 @@ impl Whitened {
         let damping = file.metadata.get(DAMPING_KEY).and_then(|text| text.parse().ok());
         let damping = damping.ok_or_else(|| refused(format!("a number `{DAMPING_KEY}`")))?;
         let layout = Layout::new(&spec.columns, &shapes, *rank)?;
-        Ok(Some(Self { by: BothSides::from_parts(parts, damping)?, sizes, layout }))
+        Ok(Some(Self { by: BothSides::from_parts(parts, damping)?, sizes, layout, damping }))
+    }
+
+    /// Columns of the factors.
+    pub fn rank(&self) -> usize {
+        self.layout.rank()
+    }
+
+    /// Damping of each side, relative to its mean eigenvalue.
+    pub fn damping(&self) -> f64 {
+        self.damping
     }
 
     /// Numbers of a query: those of a dense row.
