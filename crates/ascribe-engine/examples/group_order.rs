@@ -15,10 +15,10 @@ use ascribe_eval::bootstrap_mean;
 use ascribe_eval::rank::spearman;
 use ascribe_linalg::TwoSided;
 use ascribe_methods::block_fisher::{Covariance, precondition, removal_vectors};
-use ascribe_methods::captured;
 use ascribe_methods::projected::{Basis, Projected};
 use ascribe_methods::rows::InMemory;
 use ascribe_methods::source::{CaptureSource, Labels, Layer};
+use ascribe_methods::{MethodError, captured};
 use ndarray::{Array2, ArrayView2, Axis, s};
 
 type Failure = Box<dyn std::error::Error>;
@@ -84,6 +84,10 @@ fn rows_of(source: &dyn CaptureSource, bases: &[Basis]) -> Result<(Array2<f32>, 
     Ok((captured::gradients(&projected, &ids, Labels::Given)?, columns))
 }
 
+fn reader<'a>(rows: ArrayView2<'a, f32>, columns: &[Column]) -> Result<InMemory<'a>, MethodError> {
+    InMemory::new(rows).with_columns(columns.to_vec())
+}
+
 /// What leaving out every subset's examples does to a query's loss, `[M, Q]`, three ways.
 fn predictions(
     rows: ArrayView2<'_, f32>,
@@ -93,8 +97,7 @@ fn predictions(
     damping: f64,
 ) -> Result<[Array2<f64>; 3], Failure> {
     let n = rows.nrows() as f64;
-    let reader = |rows| InMemory::new(rows).with_columns(columns.to_vec());
-    let covariance = Covariance::fit(&reader(rows)?, &NoProgress)?;
+    let covariance = Covariance::fit(&reader(rows, columns)?, &NoProgress)?;
     let factors = covariance.cholesky(damping)?;
     let solved = precondition(&factors, queries)?;
     let plain = queries.mapv(f64::from);
@@ -111,7 +114,8 @@ fn predictions(
         let wide = removed.mapv(f64::from);
         let second = wide.t().dot(&wide.dot(&moved)) / n;
         let ids = (0..gone.len()).map(|i| ExampleId { dataset: 0, idx: i as u32 }).collect();
-        let left = removal_vectors(&reader(removed.view())?.with_ids(ids)?, &covariance, damping, 1, &NoProgress)?;
+        let left =
+            removal_vectors(&reader(removed.view(), columns)?.with_ids(ids)?, &covariance, damping, 1, &NoProgress)?;
         out[0].row_mut(m).assign(&solved.dot(&sum));
         out[1].row_mut(m).assign(&solved.dot(&(&sum + &second)));
         out[2].row_mut(m).assign(&plain.dot(&left.row(0)));
