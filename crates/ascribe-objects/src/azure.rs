@@ -12,7 +12,7 @@ use ureq::http::request::Builder;
 
 use crate::base64;
 use crate::sign::{encode_path, http_date, mac};
-use crate::web::{Answer, Call, Web, endpoint, now, refuse, split};
+use crate::web::{self, Answer, Call, Door, Web, endpoint, now, refuse, split};
 
 /// Version of the service that is spoken: blobs of up to 5,000 MiB in one request.
 const VERSION: &str = "2021-08-06";
@@ -92,20 +92,6 @@ impl Azure {
         Ok(Self { web, base: format!("{scheme}://{host}"), path, account, who })
     }
 
-    fn refused(&self, call: &Call<'_>, answer: Answer) -> StoreError {
-        let hint = match answer.status {
-            403 => "are the account, its key and the clock right?",
-            404 => "is there such a container?",
-            _ => "",
-        };
-        self.web.refused(call, answer, hint)
-    }
-
-    fn ask(&self, call: &Call<'_>, body: &[u8], create: bool) -> Result<Answer, StoreError> {
-        let path = format!("{}/{}", self.path, encode_path(call.key));
-        self.web.ask(call, body, &|| self.signed(call.method, &path, body.len(), create))
-    }
-
     fn signed(&self, method: &str, path: &str, len_bytes: usize, create: bool) -> io::Result<Builder> {
         let date = http_date(now()?);
         let is_put = method == "PUT";
@@ -133,12 +119,6 @@ impl Azure {
         Ok(headers.into_iter().fold(builder, |builder, (name, value)| builder.header(name, value)))
     }
 
-    /// False for what is there already; its error has a name of its own beside the status.
-    fn is_there(answer: &Answer) -> bool {
-        let code = answer.header("x-ms-error-code").unwrap_or_default();
-        matches!((answer.status, code), (409, "BlobAlreadyExists") | (412, _))
-    }
-
     /// True if only the blob is missing, and not its container.
     fn is_missing(answer: &Answer) -> bool {
         answer.status == 404 && answer.header("x-ms-error-code").is_none_or(|code| code == "BlobNotFound")
@@ -160,6 +140,30 @@ fn to_sign(
     let fields = ["", "", &length, "", body_type, "", "", "", condition, "", ""].join("\n");
     let own: String = headers.iter().map(|(name, value)| format!("{name}:{value}\n")).collect();
     format!("{method}\n{fields}\n{own}{resource}")
+}
+
+impl Door for Azure {
+    const WRITTEN: u16 = 201;
+
+    fn refused(&self, call: &Call<'_>, answer: Answer) -> StoreError {
+        let hint = match answer.status {
+            403 => "are the account, its key and the clock right?",
+            404 => "is there such a container?",
+            _ => "",
+        };
+        self.web.refused(call, answer, hint)
+    }
+
+    fn ask(&self, call: &Call<'_>, body: &[u8], create: bool) -> Result<Answer, StoreError> {
+        let path = format!("{}/{}", self.path, encode_path(call.key));
+        self.web.ask(call, body, &|| self.signed(call.method, &path, body.len(), create))
+    }
+
+    /// Its error has a name of its own beside the status.
+    fn is_there(answer: &Answer) -> bool {
+        let code = answer.header("x-ms-error-code").unwrap_or_default();
+        matches!((answer.status, code), (409, "BlobAlreadyExists") | (412, _))
+    }
 }
 
 impl Objects for Azure {
@@ -188,21 +192,11 @@ impl Objects for Azure {
     }
 
     fn put(&self, key: &str, bytes: &[u8]) -> Result<(), StoreError> {
-        let call = Call { action: "write", method: "PUT", key };
-        let answer = self.ask(&call, bytes, false)?;
-        if answer.status == 201 { Ok(()) } else { Err(self.refused(&call, answer)) }
+        web::put(self, key, bytes)
     }
 
-    /// Of a lost answer only the object itself can tell who wrote it, as on S3.
     fn put_new(&self, key: &str, bytes: &[u8]) -> Result<bool, StoreError> {
-        let call = Call { action: "create", method: "PUT", key };
-        let answer = self.ask(&call, bytes, true)?;
-        match answer.status {
-            201 => Ok(true),
-            _ if !Self::is_there(&answer) => Err(self.refused(&call, answer)),
-            _ if answer.is_repeated => Ok(self.get(key)?.is_some_and(|found| found == bytes)),
-            _ => Ok(false),
-        }
+        web::put_new(self, key, bytes)
     }
 }
 

@@ -12,7 +12,7 @@ use ureq::http::Request;
 use ureq::http::request::Builder;
 
 use crate::sign::{Credentials, Dialect, ToSign, authorization, encode_path, sha256_hex, time_of};
-use crate::web::{Answer, Call, Web, endpoint, now, refuse, split};
+use crate::web::{self, Answer, Call, Door, Web, endpoint, now, refuse, split};
 
 const CREATE: (&str, &str) = ("x-goog-if-generation-match", "0");
 
@@ -88,21 +88,6 @@ impl Google {
         Ok(Self { web, base: format!("{scheme}://{host}"), host: host.to_owned(), path, who })
     }
 
-    fn refused(&self, call: &Call<'_>, answer: Answer) -> StoreError {
-        let hint = match answer.status {
-            401 | 403 => "is the token or the key right, and not too old?",
-            404 => "is there such a bucket?",
-            _ => "",
-        };
-        self.web.refused(call, answer, hint)
-    }
-
-    fn ask(&self, call: &Call<'_>, body: &[u8], create: bool) -> Result<Answer, StoreError> {
-        let body_sha256 = sha256_hex(body);
-        let path = format!("{}/{}", self.path, encode_path(call.key));
-        self.web.ask(call, body, &|| self.signed(call.method, &path, &body_sha256, create))
-    }
-
     fn signed(&self, method: &str, path: &str, body_sha256: &str, create: bool) -> io::Result<Builder> {
         let mut builder = Request::builder().method(method).uri(format!("{}{path}", self.base));
         if create {
@@ -139,6 +124,25 @@ impl Google {
     }
 }
 
+impl Door for Google {
+    const WRITTEN: u16 = 200;
+
+    fn refused(&self, call: &Call<'_>, answer: Answer) -> StoreError {
+        let hint = match answer.status {
+            401 | 403 => "is the token or the key right, and not too old?",
+            404 => "is there such a bucket?",
+            _ => "",
+        };
+        self.web.refused(call, answer, hint)
+    }
+
+    fn ask(&self, call: &Call<'_>, body: &[u8], create: bool) -> Result<Answer, StoreError> {
+        let body_sha256 = sha256_hex(body);
+        let path = format!("{}/{}", self.path, encode_path(call.key));
+        self.web.ask(call, body, &|| self.signed(call.method, &path, &body_sha256, create))
+    }
+}
+
 impl Objects for Google {
     fn name(&self) -> String {
         self.web.name.clone()
@@ -165,21 +169,11 @@ impl Objects for Google {
     }
 
     fn put(&self, key: &str, bytes: &[u8]) -> Result<(), StoreError> {
-        let call = Call { action: "write", method: "PUT", key };
-        let answer = self.ask(&call, bytes, false)?;
-        if answer.status == 200 { Ok(()) } else { Err(self.refused(&call, answer)) }
+        web::put(self, key, bytes)
     }
 
-    /// Of a lost answer only the object itself can tell who wrote it, as on S3.
     fn put_new(&self, key: &str, bytes: &[u8]) -> Result<bool, StoreError> {
-        let call = Call { action: "create", method: "PUT", key };
-        let answer = self.ask(&call, bytes, true)?;
-        match answer.status {
-            200 => Ok(true),
-            412 if answer.is_repeated => Ok(self.get(key)?.is_some_and(|found| found == bytes)),
-            412 => Ok(false),
-            _ => Err(self.refused(&call, answer)),
-        }
+        web::put_new(self, key, bytes)
     }
 }
 

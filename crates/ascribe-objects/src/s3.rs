@@ -15,7 +15,7 @@ use ureq::http::Request;
 use ureq::http::request::Builder;
 
 use crate::sign::{Credentials, Dialect, ToSign, authorization, encode_path, sha256_hex, time_of};
-use crate::web::{Answer, Call, Web, endpoint, now, refuse, split};
+use crate::web::{self, Answer, Call, Door, Web, endpoint, now, refuse, split};
 
 /// A prefix of a bucket.
 #[derive(Debug)]
@@ -71,24 +71,6 @@ impl S3 {
         Ok(Self { web, base: format!("{scheme}://{host}"), host: host.to_owned(), path, region, who })
     }
 
-    /// The server's own words.
-    fn refused(&self, call: &Call<'_>, answer: Answer) -> StoreError {
-        let region = answer.header("x-amz-bucket-region").map(|region| format!("AWS_REGION={region}"));
-        let hint = match (answer.status, region) {
-            (301 | 307, Some(region)) => region,
-            (403, _) => "are the keys, the region and the clock right?".to_owned(),
-            (501, _) => "this server knows no `If-None-Match: *`, so it cannot hold commits".to_owned(),
-            _ => String::new(),
-        };
-        self.web.refused(call, answer, &hint)
-    }
-
-    fn ask(&self, call: &Call<'_>, body: &[u8], create: bool) -> Result<Answer, StoreError> {
-        let body_sha256 = sha256_hex(body);
-        let path = format!("{}/{}", self.path, encode_path(call.key));
-        self.web.ask(call, body, &|| self.signed(call.method, &path, &body_sha256, create))
-    }
-
     fn signed(&self, method: &str, path: &str, body_sha256: &str, create: bool) -> io::Result<Builder> {
         let time = time_of(now()?);
         let mut headers =
@@ -109,6 +91,28 @@ impl S3 {
             builder = builder.header(name, value);
         }
         Ok(builder.header("authorization", authorization))
+    }
+}
+
+impl Door for S3 {
+    const WRITTEN: u16 = 200;
+
+    /// The server's own words.
+    fn refused(&self, call: &Call<'_>, answer: Answer) -> StoreError {
+        let region = answer.header("x-amz-bucket-region").map(|region| format!("AWS_REGION={region}"));
+        let hint = match (answer.status, region) {
+            (301 | 307, Some(region)) => region,
+            (403, _) => "are the keys, the region and the clock right?".to_owned(),
+            (501, _) => "this server knows no `If-None-Match: *`, so it cannot hold commits".to_owned(),
+            _ => String::new(),
+        };
+        self.web.refused(call, answer, &hint)
+    }
+
+    fn ask(&self, call: &Call<'_>, body: &[u8], create: bool) -> Result<Answer, StoreError> {
+        let body_sha256 = sha256_hex(body);
+        let path = format!("{}/{}", self.path, encode_path(call.key));
+        self.web.ask(call, body, &|| self.signed(call.method, &path, &body_sha256, create))
     }
 }
 
@@ -138,22 +142,11 @@ impl Objects for S3 {
     }
 
     fn put(&self, key: &str, bytes: &[u8]) -> Result<(), StoreError> {
-        let call = Call { action: "write", method: "PUT", key };
-        let answer = self.ask(&call, bytes, false)?;
-        if answer.status == 200 { Ok(()) } else { Err(self.refused(&call, answer)) }
+        web::put(self, key, bytes)
     }
 
-    /// Of a lost answer only the object itself can tell who wrote it: what is there and equal was this call's, or another's with
-    /// the same bytes, which comes to the same.
     fn put_new(&self, key: &str, bytes: &[u8]) -> Result<bool, StoreError> {
-        let call = Call { action: "create", method: "PUT", key };
-        let answer = self.ask(&call, bytes, true)?;
-        match answer.status {
-            200 => Ok(true),
-            412 if answer.is_repeated => Ok(self.get(key)?.is_some_and(|found| found == bytes)),
-            412 => Ok(false),
-            _ => Err(self.refused(&call, answer)),
-        }
+        web::put_new(self, key, bytes)
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ascribe_store::StoreError;
+use ascribe_store::features::Objects;
 use ureq::http::Response;
 use ureq::http::request::Builder;
 use ureq::{Agent, Body};
@@ -115,6 +116,43 @@ impl Web {
     pub fn bytes(&self, call: &Call<'_>, mut answer: Answer) -> Result<Vec<u8>, StoreError> {
         let body = answer.response.body_mut().with_config().limit(OBJECT_MAX_BYTES).read_to_vec();
         body.map_err(|error| self.failed(call.action, call.key, error.into_io()))
+    }
+}
+
+/// How an object is written: what the three kinds of server say differently.
+pub(crate) trait Door: Objects {
+    /// Status of an object that was written.
+    const WRITTEN: u16;
+
+    /// The server's own words, with a hint.
+    fn refused(&self, call: &Call<'_>, answer: Answer) -> StoreError;
+
+    /// One request; with `create` only if there is no such object.
+    fn ask(&self, call: &Call<'_>, body: &[u8], create: bool) -> Result<Answer, StoreError>;
+
+    /// True if an object was not created because it is there.
+    fn is_there(answer: &Answer) -> bool {
+        answer.status == 412
+    }
+}
+
+/// [`Objects::put`].
+pub(crate) fn put<D: Door>(door: &D, key: &str, bytes: &[u8]) -> Result<(), StoreError> {
+    let call = Call { action: "write", method: "PUT", key };
+    let answer = door.ask(&call, bytes, false)?;
+    if answer.status == D::WRITTEN { Ok(()) } else { Err(door.refused(&call, answer)) }
+}
+
+/// [`Objects::put_new`]. Of a lost answer only the object itself can tell who wrote it: what is there and equal was this call's, or
+/// another's with the same bytes, which comes to the same.
+pub(crate) fn put_new<D: Door>(door: &D, key: &str, bytes: &[u8]) -> Result<bool, StoreError> {
+    let call = Call { action: "create", method: "PUT", key };
+    let answer = door.ask(&call, bytes, true)?;
+    match answer.status {
+        status if status == D::WRITTEN => Ok(true),
+        _ if !D::is_there(&answer) => Err(door.refused(&call, answer)),
+        _ if answer.is_repeated => Ok(door.get(key)?.is_some_and(|found| found == bytes)),
+        _ => Ok(false),
     }
 }
 
