@@ -46,7 +46,8 @@ fn files_of(dir: &Path, below: &str) -> BTreeMap<String, Vec<u8>> {
     folder(dir).into_iter().filter(|(name, _)| name.starts_with(below)).collect()
 }
 
-fn without_room(what: &str) {
+/// Runs into every limit in turn. Returns the files that there was no room for, in their order.
+fn without_room(what: &str) -> Vec<String> {
     let fresh = tempfile::tempdir().unwrap();
     prepare(fresh.path(), what);
     let (plain, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -87,6 +88,7 @@ fn without_room(what: &str) {
     assert_eq!(now.keys().collect::<Vec<_>>(), plain.keys().collect::<Vec<_>>(), "{what}: other files");
     let changed: Vec<&String> = now.keys().filter(|name| now[*name] != plain[*name]).collect();
     assert!(changed.is_empty(), "{what}: other bytes than those of a run with room in {changed:?}");
+    refused_for
 }
 
 #[test]
@@ -107,6 +109,13 @@ fn a_merge() {
 #[test]
 fn a_pull() {
     without_room("pull");
+}
+
+/// The log of many short shards is longer than any of them, so that none is ever refused above. Here each is longer than the log.
+#[test]
+fn a_pull_past_the_manifest() {
+    let refused_for = without_room("pull of long shards");
+    assert!(refused_for.iter().any(|name| name.contains("shards/s-")), "{refused_for:?}");
 }
 
 #[test]

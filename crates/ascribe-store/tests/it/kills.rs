@@ -23,9 +23,13 @@ const N: usize = 16 * 60 + 3;
 const N_KILLS: usize = 9;
 
 fn build(dir: &Path, range: std::ops::Range<usize>) -> FeatureStore {
+    build_of(dir, range, DIM)
+}
+
+fn build_of(dir: &Path, range: std::ops::Range<usize>, dim: usize) -> FeatureStore {
     let n = range.len() as u64;
-    let mut writer = FeatureWriter::create_or_resume(dir, &spec(DIM), RowType::F32, PER_SHARD, n).unwrap();
-    writer.push(&ids(range.clone()), rows(range, DIM).view()).unwrap();
+    let mut writer = FeatureWriter::create_or_resume(dir, &spec(dim), RowType::F32, PER_SHARD, n).unwrap();
+    writer.push(&ids(range.clone()), rows(range, dim).view()).unwrap();
     writer.finish().unwrap()
 }
 
@@ -40,7 +44,7 @@ pub fn work(dir: &Path, what: &str) -> Result<(), StoreError> {
         "companion" | "stale companion" => make_companion(&open(&source), RowType::Int8, &NoProgress).map(drop),
         "convert" => convert(&open(&source), &out, RowType::Int4, &NoProgress).map(drop),
         "merge" => merge(&[open(&source), open(&other)], &out, &NoProgress).map(drop),
-        "pull" => pull(&FolderObjects::new(&dir.join("objects")), &out, &NoProgress).map(drop),
+        "pull" | "pull of long shards" => pull(&FolderObjects::new(&dir.join("objects")), &out, &NoProgress).map(drop),
         "push" => push(&open(&source), &FolderObjects::new(&out), &NoProgress).map(drop),
         "add" => match add(&source, &open(&other), &Numbering::new(), &[owned(1, "Moss")], &NoProgress) {
             // Killed after its commit: whoever changes the store next clears away what was left.
@@ -57,7 +61,11 @@ fn owned(dataset: u32, owner: &str) -> DatasetTerms {
 
 /// What the child finds, and what stays untouched.
 pub fn prepare(dir: &Path, what: &str) {
-    let source = build(&dir.join("source"), 0..N);
+    // Shards that are longer than the log of all of them.
+    let source = match what {
+        "pull of long shards" => build_of(&dir.join("source"), 0..5 * PER_SHARD as usize + 3, 20 * DIM),
+        _ => build(&dir.join("source"), 0..N),
+    };
     match what {
         "stale companion" => {
             make_companion(&source, RowType::Int8, &NoProgress).unwrap();
@@ -66,7 +74,9 @@ pub fn prepare(dir: &Path, what: &str) {
             writer.finish().unwrap();
         }
         "merge" | "add" => drop(build(&dir.join("other"), 2 * N..3 * N)),
-        "pull" => drop(push(&source, &FolderObjects::new(&dir.join("objects")), &NoProgress).unwrap()),
+        "pull" | "pull of long shards" => {
+            push(&source, &FolderObjects::new(&dir.join("objects")), &NoProgress).map(drop).unwrap()
+        }
         _ => {}
     }
 }
