@@ -76,5 +76,24 @@ try:
     out["dattri 0.3.0 EK-FAC: largest off the diagonal, same mean diagonal"] = float((scaled - torch.diag(scaled.diagonal())).abs().max())
 except Exception as problem:  # the peer's own failure is a result too
     out["dattri 0.3.0 EK-FAC"] = f"{type(problem).__name__}: {problem}"
+
+# pyDVL 0.10.0 makes its EK-FAC from gradients of its own label-free loss in the place of labels. On one layer of logits with the answer p the
+# Fisher matrix is diag(p) - p p^T; one gradient per example has an outer product of rank one.
+p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+fisher = torch.diag(p) - torch.outer(p, p)
+try:
+    from pydvl.influence.torch.util import empirical_cross_entropy_loss_fn
+
+    z = p.log().unsqueeze(0).requires_grad_()
+    (g,) = torch.autograd.grad(empirical_cross_entropy_loss_fn(z), z)
+    theirs = torch.outer(g[0], g[0])
+    out["Fisher matrix of logits with p = (0.5, 0.3, 0.2), eigenvalues"] = torch.linalg.eigvalsh(fisher).tolist()
+    out["pyDVL 0.10.0: outer product of its label-free gradient, eigenvalues"] = torch.linalg.eigvalsh(theirs).tolist()
+    drawn = torch.eye(3, dtype=torch.float64) - p
+    out["labels drawn, mean of outer products: largest difference from the Fisher matrix"] = float(
+        ((drawn * p[:, None]).T @ drawn - fisher).abs().max()
+    )
+except Exception as problem:
+    out["pyDVL 0.10.0"] = f"{type(problem).__name__}: {problem}"
 json.dump(out, sys.stdout, indent=1)
 print()

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PEERS = Path(__file__).with_name("influence_peers.py")
 DAMPING = {"mnist-lr": 0.03, "mnist-mlp": 0.003}
 # Peers that take minutes for all queries explain this many. What ours does with the others is not counted for it, but against it.
-FEW = {"dattri datainf": 20, "dattri knn_shapley": 20}
+FEW = {"dattri datainf": 20, "dattri knn_shapley": 20, "captum arnoldi": 100, "pydvl cg": 20}
 
 
 def specs(setting, queries):
@@ -29,6 +29,7 @@ def specs(setting, queries):
         "grad_dot": ({"method": "gradient", "normalise": "none"}, ["dattri"]),
         "grad_cos": ({"method": "gradient", "normalise": "cosine"}, ["dattri"]),
         "tracin_cp": ({"method": "trac_in", "normalise": "none"}, ["dattri", "captum"]),
+        # pyDVL's EK-FAC is another formula: see closed_form.py.
         "ekfac": (kron("ekfac"), ["kronfluence", "pydvl"]),
         "kfac": (kron("kfac"), ["kronfluence"]),
         # Our projection on both sides; then the peer's own dense one, which another Spearman belongs to.
@@ -40,8 +41,8 @@ def specs(setting, queries):
         out |= {
             "explicit": ({"method": "explicit", "damping": damping, "queries": 500}, ["dattri", "pydvl"]),
             "cg": ({"method": "cg", "damping": damping, "iterations": 30, "queries": queries}, ["dattri", "pydvl"]),
-            "lissa": ({"method": "lissa", "damping": damping, "depth": 2000, "batch": 64, "queries": queries}, ["dattri"]),
-            "arnoldi": ({"method": "arnoldi", "damping": damping, "basis": 200, "top": 100, "block": 1}, ["dattri", "captum", "pydvl"]),
+            "lissa": ({"method": "lissa", "damping": damping, "depth": 100, "batch": 0, "scale": 50.0, "queries": min(queries, 5)}, ["dattri"]),
+            "arnoldi": ({"method": "arnoldi", "damping": damping, "basis": 200, "top": 60, "block": 1}, ["dattri", "captum", "pydvl"]),
             "datainf": ({"method": "data_inf", "ridge": 0.1, "queries": 20}, ["dattri"]),
         }
     return out
