@@ -15,7 +15,7 @@ use ascribe_engine::walk::features::{HIDDEN_DIRS, load_rows, open_train, query_d
 use ascribe_engine::walk::{Context, channels, score};
 use ascribe_engine::{DEFAULT_MODEL, Home};
 use ascribe_eval::{Truth, bootstrap_mean, measures::measure};
-use ascribe_methods::aggregate::{Aggregate, to_datasets};
+use ascribe_methods::aggregate::{Aggregate, exchanged, to_datasets};
 use ascribe_methods::block_fisher::{Covariance, precondition, removal_vectors};
 use ascribe_methods::combine::{Channel, FitOptions, Holdout, Splits, TrueShares, cross_fit, forward_select};
 use ascribe_methods::controls::{bm25::Bm25, embedding, text::terms};
@@ -190,6 +190,8 @@ fn beyond_the_walk(context: &Context) -> Result<Vec<(String, Array2<f64>)>> {
             out.push((format!("{name}_top{k}"), best));
         }
     }
+    let last = channels::gradient(context, "block_fisher")?.ok_or("no block_fisher")?.scores(context)?;
+    out.push(("block_fisher_exchange".to_owned(), exchanged(last.view(), &context.sizes()?)?));
     let bigrams = context.bigrams()?;
     for followers in [64.0, 128.0, 256.0, 1024.0] {
         out.push((format!("bigram {followers}"), bigrams.leave_one_out(&context.predicted(), followers)?));
