@@ -11,8 +11,10 @@
 //! Positive = the example raises the query's margin. Here never lives: models, margins, projection.
 
 use ascribe_core::{Column, ExampleId, FeatureReader, Progress};
+use ascribe_linalg::packed::{PackedMatrix, Precision, Rows};
 use ascribe_linalg::{Cholesky, LinalgError};
-use ndarray::{Array2, ArrayView2, s};
+use ndarray::{Array2, ArrayView1, ArrayView2, s};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::block_fisher::{Covariance, Preconditioner};
@@ -167,6 +169,64 @@ impl Preconditioner for Kernel {
     }
 }
 
+/// Numbers of a row that make one chain of f32 multiply-adds; chains are added in f64. Part of the definition of the bytes.
+const CHAIN: usize = 512;
+
+/// Rows per task.
+const TASK: usize = 64;
+
+/// `⟨v_q, φ_i⟩`, `[Q, N]`, with the examples. Rows are f32, so products of them are: every query's vector is brought to a largest number
+/// of 1 and back. A score is a sum of its own, whatever its company.
+fn products<R: FeatureReader>(
+    reader: &R,
+    vectors: ArrayView2<'_, f64>,
+    progress: &dyn Progress,
+) -> Result<(Vec<ExampleId>, Array2<f64>), MethodError> {
+    dot::check_finite("query vectors", vectors)?;
+    let (n_queries, width) = vectors.dim();
+    let n_rows = dot::n_rows(reader)?;
+    let (mut examples, mut scores) = (Vec::with_capacity(n_rows), Array2::<f64>::zeros((n_queries, n_rows)));
+    let top = |row: ArrayView1<'_, f64>| row.iter().fold(f64::MIN_POSITIVE, |top, v| top.max(v.abs()));
+    let largest: Vec<f64> = vectors.rows().into_iter().map(top).collect();
+    let mut narrow = Array2::<f32>::zeros((n_queries, width));
+    for ((mut to, row), largest) in narrow.rows_mut().into_iter().zip(vectors.rows()).zip(&largest) {
+        to.iter_mut().zip(row).for_each(|(to, v)| *to = (v / largest) as f32);
+    }
+    let chain = |start: usize| {
+        let part = narrow.slice(s![.., start..(start + CHAIN).min(width)]);
+        (start, part.ncols(), PackedMatrix::new(Precision::F32, part.t()))
+    };
+    let chains: Vec<(usize, usize, PackedMatrix)> = (0..width).step_by(CHAIN).map(chain).collect();
+    progress.start("score", reader.n_rows(), "rows");
+    blocks::for_each(reader, progress, |block| {
+        examples.extend_from_slice(block.ids);
+        let rows = block.rows.slice(s![..block.ids.len(), ..]).mapv(|v| v as f32);
+        let rows = rows.as_slice().expect("a fresh matrix is row-major");
+        let tasks: Vec<Array2<f64>> = rows
+            .par_chunks(TASK * width.max(1))
+            .map(|rows| {
+                let n = rows.len() / width.max(1);
+                let (mut total, mut part) = (Array2::<f64>::zeros((n, n_queries)), vec![0.0f32; n * n_queries]);
+                for (start, len, packed) in &chains {
+                    packed.multiply(&Rows::new(n, *len, width, &rows[*start..]), 0.0, &mut part, n_queries);
+                    total.iter_mut().zip(&part).for_each(|(to, &v)| *to += f64::from(v));
+                }
+                total
+            })
+            .collect();
+        for (task, total) in tasks.iter().enumerate() {
+            let first = block.first_row + task * TASK;
+            let mut target = scores.slice_mut(s![.., first..first + total.nrows()]);
+            for ((mut to, from), largest) in target.rows_mut().into_iter().zip(total.columns()).zip(&largest) {
+                to.iter_mut().zip(from).for_each(|(to, v)| *to = v * largest);
+            }
+        }
+        Ok(())
+    })?;
+    progress.finish("rows scored");
+    Ok((examples, scores))
+}
+
 /// Models trained alike, added one by one: only sums are kept, `8·Q·N` bytes. [`Ensemble::scores`] may be asked after each model.
 #[derive(Clone, Debug, Default)]
 pub struct Ensemble {
@@ -231,13 +291,7 @@ impl Ensemble {
             return Err(MethodError::shape("queries and examples of a model", self.kernel.dim(), shape));
         }
         let vectors = kernel.precondition(queries)?;
-        let mut scores = Array2::<f64>::zeros(shape);
-        let mut examples = Vec::with_capacity(shape.1);
-        dot::for_each_scores(reader, vectors.view(), None, progress, |first, ids, found| {
-            examples.extend_from_slice(ids);
-            scores.slice_mut(s![.., first..first + ids.len()]).assign(&found);
-            Ok(())
-        })?;
+        let (examples, scores) = products(reader, vectors.view(), progress)?;
         if self.n_models == 0 {
             (self.kernel, self.residuals, self.examples) = (scores, vec![0.0; shape.1], examples);
         } else if self.examples != examples {
