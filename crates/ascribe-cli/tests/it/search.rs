@@ -54,7 +54,11 @@ fn a_store_is_measured_and_then_searched_in_every_mode() {
     let bench = ["bench", "search", "--rows", "700", "--dim", "48", "--dir", store, "--cold", "--format", "json", "-q"];
     let report = json(&bench);
     assert_eq!(report["certified_equals_exact"], Value::Bool(true));
-    assert!(report["read_gb_s"].as_f64().unwrap() > 0.0 && report["scan_gb_s"].as_f64().unwrap() > 0.0);
+    for figure in ["read_gb_s", "scan_gb_s", "certified_gb_s"] {
+        assert!(report[figure].as_f64().unwrap() > 0.0, "{figure}");
+    }
+    let one = &report["scans"][0];
+    assert_eq!((&one["row_type"], &one["queries"], &one["gb_s"]), (&"int8".into(), &1.into(), &report["scan_gb_s"]));
     let cold = &report["cold"];
     let shards = std::fs::read_dir(dir.path().join("store/int8/shards")).unwrap().map(|entry| entry.unwrap());
     let shards = shards.filter(|entry| entry.path().extension().is_some_and(|ending| ending == "safetensors"));
