@@ -59,45 +59,6 @@ fn explicit_by_hand() {
     assert_eq!((inverse.entry(0, 1), inverse.mean_diagonal(), inverse.asymmetry()), (1.0, 2.0, 0.0));
 }
 
-/// An operator that has its matrix, or says so.
-struct Whole(Dense, Array2<f64>);
-
-impl Operator for Whole {
-    fn dim(&self) -> usize {
-        self.0.dim()
-    }
-
-    fn n_examples(&self) -> usize {
-        self.0.n_examples()
-    }
-
-    fn apply(
-        &self,
-        _: Option<&[u32]>,
-        _: ndarray::ArrayView2<'_, f32>,
-        _: ndarray::ArrayViewMut2<'_, f32>,
-    ) -> Result<(), MethodError> {
-        unreachable!("the matrix is there")
-    }
-
-    fn whole(&self) -> Result<Option<Array2<f64>>, MethodError> {
-        Ok(Some(self.1.clone()))
-    }
-}
-
-#[test]
-fn a_matrix_that_is_there_is_not_formed() {
-    let h = arr2(&[[2.0, 1.0], [1.0, 2.0]]);
-    let vectors = arr2(&[[8.0f32, 0.0], [0.0, 16.0]]);
-    let formed = explicit(&Dense::new(h.clone()), 1.0).solve(vectors.view()).unwrap();
-    let given = explicit(&Whole(Dense::new(h.clone()), h.clone()), 1.0).solve(vectors.view()).unwrap();
-    assert_eq!(formed, given);
-    let options = ExplicitOptions { damping: 1.0, ..Default::default() };
-    let refused = |matrix| message(Explicit::form(&Whole(Dense::new(h.clone()), matrix), &options, &NoProgress));
-    assert!(refused(Array2::zeros((3, 3))).contains("whole curvature matrix"));
-    assert!(!refused(arr2(&[[2.0, f64::NAN], [1.0, 2.0]])).is_empty());
-}
-
 #[test]
 fn explicit_influence_is_the_exact_one_of_ridge_regression() {
     let ridge = Ridge::toy();

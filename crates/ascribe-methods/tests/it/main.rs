@@ -16,3 +16,4 @@ mod steps;
 mod support;
 mod trajectory;
 mod trak;
+mod whole;
