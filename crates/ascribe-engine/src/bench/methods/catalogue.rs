@@ -28,6 +28,9 @@ struct Chosen {
     slow: usize,
 }
 
+/// Damping of rows that are whitened from both sides, relative: what the commands take where none is named.
+const WHITENED_DAMPING: f64 = 0.01;
+
 /// All methods that a setting can run, in the order of the page.
 pub fn catalogue(setting: &Setting) -> Vec<Method> {
     let chosen = chosen(setting);
@@ -201,6 +204,7 @@ fn rows(setting: &Setting, chosen: &Chosen) -> Vec<Method> {
         k: 16,
         sparse: None,
         factors: None,
+        whitened: None,
         code: None,
         damping_rel: Some(chosen.rows),
         normalise: Normalisation::None,
@@ -225,12 +229,8 @@ fn rows(setting: &Setting, chosen: &Chosen) -> Vec<Method> {
             RowSettings { basis: BasisKind::Mask, k: 128, sparse: Some(1024), ..base.clone() },
         ),
         grass(setting, chosen),
-        row(
-            "lorif",
-            "32 × 32 projection kept as rank-1 factors, 256 eigenpairs",
-            "arXiv:2601.21929",
-            RowSettings { k: 32, factors: Some((1, 256)), ..base.clone() },
-        ),
+        lorif(&base),
+        lorif_whitened(&base),
         row(
             "pca_two_bit",
             "16 × 16 leading eigenvectors, whitened, two bits a number",
@@ -263,6 +263,19 @@ fn rows(setting: &Setting, chosen: &Chosen) -> Vec<Method> {
         out.retain(|method| !matches!(method.spec, Spec::Sum { .. }));
     }
     out
+}
+
+fn lorif(base: &RowSettings) -> Method {
+    let settings = RowSettings { k: 32, factors: Some((1, 256)), ..base.clone() };
+    let about = "32 × 32 projection kept as rank-1 factors, 256 eigenpairs";
+    method("lorif", about, "arXiv:2601.21929", Spec::Projected(settings))
+}
+
+fn lorif_whitened(base: &RowSettings) -> Method {
+    let (code, damping_rel) = (Some("four_bit".into()), Some(WHITENED_DAMPING));
+    let settings = RowSettings { k: 22, whitened: Some(2), code, damping_rel, ..base.clone() };
+    let about = "22 × 22 projection whitened from both sides, kept as rank-2 factors of four bits a number";
+    method("lorif_whitened", about, "own; arXiv:2601.21929", Spec::Projected(settings))
 }
 
 fn grass(setting: &Setting, chosen: &Chosen) -> Method {

@@ -14,6 +14,7 @@ mod rows;
 mod spec;
 mod trak;
 mod upon;
+mod whitened;
 
 use ascribe_core::Progress;
 use ascribe_methods::captured;

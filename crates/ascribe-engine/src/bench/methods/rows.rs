@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::super::lab::{Lab, Quantity, View, Which};
-use super::{Timed, averaged, clocked, explained};
+use super::{Timed, averaged, clocked, explained, whitened};
 use crate::error::EngineError;
 
 /// How rows are made, kept and compared.
@@ -35,6 +35,9 @@ pub struct RowSettings {
     /// Rows kept as factors of this rank (LoRIF), and the eigenpairs kept of their second moments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub factors: Option<(usize, usize)>,
+    /// Rows whitened from both sides and kept as coded factors of this rank (LoRIF, as `ascribe features --factors`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub whitened: Option<usize>,
     /// Rows whitened and coded: `int8`, `four_bit`, `two_bit`, `ternary` or `sign`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
@@ -92,6 +95,9 @@ fn projected_at(view: &dyn View, settings: &RowSettings, progress: &dyn Progress
     let reader = train.reader()?;
     if let Some((rank, eigenpairs)) = settings.factors {
         return factored(&train, &queries, (rank, eigenpairs), settings, (fit, score), progress);
+    }
+    if let Some(rank) = settings.whitened {
+        return whitened::whitened(&train, &queries, rank, settings, (fit, score), progress);
     }
     let Some(damping_rel) = settings.damping_rel else {
         let values = clocked(&mut score, || {
@@ -258,7 +264,7 @@ fn shrink(values: &mut Array2<f32>, noise: f64) {
     }
 }
 
-fn named(code: &str) -> Result<Code, EngineError> {
+pub(super) fn named(code: &str) -> Result<Code, EngineError> {
     Code::named(code).ok_or_else(|| EngineError::Setting {
         setting: "code",
         expected: Code::ALL.map(Code::name).join(", "),
@@ -275,6 +281,7 @@ pub(super) fn track_star(lab: &dyn Lab, k: usize, progress: &dyn Progress) -> Re
         k,
         sparse: None,
         factors: None,
+        whitened: None,
         code: None,
         damping_rel: None,
         normalise: Normalisation::None,
@@ -345,7 +352,7 @@ impl Rows {
         Ok(Self { layers, values, columns })
     }
 
-    fn reader(&self) -> Result<InMemory<'_>, EngineError> {
+    pub(super) fn reader(&self) -> Result<InMemory<'_>, EngineError> {
         Ok(InMemory::new(self.values.view()).with_columns(self.columns.clone())?)
     }
 
