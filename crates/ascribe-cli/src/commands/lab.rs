@@ -1,7 +1,7 @@
 //! Commands on somebody's own model folder: they need no datasets/ and models/.
 
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -35,39 +35,9 @@ const TRAIN_LR: f64 = 3e-4;
 pub fn run(command: &Command, format: Format, bars: &Bars) -> Result<Option<ExitCode>> {
     match command {
         Command::Nll(args) => nll(args, format)?,
-        Command::Features(FeaturesArgs {
-            model: Some(model),
-            out: Some(out),
-            data: Some(data),
-            records,
-            taps,
-            embeddings,
-            device,
-            shard,
-            factors,
-            damping,
-            factor_rows,
-        }) => {
-            let request = FeaturesRequest {
-                model: model.clone(),
-                data: fetched::local(data, out)?,
-                out: out.clone(),
-                options: records.options(),
-                special_tokens: records.special_tokens(),
-                taps: taps.config(),
-                subject: taps.subject(),
-                row_type: taps.row_type.into(),
-                embeddings: *embeddings,
-                cuda: device.cuda,
-                part: *shard,
-            };
-            match *factors {
-                Some(rank) => {
-                    let settings = FactorSettings { rank, damping: *damping, row_type: (*factor_rows).into() };
-                    print(format, &factored::run(&request, settings, bars)?, factored_text)?;
-                }
-                None => print(format, &features::run(&request, bars)?, features_text)?,
-            }
+        Command::Features(args) => {
+            let (Some(model), Some(out), Some(data)) = (&args.model, &args.out, &args.data) else { return Ok(None) };
+            features(args, [model, out, data], format, bars)?;
         }
         Command::Plan(args) => return plan(args, format, bars).map(Some),
         Command::Finetune(args) => {
@@ -107,6 +77,25 @@ pub fn run(command: &Command, format: Format, bars: &Bars) -> Result<Option<Exit
         _ => return Ok(None),
     }
     Ok(Some(ExitCode::SUCCESS))
+}
+
+fn features(args: &FeaturesArgs, [model, out, data]: [&PathBuf; 3], format: Format, bars: &Bars) -> Result<()> {
+    let request = FeaturesRequest {
+        model: model.clone(),
+        data: fetched::local(data, out)?,
+        out: out.clone(),
+        options: args.records.options(),
+        special_tokens: args.records.special_tokens(),
+        taps: args.taps.config(),
+        subject: args.taps.subject(),
+        row_type: args.taps.row_type.into(),
+        embeddings: args.embeddings,
+        cuda: args.device.cuda,
+        part: args.shard,
+    };
+    let Some(rank) = args.factors else { return print(format, &features::run(&request, bars)?, features_text) };
+    let settings = FactorSettings { rank, damping: args.damping, row_type: args.factor_rows.into() };
+    print(format, &factored::run(&request, settings, bars)?, factored_text)
 }
 
 /// Trains; what comes from registered datasets is checked before and recorded after.
