@@ -61,10 +61,11 @@ async fn serve(config: Config, source: Source) -> Result<(), ServerError> {
     let app = Arc::new(App::start(config, source).await?);
     let paid = paid_routes(&app).await?;
     let router = router(Arc::clone(&app), paid);
-    announce(&app, address, tls.is_some())?;
-    let connections = Connections::new(router, tls, limits);
+    // Before anybody is told where the server is: a signal that nobody listens for ends the process then and there.
     let mut stop = Stop::listen()?;
     reload_on_hangup(Arc::clone(&app))?;
+    announce(&app, address, tls.is_some())?;
+    let connections = Connections::new(router, tls, limits);
     tokio::select! {
         () = stop.told() => {}
         () = connections.accept_all(&listener) => {}

@@ -383,7 +383,10 @@ fn a_second_signal_ends_the_lame_duck_time() {
     let tiny = finished().tiny.copy_with_run();
     let mut server = Server::start(&tiny, &[("lame_duck_ms", "600000")]);
     server.signal("TERM");
-    while server.get("/readyz").status != 503 {}
+    let told = Instant::now();
+    while server.get("/readyz").status != 503 {
+        assert!(told.elapsed() < Duration::from_secs(30), "still ready, or gone");
+    }
     let began = Instant::now();
     server.signal("INT");
     assert_eq!(server.wait(), Some(0));
