@@ -355,7 +355,10 @@ fn a_server_that_leaves_says_so_before_it_refuses() {
             let reply = server.send("/v1/attributions:batch", "application/x-ndjson", &[], body.as_bytes());
             (reply.status, reply.text.lines().filter(|l| l.contains("\"receipt\"")).count())
         });
-        while !server.get("/metrics").text.contains("ascribe_receipts_total") {}
+        let asked = Instant::now();
+        while !server.get("/metrics").text.contains("ascribe_receipts_total") {
+            assert!(asked.elapsed() < Duration::from_secs(60), "no receipt yet");
+        }
         server.signal("TERM");
         let (told, mut n_ready, mut n_answered) = (Instant::now(), 0, 0);
         while told.elapsed() < LAME - Duration::from_millis(800) {
