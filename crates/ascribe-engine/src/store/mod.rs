@@ -149,7 +149,7 @@ impl Made {
 }
 
 /// Writes the rows of `dir` to a new store `out` in `row_type`; without `out` makes the companion beside them. A new store gets the notes
-/// of the old one ([`notes::carry`]).
+/// of the old one (see `notes`).
 ///
 /// # Errors
 /// From reading and writing.
