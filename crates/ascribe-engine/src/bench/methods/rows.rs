@@ -124,6 +124,11 @@ fn projected_at(view: &dyn View, settings: &RowSettings, progress: &dyn Progress
     Ok(timed)
 }
 
+/// Shapes of the modules whose factors of `rank` are fewer numbers than their matrix.
+pub(super) fn factorable(rows: &Rows, rank: usize) -> Vec<Option<[usize; 2]>> {
+    rows.layers.iter().map(|l| (rank * (l.n_out + l.n_in) < l.len()).then_some([l.n_out, l.n_in])).collect()
+}
+
 /// LoRIF: rows as factors, curvature as a few eigenpairs per module.
 fn factored(
     train: &Rows,
@@ -133,8 +138,7 @@ fn factored(
     (mut fit, mut score): (f64, f64),
     progress: &dyn Progress,
 ) -> Result<Timed, EngineError> {
-    let shapes: Vec<Option<[usize; 2]>> =
-        train.layers.iter().map(|l| (rank * (l.n_out + l.n_in) < l.len()).then_some([l.n_out, l.n_in])).collect();
+    let shapes = factorable(train, rank);
     let columns = columns(
         &train
             .layers

@@ -8,7 +8,7 @@ use ascribe_methods::rows::InMemory;
 use ndarray::{Array2, s};
 use serde_json::json;
 
-use super::rows::{RowSettings, Rows, named};
+use super::rows::{RowSettings, Rows, factorable, named};
 use super::{Timed, clocked};
 use crate::error::EngineError;
 
@@ -22,8 +22,7 @@ pub(super) fn whitened(
     (mut fit, mut score): (f64, f64),
     progress: &dyn Progress,
 ) -> Result<Timed, EngineError> {
-    let shapes: Vec<Option<[usize; 2]>> =
-        train.layers.iter().map(|l| (rank * (l.n_out + l.n_in) < l.len()).then_some([l.n_out, l.n_in])).collect();
+    let shapes = factorable(train, rank);
     let (reader, damping_rel) = (train.reader()?, settings.damping_rel.unwrap_or(1e-2));
     let by = clocked(&mut fit, || Ok(BothSides::fit(&reader, &shapes, damping_rel, progress)?))?;
     let layout = Layout::new(&by.stored_columns(rank), &shapes, rank)?;
