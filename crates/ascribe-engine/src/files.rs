@@ -2,8 +2,8 @@
 //! none, never half a one.
 
 use std::fs::File;
-use std::io::Write;
-use std::path::Path;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
 
 use ascribe_core::Digest;
 use sha2::{Digest as _, Sha256};
@@ -32,6 +32,41 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), EngineError> {
         let _ = std::fs::remove_file(&tmp);
         EngineError::io(path, e)
     })
+}
+
+/// A new folder below the system's temporary one, gone with the value.
+#[derive(Debug)]
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// A folder that nobody else has: `ascribe-WHAT-PROCESS-NUMBER`.
+    ///
+    /// # Errors
+    /// The operating system's, with the path.
+    pub fn new(what: &str) -> Result<Self, EngineError> {
+        let root = std::env::temp_dir();
+        for number in 0u64.. {
+            let path = root.join(format!("ascribe-{what}-{}-{number}", std::process::id()));
+            match std::fs::create_dir(&path) {
+                Ok(()) => return Ok(Self(path)),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(EngineError::io(&path, error)),
+            }
+        }
+        unreachable!("a folder's number is free before numbers end")
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What was made in it is known by now; that it could not be removed changes nothing of that.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 /// Reads a whole file.

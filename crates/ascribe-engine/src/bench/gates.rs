@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::report::{GateFigure, MethodFigure, smaller_is_better};
 
-/// A demand, as it stands in `setting.toml`. Exactly one of `at_least`, `at_most`, `times_best`, `above` and `near` says what
-/// the figure is held against.
+/// A demand, as it stands in `setting.toml`. Exactly one of `at_least`, `at_most`, `times_best`, `above`, `near` and
+/// `no_worse_than` says what the figure is held against.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GateSettings {
@@ -36,6 +36,9 @@ pub struct GateSettings {
     /// No further from another method's figure than this.
     #[serde(default)]
     pub near: Option<Near>,
+    /// Behind another method's figure by no more than this; ahead of it by anything.
+    #[serde(default)]
+    pub no_worse_than: Option<Near>,
     /// Published or re-measured figures that the demand comes from.
     #[serde(default)]
     pub anchor: String,
@@ -51,7 +54,7 @@ pub struct PartOf {
     pub times: f64,
 }
 
-/// A distance to another method's figure.
+/// Another method's figure and a distance to it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Near {
@@ -92,6 +95,10 @@ fn judge_one(gate: &GateSettings, methods: &BTreeMap<String, MethodFigure>) -> G
         let other = methods.get(&near.method).and_then(|m| m.figure(name));
         let distance = found.zip(other).map(|(a, b)| (a - b).abs());
         (distance, Some(near.within), distance.map(|d| d <= near.within))
+    } else if let Some(near) = &gate.no_worse_than {
+        let other = methods.get(&near.method).and_then(|m| m.figure(name));
+        let threshold = other.map(|other| if less { other + near.within } else { other - near.within });
+        (found, threshold, found.zip(threshold).map(|(f, t)| reaches(f, t)))
     } else if let Some(names) = &gate.above {
         let threshold = named(names);
         let better = |(f, t): (f64, f64)| if less { f < t } else { f > t };
@@ -177,6 +184,36 @@ mod tests {
                 Some(false),
             ),
             ("figure = 'lds'\nabove = ['controls']", Some("exact"), Some(0.6), Some(0.8), Some(true)),
+            (
+                "figure = 'lds'\nmethods = ['stored']\nbytes_at_most = { methods = ['big'], times = 0.0625 }\n\
+                 no_worse_than = { method = 'big', within = 0.25 }",
+                Some("stored"),
+                Some(0.5),
+                Some(0.5),
+                Some(true),
+            ),
+            (
+                "figure = 'lds'\nmethods = ['stored']\nbytes_at_most = { methods = ['big'], times = 0.0624 }\n\
+                 no_worse_than = { method = 'big', within = 0.25 }",
+                None,
+                Some(0.5),
+                None,
+                None,
+            ),
+            (
+                "figure = 'lds'\nmethods = ['exact']\nno_worse_than = { method = 'near', within = 0.0 }",
+                Some("exact"),
+                Some(0.797),
+                Some(0.8),
+                Some(true),
+            ),
+            (
+                "figure = 'tv_shapley'\nmethods = ['big']\nno_worse_than = { method = 'stored', within = 0.125 }",
+                Some("big"),
+                Some(0.625),
+                Some(0.75),
+                Some(false),
+            ),
             ("figure = 'lds'\nmethods = ['broken']\nat_least = 0.1", None, Some(0.1), None, None),
             ("figure = 'lds'\nmethods = ['unknown']\nat_least = 0.1", None, Some(0.1), None, None),
         ] {

@@ -28,7 +28,7 @@ pub const LAB_FILE: &str = "lab.json";
 /// Numbers of a shard in memory: 16 Mi numbers are 64 MiB in f32.
 pub(super) const SHARD_NUMBERS: usize = 16 << 20;
 /// Most rows of a shard.
-pub(super) const SHARD_ROWS_MAX: usize = 1024;
+pub(crate) const SHARD_ROWS_MAX: usize = 1024;
 /// Numbers of the rows that are made between two looks at the stop flag.
 pub(super) const CHUNK_NUMBERS: usize = 4 << 20;
 /// Tokens between two looks at the stop flag, per thread.

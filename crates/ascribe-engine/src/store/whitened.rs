@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use ascribe_core::{Digest, FeatureReader, FeatureSink as _, FeatureSpec, Progress, ProjectorSpec, RowType};
 use ascribe_index::{Effort, ExactIndex, Filter, Hit, VectorIndex as _};
 use ascribe_methods::coded::whiten_queries;
+use ascribe_methods::dot;
 use ascribe_methods::lorif::{BothSides, Expanded, Layout, WHITENED_BY};
 use ascribe_store::{FactorData, FactorFile, FeatureStore, FeatureWriter, StoreError};
 use ndarray::{Array2, ArrayView2, s};
@@ -239,6 +240,27 @@ impl Whitened {
         k: usize,
         filter: &Filter,
     ) -> Result<Vec<Vec<Hit>>, EngineError> {
+        let white = self.asked(queries)?.mapv(|x| x as f32);
+        let expanded = Expanded::new(store, &self.layout)?;
+        Ok(ExactIndex::new(&expanded)?.search_filtered(white.view(), k, Effort::default(), filter)?)
+    }
+
+    /// Scores of every row for each dense query `[Q, dense]`, in the order of the rows: `[Q, N]`.
+    ///
+    /// # Errors
+    /// Queries of another width; those of reading.
+    pub fn scores(
+        &self,
+        store: &FeatureStore,
+        queries: ArrayView2<'_, f32>,
+        progress: &dyn Progress,
+    ) -> Result<Array2<f32>, EngineError> {
+        let asked = self.asked(queries)?;
+        Ok(dot::score(&Expanded::new(store, &self.layout)?, asked.view(), None, progress)?.values)
+    }
+
+    /// Queries whose product with a row that was multiplied out is the score.
+    fn asked(&self, queries: ArrayView2<'_, f32>) -> Result<Array2<f64>, EngineError> {
         if queries.ncols() != self.dense_dim() {
             let expected = format!("{} numbers a query, as rows before they were factored", self.dense_dim());
             let found = queries.ncols().to_string();
@@ -250,8 +272,6 @@ impl Whitened {
             let size = if module.shape.is_some() { left * right } else { *left };
             white.slice_mut(s![.., to.start..to.start + to.len]).mapv_inplace(|x| x * size);
         }
-        let white = white.mapv(|x| x as f32);
-        let expanded = Expanded::new(store, &self.layout)?;
-        Ok(ExactIndex::new(&expanded)?.search_filtered(white.view(), k, Effort::default(), filter)?)
+        Ok(white)
     }
 }

@@ -40,9 +40,19 @@ fn every_method_of_the_catalogue_runs_on_a_decoder_or_says_why_not() {
     let options = RunOptions { out: Some(out.clone()), methods, queries: Some(3), ..RunOptions::default() };
     let report = run(&home, &setting, &options, &NoProgress).unwrap();
     let known: Vec<String> = known_methods(&home, &setting).unwrap().into_iter().map(|m| m.name).collect();
-    for name in
-        ["less", "trackstar", "trak_3", "ekfac_3", "source", "astra", "lorif", "lorif_whitened", "sketch_and_text"]
-    {
+    for name in [
+        "less",
+        "trackstar",
+        "trak_3",
+        "ekfac_3",
+        "source",
+        "astra",
+        "lorif",
+        "lorif_whitened",
+        "lorif_fused",
+        "logra_fused",
+        "sketch_and_text",
+    ] {
         assert!(known.iter().any(|k| k == name), "{name} is in {known:?}");
     }
     let mut refused = BTreeMap::new();

@@ -8,11 +8,12 @@ use ascribe_methods::MethodError;
 use ascribe_methods::controls::text::terms;
 use ascribe_methods::source::{CaptureSource, Operator};
 use ascribe_models::{
-    Decoder, Example, Granularity, Loss, Sequence, TappedDecoder, TrainRecipe, train::load_second_moments,
+    Decoder, Example, GradientStage, Granularity, Loss, Sequence, TapConfig, TappedDecoder, TrainRecipe,
+    train::load_second_moments,
 };
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
-use super::{Lab, Quantity, Stretch, Tokens, View, Which, Words};
+use super::{Lab, Quantity, StageRows, Stretch, Tokens, View, Which, Words};
 use crate::bank::query_sequences;
 use crate::bench::decoder::{DecoderCurvature, DecoderSource};
 use crate::bench::runners::{DecoderData, open_decoder};
@@ -226,6 +227,17 @@ impl View for DecoderView<'_> {
 
     fn curvature(&self) -> Result<Box<dyn Operator + '_>, EngineError> {
         Ok(Box::new(OwnCurvature(self.source(&self.examples, Quantity::Loss)?)))
+    }
+
+    fn stage_rows(&self, taps: &TapConfig, corpus: Digest) -> Result<StageRows, EngineError> {
+        let stage = GradientStage::new(&self.model, taps.clone())?;
+        let rows = |sequences: &[Sequence<'_>]| -> Result<Array2<f32>, EngineError> {
+            let mut out = Array2::zeros((sequences.len(), stage.dim()));
+            stage.rows(sequences, out.view_mut(), None)?;
+            Ok(out)
+        };
+        let spec = stage.spec("final", corpus);
+        Ok(StageRows { spec, train: rows(&self.examples)?, queries: rows(&self.queries)? })
     }
 
     fn embeddings(&self) -> Result<(Array2<f32>, Array2<f32>), EngineError> {

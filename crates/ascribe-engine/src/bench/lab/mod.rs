@@ -5,8 +5,9 @@ mod decoders;
 mod images;
 mod tuned;
 
-use ascribe_core::Digest;
+use ascribe_core::{Digest, FeatureSpec};
 use ascribe_methods::source::{CaptureSource, Operator};
+use ascribe_models::TapConfig;
 use ndarray::Array2;
 
 pub use decoders::DecoderLab;
@@ -57,6 +58,16 @@ pub type Words = (Vec<Vec<String>>, Vec<Vec<String>>);
 /// Tokens of training examples and of queries.
 pub type Tokens<'a> = (Vec<&'a [u32]>, Vec<&'a [u32]>);
 
+/// Projected gradients of a decoder's sequences.
+pub struct StageRows {
+    /// What they are, module by module.
+    pub spec: FeatureSpec,
+    /// Of training examples, `[N, dim]`.
+    pub train: Array2<f32>,
+    /// Of queries, `[Q, dim]`.
+    pub queries: Array2<f32>,
+}
+
 /// A trained model with the training examples and queries of its lab.
 pub trait View: Sync {
     /// Training examples.
@@ -72,6 +83,10 @@ pub trait View: Sync {
             expected: "a model with second derivatives (a classifier)".into(),
             found: "one with the Gauss–Newton matrix alone".into(),
         })
+    }
+    /// Rows of training examples and queries as `ascribe features` makes them, under a corpus of this digest.
+    fn stage_rows(&self, _taps: &TapConfig, _corpus: Digest) -> Result<StageRows, EngineError> {
+        Err(EngineError::Setting { setting: "method", expected: "a decoder".into(), found: "images".into() })
     }
     /// `[N, F]` and `[Q, F]`: hidden states (images: what the last layer reads; text: the mean over positions).
     fn embeddings(&self) -> Result<(Array2<f32>, Array2<f32>), EngineError>;

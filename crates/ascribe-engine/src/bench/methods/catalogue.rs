@@ -1,10 +1,12 @@
 //! Every method under its name, with the settings that it is run with.
 
+use ascribe_core::RowType;
 use ascribe_methods::kron::{Damping, Inverse, Kind};
 use ascribe_methods::normalise::Normalisation;
 
 use super::grass::GrassSettings;
 use super::rows::{BasisKind, RowSettings, SketchSettings};
+use super::stored::{Kept, StoredSettings};
 use super::{Method, Spec};
 use crate::bench::contest::Contestant;
 use crate::bench::lab::Lab;
@@ -38,6 +40,9 @@ pub fn catalogue(setting: &Setting) -> Vec<Method> {
     out.extend(operators(setting, &chosen));
     out.extend(krons(setting, &chosen));
     out.extend(rows(setting, &chosen));
+    if !matches!(setting.subject, Subject::Images(_)) {
+        out.extend(stored(&chosen));
+    }
     out.extend(sketches(setting, &chosen));
     out.extend(controls(setting));
     out.retain(|method| setting.only.is_empty() || setting.only.contains(&method.name));
@@ -276,6 +281,24 @@ fn lorif_whitened(base: &RowSettings) -> Method {
     let settings = RowSettings { k: 22, whitened: Some(2), code, damping_rel, ..base.clone() };
     let about = "22 × 22 projection whitened from both sides, kept as rank-2 factors of four bits a number";
     method("lorif_whitened", about, "own; arXiv:2601.21929", Spec::Projected(settings))
+}
+
+/// Rows of a feature store over fused modules, embedding and norms: 16 × 16 numbers a module in f32, and the same choice in fewer bytes.
+fn stored(chosen: &Chosen) -> Vec<Method> {
+    let row = |name: &str, about: &str, source: &str, k, kept, row_type| {
+        let damping_rel = if matches!(kept, Kept::Factors(_)) { WHITENED_DAMPING } else { chosen.rows };
+        method(name, about, source, Spec::Stored(StoredSettings { k, kept, row_type, damping_rel }))
+    };
+    let logra = "arXiv:2405.13954";
+    let about = "a store of 16 × 16 random projections of fused modules, embedding and norms, block Fisher";
+    let [int8, int4] = ["8", "4"].map(|bits| format!("a store of 15 × 15 of the same, whitened, {bits} bits a number"));
+    let lorif = "a store of 22 × 22 of the same, whitened from both sides, kept as rank-2 factors of 4 bits a number";
+    vec![
+        row("logra_fused", about, logra, 16, Kept::Gradient, RowType::F32),
+        row("logra_fused_int8", &int8, "own; arXiv:2405.13954", 15, Kept::Whitened, RowType::Int8),
+        row("logra_fused_int4", &int4, "own; arXiv:2405.13954", 15, Kept::Whitened, RowType::Int4),
+        row("lorif_fused", lorif, "own; arXiv:2601.21929", 22, Kept::Factors(2), RowType::Int4),
+    ]
 }
 
 fn grass(setting: &Setting, chosen: &Chosen) -> Method {

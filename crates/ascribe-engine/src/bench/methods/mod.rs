@@ -12,6 +12,7 @@ mod outside;
 mod plain;
 mod rows;
 mod spec;
+mod stored;
 mod trak;
 mod upon;
 mod whitened;
@@ -27,6 +28,7 @@ pub use ascribe_methods::normalise::Normalisation;
 pub use catalogue::{catalogue, contestants, find};
 pub use offered::{ENCODER, Offer, word};
 pub use outside::OutsideSettings;
+pub use stored::{Kept, StoredSettings};
 pub use trak::trak_places;
 pub use upon::{Upon, by_table, self_influence};
 
@@ -178,6 +180,8 @@ pub enum Spec {
     },
     /// Two-sided projections and the block Fisher matrix of the rows.
     Projected(rows::RowSettings),
+    /// Rows of a decoder's fused modules as a feature store keeps them. Text only.
+    Stored(StoredSettings),
     /// GraSS: places of the whole gradient, sparsely transformed.
     Grass(grass::GrassSettings),
     /// Gradients whitened by EK-FAC's half power as a whole, then one sparse transform, then few bits a number.
@@ -350,6 +354,7 @@ impl Spec {
             }
             Spec::Source { models, redraw } => kron::source(lab, *models, *redraw, progress),
             Spec::Projected(settings) => rows::projected(lab, settings, progress),
+            Spec::Stored(settings) => stored::stored(lab, settings, progress),
             Spec::Grass(settings) => grass::grass(lab, settings, progress),
             Spec::Sketch(settings) => rows::sketch(lab, settings, progress),
             Spec::Trak { models, dim, ridge, halves, projection, normalise } => {

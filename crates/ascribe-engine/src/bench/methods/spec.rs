@@ -59,6 +59,7 @@ impl Spec {
             Spec::Kron { damping, .. } => number(damping),
             Spec::Sketch(settings) => number(&settings.damping),
             Spec::Projected(settings) => settings.damping_rel,
+            Spec::Stored(settings) => Some(settings.damping_rel),
             Spec::Grass(settings) => settings.damping_rel,
             _ => None,
         }
@@ -78,6 +79,7 @@ impl Spec {
             Spec::Kron { damping, .. } => *damping = again(damping, value),
             Spec::Sketch(settings) => settings.damping = again(&settings.damping, value),
             Spec::Projected(settings) => settings.damping_rel = Some(value),
+            Spec::Stored(settings) => settings.damping_rel = value,
             Spec::Grass(settings) => settings.damping_rel = Some(value),
             _ => return None,
         }

@@ -202,6 +202,9 @@ pub(super) enum CourseLab<'a> {
 #[derive(Serialize, Deserialize)]
 struct Kept {
     key: Digest,
+    /// SHA-256 of the program that made them.
+    #[serde(default)]
+    program: Option<Digest>,
     figures: Figures,
 }
 
@@ -210,7 +213,7 @@ pub(super) struct Course<'a> {
     setting: &'a Setting,
     lab: CourseLab<'a>,
     chosen: Vec<Protocol>,
-    /// Where figures are kept, and the build that they must be of.
+    /// Where figures are kept, and the build that they must be of; `None` for any.
     out: Option<PathBuf>,
     program: Option<Digest>,
     /// What could not run, for the report.
@@ -249,14 +252,16 @@ impl<'a> Course<'a> {
                 continue;
             }
             let (path, key) = self.place(protocol, name, scores)?;
-            if let Some(kept) = path.as_deref().map(read_kept).transpose()?.flatten().filter(|kept| kept.key == key) {
+            let usable = |kept: &Kept| kept.key == key && (self.program.is_none() || kept.program == self.program);
+            if let Some(kept) = path.as_deref().map(read_kept).transpose()?.flatten().filter(usable) {
                 figures.extend(kept.figures);
                 continue;
             }
             match self.one(protocol, name, scores, progress) {
                 Ok(found) => {
                     if let Some(path) = &path {
-                        let json = serde_json::to_vec_pretty(&Kept { key, figures: found.clone() })?;
+                        let json =
+                            serde_json::to_vec_pretty(&Kept { key, program: self.program, figures: found.clone() })?;
                         files::write_atomic(path, &json)?;
                     }
                     figures.extend(found);
@@ -284,7 +289,7 @@ impl<'a> Course<'a> {
         };
         let settings = self.setting.protocols.digest_of(protocol);
         let values: Vec<u8> = scores.values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let key = (&self.setting.name, name, lab, settings, Digest::of(&values), self.program);
+        let key = (&self.setting.name, name, lab, settings, Digest::of(&values));
         let path = self.out.as_ref().map(|out| {
             out.join(&self.setting.name).join("protocols").join(protocol.name()).join(format!("{name}.json"))
         });

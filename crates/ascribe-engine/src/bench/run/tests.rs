@@ -172,6 +172,18 @@ fn protocols_are_run_kept_and_noted_where_they_cannot_run() {
     assert_eq!(auc("embedding"), 0.5);
     assert!(out.join("tiny/protocols/removal/embedding.json").exists());
     assert_eq!(run(&home, &setting, &options, &NoProgress).unwrap(), report, "kept figures are used again");
+    // Those that another build left are, if that is asked for: here one with a figure that nobody would measure.
+    let kept = out.join("tiny/protocols/tail_patch/embedding.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&kept).unwrap()).unwrap();
+    json["program"] = serde_json::to_value(Digest::of(b"another build")).unwrap();
+    json["figures"]["tail_patch"] = 77.0.into();
+    std::fs::write(&kept, json.to_string()).unwrap();
+    let figure = |any_build| {
+        let options = RunOptions { any_build, ..options.clone() };
+        run(&home, &setting, &options, &NoProgress).unwrap().methods["embedding"].extra["tail_patch"]
+    };
+    assert_eq!(figure(true), Some(77.0));
+    assert_eq!(figure(false), report.methods["embedding"].extra["tail_patch"], "measured again");
     // Kept figures of other settings are not.
     let path = dir.path().join("benches/settings/tiny/setting.toml");
     let text = std::fs::read_to_string(&path).unwrap();
