@@ -43,11 +43,22 @@ impl From<NormaliseArg> for Normalisation {
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
     /// Settings, their retrain banks (complete or not), the methods and protocols that can run on them.
-    #[command(after_help = "Example:\n  ascribe bench list")]
-    List,
+    ///
+    /// With a setting: every method of it in words, with its source.
+    #[command(after_help = "Example:\n  ascribe bench list\n  ascribe bench list mnist-lr")]
+    List {
+        /// One setting [default: all, with the names of their methods].
+        setting: Option<String>,
+    },
     /// Run the methods of a setting against its truth, or all settings of a suite with a leaderboard.
     ///
     /// Scores are kept in the output folder: a run that was stopped goes on where it was.
+    ///
+    /// `lds`: over random subsets of the examples, how well the sum of a method's scores orders what models that were trained on the
+    /// subsets say (Spearman, mean over queries, with a 95 % interval over queries). `lds_removed` sums over what was left out,
+    /// `lds_one_seed` is held against one training seed, `lds_first_half` and `lds_second_half` are over halves of the queries, of
+    /// which the first may have chosen a damping. `loo_pearson`: the same where one example was left out. `tv_shapley`: distance to exact
+    /// Shapley shares of datasets. `class_top1` and `dataset_top1`: how often the best example is of the query's class or dataset.
     #[command(after_help = "Example:\n  ascribe bench run mnist-lr --format json\n  \
         ascribe bench run gpt-small --methods all\n  \
         ascribe bench run mnist-lr --methods ekfac,trak_10,random --protocols removal,mislabel\n  \
@@ -58,7 +69,9 @@ pub enum BenchCommand {
         /// Methods, comma-separated, or `all` [default: the setting's quick ones; of a suite those that it names].
         #[arg(long, value_delimiter = ',', value_name = "A,B|all")]
         methods: Vec<String>,
-        /// Protocols besides the retrain banks, comma-separated, or `all`: mislabel, subclass, removal, tail_patch.
+        /// Protocols besides the retrain banks, comma-separated, or `all`: mislabel (are planted wrong labels found?), subclass (classes
+        /// merged: has the best example the own one?), removal (what does a training without the best examples lose?), tail_patch (what
+        /// does one more step on them gain?).
         #[arg(long, value_delimiter = ',', value_name = "A,B|all")]
         protocols: Vec<String>,
         /// Explain only the first so many queries (of every set, for facts).
@@ -67,7 +80,7 @@ pub enum BenchCommand {
         /// Folder of scores, reports and leaderboard.
         #[arg(long, value_name = "DIR", default_value = "out/bench")]
         out: PathBuf,
-        /// Use scores that another build of the program left, too.
+        /// Use scores and figures of protocols that another build of the program left, too.
         #[arg(long)]
         any_build: bool,
         /// Divide the scores of gradient methods: RelatIF and unit norms as options. Runs the methods that have the option, under

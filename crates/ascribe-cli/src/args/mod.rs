@@ -236,7 +236,8 @@ pub enum Command {
     Tokens(tokens::TokensArgs),
     /// What datasets are worth to responses as groups: split-proof group values, Shapley, Banzhaf, second-order influence.
     ///
-    /// A game says what any set of training examples is worth to a response, a value divides that among datasets.
+    /// A game says what any set of training examples is worth to a response, a value divides that among datasets. The game of
+    /// influence reads a finished run (`ascribe demo --out DIR`), that of bigrams the model folder alone.
     #[command(after_help = "Example:\n  ascribe values --out out/demo\n  \
         ascribe values --game bigram --value shapley --split austen-novels:3\n  \
         ascribe values --out out/demo --write values.parquet --format json")]

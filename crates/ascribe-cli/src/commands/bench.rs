@@ -23,9 +23,13 @@ use crate::output::{print, table};
 /// Runs one command of the bench.
 pub fn run(home: &Home, command: &BenchCommand, format: Format, bars: &dyn Progress) -> Result<()> {
     match command {
-        BenchCommand::List => {
+        BenchCommand::List { setting: None } => {
             let settings = run::list(home)?;
             print(format, &json!({ "settings": settings }), |_| list_text(&settings))
+        }
+        BenchCommand::List { setting: Some(name) } => {
+            let setting = run::list_one(home, name)?;
+            print(format, &json!({ "settings": [&setting] }), |_| setting_text(&setting))
         }
         BenchCommand::Run { .. } => run_target(home, command, format, bars),
         BenchCommand::Damping { setting, methods, grid, keep } => {
@@ -138,15 +142,39 @@ fn damping_text(report: &DampingReport) -> String {
     out
 }
 
+/// What a setting is, and its banks.
+fn head_text(setting: &ListedSetting) -> String {
+    let mut text = format!("{}: {}\n", setting.name, setting.about);
+    for bank in &setting.banks {
+        let subsets = bank.subsets.map_or_else(String::new, |n| format!(", {n} trainings each"));
+        text += &format!("  bank {}: {} of {} seeds{subsets}", bank.name, bank.complete, bank.seeds);
+        text += &if bank.complete < bank.seeds { format!(" ({})\n", bank.command) } else { "\n".to_owned() };
+    }
+    text
+}
+
+/// One setting with every method in words.
+fn setting_text(setting: &ListedSetting) -> String {
+    let mut text = head_text(setting);
+    if !setting.protocols.is_empty() {
+        text += &format!("  protocols: {}\n", setting.protocols.join(", "));
+    }
+    text.extend(setting.gates.iter().map(|gate| format!("  gate: {gate}\n")));
+    let width = setting.methods.iter().map(|m| m.name.len()).max().unwrap_or(0);
+    for (head, quick) in [("methods", true), ("only when named, or with --methods all", false)] {
+        let of: Vec<_> = setting.methods.iter().filter(|m| m.quick == quick).collect();
+        if !of.is_empty() {
+            text += &format!("  {head}:\n");
+        }
+        text.extend(of.iter().map(|m| format!("    {:width$}  {} [{}]\n", m.name, m.about, m.source)));
+    }
+    text
+}
+
 fn list_text(settings: &[ListedSetting]) -> String {
     let mut text = String::new();
     for setting in settings {
-        text += &format!("{}: {}\n", setting.name, setting.about);
-        for bank in &setting.banks {
-            let subsets = bank.subsets.map_or_else(String::new, |n| format!(", {n} trainings each"));
-            text += &format!("  bank {}: {} of {} seeds{subsets}", bank.name, bank.complete, bank.seeds);
-            text += &if bank.complete < bank.seeds { format!(" ({})\n", bank.command) } else { "\n".to_owned() };
-        }
+        text += &head_text(setting);
         let names = |quick: bool| {
             let of = setting.methods.iter().filter(|m| m.quick == quick).map(|m| m.name.as_str());
             of.collect::<Vec<_>>().join(", ")
@@ -159,7 +187,7 @@ fn list_text(settings: &[ListedSetting]) -> String {
             text += &format!("  protocols: {}\n", setting.protocols.join(", "));
         }
     }
-    text
+    text + "\nwhat the methods of a setting compute: ascribe bench list SETTING\n"
 }
 
 fn number(value: Option<f64>, digits: usize) -> String {

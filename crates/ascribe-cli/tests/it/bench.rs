@@ -37,6 +37,16 @@ fn shipped_settings_are_listed_with_banks_and_methods() {
     assert_eq!(gpt["protocols"], json!(["removal", "tail_patch"]));
     let lr = settings.iter().find(|s| s["name"] == "mnist-lr").unwrap();
     assert!(lr["banks"].as_array().unwrap().iter().all(|bank| bank["complete"] == bank["seeds"]), "{lr}");
+    // One by name: the same object, and a line in words for each of its methods.
+    let (ok, one) = parsed(&["bench", "list", "mnist-lr", "--format", "json"]);
+    assert!(ok && one["settings"] == json!([lr]), "{one}");
+    let words = stdout(&run(&["bench", "list", "mnist-lr"]));
+    for method in lr["methods"].as_array().unwrap() {
+        let line = words.lines().find(|line| line.trim_start().split(' ').next() == method["name"].as_str());
+        assert!(line.is_some_and(|line| line.contains(method["about"].as_str().unwrap())), "{method}: {words}");
+    }
+    let gates = lr["gates"].as_array().unwrap();
+    assert!(gates.len() >= 8 && gates.iter().all(|gate| words.contains(gate.as_str().unwrap())), "{words}");
 }
 
 #[test]
@@ -73,6 +83,7 @@ fn a_fact_set_of_ones_own_gives_the_figures_of_the_contract() {
 fn unknown_names_are_answered_with_the_known_ones() {
     for (args, want) in [
         (&["bench", "run", "mnist-xl", "--format", "json"][..], "mnist-lr, mnist-mlp"),
+        (&["bench", "list", "mnist-xl", "--format", "json"][..], "mnist-lr, mnist-mlp"),
         (&["bench", "run", "facts", "--methods", "bm26", "--format", "json"], "--methods: expected one of combined"),
         (&["bench", "run", "no/suite.toml", "--format", "json"], "no/suite.toml"),
         (&["bench", "bank", "facts", "--format", "json"], "{\"trained\":0}"),

@@ -73,6 +73,8 @@ pub struct ListedSetting {
     pub methods: Vec<KnownMethod>,
     /// Protocols that can run besides its banks.
     pub protocols: Vec<&'static str>,
+    /// What its methods have to reach, in words.
+    pub gates: Vec<String>,
 }
 
 /// A bank in the list.
@@ -95,25 +97,31 @@ pub struct ListedBank {
 /// # Errors
 /// Settings or banks that do not read.
 pub fn list(home: &Home) -> Result<Vec<ListedSetting>, EngineError> {
-    let one = |name: String| -> Result<ListedSetting, EngineError> {
-        let setting = Setting::named(home, &name)?;
-        let bank = |(name, bank): (&String, &super::setting::BankSettings)| -> Result<ListedBank, EngineError> {
-            let dir = setting.bank_dir(name);
-            let found = if dir.join(super::bank::PLAN_FILE).exists() { RetrainBank::read(&dir)? } else { None };
-            Ok(ListedBank {
-                name: name.clone(),
-                subsets: found.as_ref().map(|b| b.kept.nrows()),
-                seeds: bank.seeds.len(),
-                complete: found.map_or(0, |b| b.seeds.len()),
-                command: format!("ascribe bench bank {} {name}", setting.name),
-            })
-        };
-        let banks = setting.banks.iter().map(bank).collect::<Result<_, _>>()?;
-        let methods = known_methods(home, &setting)?;
-        let protocols = setting.protocols.names();
-        Ok(ListedSetting { name, about: setting.about, banks, methods, protocols })
+    names(home)?.into_iter().map(|name| list_one(home, &name)).collect()
+}
+
+/// One setting of the list.
+///
+/// # Errors
+/// An unknown name; a setting or banks that do not read.
+pub fn list_one(home: &Home, name: &str) -> Result<ListedSetting, EngineError> {
+    let setting = Setting::named(home, name)?;
+    let bank = |(name, bank): (&String, &super::setting::BankSettings)| -> Result<ListedBank, EngineError> {
+        let dir = setting.bank_dir(name);
+        let found = if dir.join(super::bank::PLAN_FILE).exists() { RetrainBank::read(&dir)? } else { None };
+        Ok(ListedBank {
+            name: name.clone(),
+            subsets: found.as_ref().map(|b| b.kept.nrows()),
+            seeds: bank.seeds.len(),
+            complete: found.map_or(0, |b| b.seeds.len()),
+            command: format!("ascribe bench bank {} {name}", setting.name),
+        })
     };
-    names(home)?.into_iter().map(one).collect()
+    let banks = setting.banks.iter().map(bank).collect::<Result<_, _>>()?;
+    let methods = known_methods(home, &setting)?;
+    let protocols = setting.protocols.names();
+    let gates = setting.gates.iter().map(|gate| gate.about.clone()).collect();
+    Ok(ListedSetting { name: setting.name, about: setting.about, banks, methods, protocols, gates })
 }
 
 /// Methods that can run on a setting: those of its kind; of a game of datasets the games and their channels.
