@@ -11,7 +11,7 @@
 pub(crate) enum Level {
     /// What every processor of the target has.
     Portable,
-    /// AVX2 (x86-64).
+    /// AVX2 and FMA (x86-64).
     #[cfg(target_arch = "x86_64")]
     V3,
     /// AVX-512 F, BW, DQ and VL (x86-64).
@@ -23,7 +23,7 @@ pub(crate) enum Level {
 #[inline]
 pub(crate) fn level() -> Level {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") {
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
         let is_v4 = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
@@ -33,7 +33,8 @@ pub(crate) fn level() -> Level {
     Level::Portable
 }
 
-/// Defines `fn name(args)` that runs its body on the best level, and `name_at(level, args)` for tests of the twins.
+/// Defines `fn name(args)` that runs its body on the best level, and `name_at(level, args)` for tests of the twins. In the body `FMA` says
+/// whether the level multiplies and adds in one operation; where products are exact, that changes no bit.
 macro_rules! wide {
     ($(#[$doc:meta])* $vis:vis fn $name:ident / $at:ident ($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$doc])*
@@ -45,18 +46,18 @@ macro_rules! wide {
         #[allow(unsafe_code)]
         fn $at(level: $crate::wide::Level, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            fn portable($($arg: $ty),*) $(-> $ret)? $body
+            fn portable<const FMA: bool>($($arg: $ty),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2")]
+            #[target_feature(enable = "avx2,fma")]
             fn v3($($arg: $ty),*) $(-> $ret)? {
-                portable($($arg),*)
+                portable::<true>($($arg),*)
             }
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
             fn v4($($arg: $ty),*) $(-> $ret)? {
-                portable($($arg),*)
+                portable::<true>($($arg),*)
             }
 
             match level {
@@ -67,13 +68,20 @@ macro_rules! wide {
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::wide::Level::V3 => unsafe { v3($($arg),*) },
-                $crate::wide::Level::Portable => portable($($arg),*),
+                $crate::wide::Level::Portable => portable::<false>($($arg),*),
             }
         }
     };
 }
 
 pub(crate) use wide;
+
+/// `sum + x²` for an `x` of at most 26 bits, as every f32 is: its square is exact, and the sum is rounded once whatever `FMA` is.
+#[inline(always)]
+pub(crate) fn add_square<const FMA: bool>(sum: f64, x: f32) -> f64 {
+    let x = f64::from(x);
+    if FMA { x.mul_add(x, sum) } else { sum + x * x }
+}
 
 /// The levels of this processor, for tests of the twins.
 #[cfg(test)]

@@ -7,8 +7,6 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Float32Array, RecordBatch, UInt32Array, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema};
 use ascribe_core::{Digest, ExampleId, RowType};
-use half::f16;
-use half::slice::HalfFloatSliceExt;
 use ndarray::ArrayView2;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
@@ -24,13 +22,13 @@ use super::view::ShardView;
 use crate::error::StoreError;
 use crate::room::Room;
 use crate::tensors::{self, Tensor};
-use crate::wide::wide;
+use crate::wide::{add_square, wide};
 
 /// Fewer numbers are coded where they are pushed: handing them to other threads takes some microseconds.
 const PARALLEL_NUMBERS: usize = 1 << 16;
 
-/// Lanes of the f64 sums of a row.
-const LANES: usize = 8;
+/// Lanes of the f64 sums of a row: four chains of additions where a register holds eight of them, so that none waits for itself.
+const LANES: usize = 32;
 
 /// Rows on their way into a shard.
 #[derive(Debug, Default)]
@@ -223,81 +221,106 @@ fn stored(row: &[f32], row_type: RowType, bytes: &mut [u8]) -> Encoded {
             let squares = squares(row);
             Encoded { scale: 1.0, norm: squares.sqrt() as f32, error: 0.0 }
         }
-        RowType::Bf16 => halves(row, bytes, to_bf16),
-        RowType::F16 => halves(row, bytes, |row, bits, wide| {
-            let halves: &mut [f16] = bytemuck::cast_slice_mut(bits);
-            halves.convert_from_f32_slice(row);
-            halves.convert_to_f32_slice(wide);
-        }),
+        RowType::Bf16 => known(to_bf16(row, bytes), row.len()),
+        RowType::F16 => known(to_f16(row, bytes), row.len()),
         RowType::Int8 | RowType::Int4 => quant::encode(row, row_type, bytes),
     }
 }
 
-/// Writes one row in two bytes a number, part by part: so the numbers as they will be read are at hand for what is known of the row.
-fn halves(row: &[f32], bytes: &mut [u8], round: impl Fn(&[f32], &mut [u16], &mut [f32])) -> Encoded {
-    /// Numbers of a part: what is made of them stays in the first cache. A multiple of [`LANES`].
-    const PART: usize = 1024;
-    // Room of an even address, and the numbers as they will be read.
-    let (mut bits, mut wide) = ([0u16; PART], [0.0f32; PART]);
-    let mut lanes = [[0.0f64; LANES]; 2];
-    for (row, bytes) in row.chunks(PART).zip(bytes.chunks_mut(2 * PART)) {
-        let (bits, wide) = (&mut bits[..row.len()], &mut wide[..row.len()]);
-        round(row, bits, wide);
-        bytes.copy_from_slice(bytemuck::cast_slice(bits));
-        rest_and_squares(row, wide, &mut lanes);
-    }
-    let [rest, squares] = lanes.map(|lanes| lanes.iter().sum::<f64>());
-    Encoded { scale: 1.0, norm: squares.sqrt() as f32, error: quant::bound(rest, row.len()) }
+/// What is known of a row in two bytes a number, from `Σ (x − y)²` and `Σ y²`.
+fn known([rest, squares]: [f64; 2], n: usize) -> Encoded {
+    Encoded { scale: 1.0, norm: squares.sqrt() as f32, error: quant::bound(rest, n) }
+}
+
+/// Adds `(x − y)²` and `y²`, where `y` is `x` rounded to fewer digits, so that the difference is exact in f32: it is a multiple of the
+/// last digit of `x` and no longer than `x`.
+#[inline(always)]
+fn add_rest_and_square<const FMA: bool>(rest: &mut f64, square: &mut f64, x: f32, y: f32) {
+    *rest = add_square::<FMA>(*rest, x - y);
+    *square = add_square::<FMA>(*square, y);
 }
 
 wide! {
-    /// Rounds finite numbers that fit to bfloat16, ties to even: its bits, and the numbers that they are.
-    fn to_bf16 / to_bf16_at (row: &[f32], bits: &mut [u16], wide: &mut [f32]) {
-        for ((&x, bits), wide) in row.iter().zip(bits).zip(wide) {
-            let x = x.to_bits();
-            let rounded = x + 0x7FFF + (x >> 16 & 1);
-            *bits = (rounded >> 16) as u16;
-            *wide = f32::from_bits(rounded & 0xFFFF_0000);
-        }
-    }
-}
-
-wide! {
-    /// Adds `(x − y)²` and `y²` to f64 sums in [`LANES`] lanes, number `i` to lane `i mod LANES`: one result on every machine, and no
-    /// chain of additions that each wait for the one before.
-    fn rest_and_squares / rest_and_squares_at (x: &[f32], y: &[f32], lanes: &mut [[f64; LANES]; 2]) {
-        let [mut rests, mut squares] = *lanes;
-        let mut take = |x: &[f32], y: &[f32]| {
-            for (((rest, square), &x), &y) in rests.iter_mut().zip(&mut squares).zip(x).zip(y) {
-                let (x, y) = (f64::from(x), f64::from(y));
-                *rest += (x - y) * (x - y);
-                *square += y * y;
+    /// Rounds finite numbers that fit to bfloat16, ties to even. The sums are in [`LANES`] lanes, number `i` in lane `i mod LANES`: one
+    /// result on every machine.
+    fn to_bf16 / to_bf16_at (row: &[f32], bytes: &mut [u8]) -> [f64; 2] {
+        let (mut rests, mut squares) = ([0.0f64; LANES], [0.0f64; LANES]);
+        let mut take = |row: &[f32; LANES], bits: &mut [[u8; 2]; LANES]| {
+            for i in 0..LANES {
+                let x = row[i].to_bits();
+                let rounded = x + 0x7FFF + (x >> 16 & 1);
+                bits[i] = ((rounded >> 16) as u16).to_le_bytes();
+                add_rest_and_square::<FMA>(&mut rests[i], &mut squares[i], row[i], f32::from_bits(rounded & 0xFFFF_0000));
             }
         };
-        let ((xs, x_last), (ys, y_last)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
-        xs.iter().zip(ys).for_each(|(x, y)| take(x, y));
-        take(x_last, y_last);
-        *lanes = [rests, squares];
+        let (chunks, last) = row.as_chunks::<LANES>();
+        let (places, last_places) = bytes.as_chunks_mut::<2>().0.as_chunks_mut::<LANES>();
+        chunks.iter().zip(places).for_each(|(row, bits)| take(row, bits));
+        let (mut filled_up, mut bits) = ([0.0; LANES], [[0; 2]; LANES]);
+        filled_up[..last.len()].copy_from_slice(last);
+        take(&filled_up, &mut bits);
+        last_places.copy_from_slice(&bits[..last.len()]);
+        [quant::folded(rests), quant::folded(squares)]
     }
+}
+
+wide! {
+    /// The same for binary16.
+    fn to_f16 / to_f16_at (row: &[f32], bytes: &mut [u8]) -> [f64; 2] {
+        let (mut rests, mut squares) = ([0.0f64; LANES], [0.0f64; LANES]);
+        let mut take = |row: &[f32; LANES], bits: &mut [[u8; 2]; LANES]| {
+            for i in 0..LANES {
+                let (half, y) = half(row[i]);
+                bits[i] = half.to_le_bytes();
+                add_rest_and_square::<FMA>(&mut rests[i], &mut squares[i], row[i], y);
+            }
+        };
+        let (chunks, last) = row.as_chunks::<LANES>();
+        let (places, last_places) = bytes.as_chunks_mut::<2>().0.as_chunks_mut::<LANES>();
+        chunks.iter().zip(places).for_each(|(row, bits)| take(row, bits));
+        let (mut filled_up, mut bits) = ([0.0; LANES], [[0; 2]; LANES]);
+        filled_up[..last.len()].copy_from_slice(last);
+        take(&filled_up, &mut bits);
+        last_places.copy_from_slice(&bits[..last.len()]);
+        [quant::folded(rests), quant::folded(squares)]
+    }
+}
+
+/// A finite number below 65520 as binary16, ties to even, and the number that this is; without branches.
+#[inline(always)]
+fn half(x: f32) -> (u16, f32) {
+    /// 2⁻¹⁴, the least normal number of binary16.
+    const NORMAL_MIN: u32 = 0x3880_0000;
+    let (bits, sign) = (x.to_bits() & 0x7FFF_FFFF, x.to_bits() & 0x8000_0000);
+    // Normal: ten digits stay of 23, and the exponent counts from −15 in the place of −127.
+    let rounded = (bits + 0x0FFF + (bits >> 13 & 1)) & 0xFFFF_E000;
+    // Below: multiples of 2⁻²⁴, which is the last digit of numbers from ½ to 1.
+    let small = f32::from_bits(bits) + 0.5;
+    let is_normal = bits >= NORMAL_MIN;
+    let half = if is_normal { (rounded >> 13).wrapping_sub(112 << 10) } else { small.to_bits() & 0x7FF };
+    let wide = if is_normal { rounded } else { (small - 0.5).to_bits() };
+    ((half | sign >> 16) as u16, f32::from_bits(wide | sign))
 }
 
 wide! {
     /// `Σ y²` in the same lanes.
     fn squares / squares_at (row: &[f32]) -> f64 {
         let mut squares = [0.0f64; LANES];
-        let mut take = |x: &[f32]| {
-            squares.iter_mut().zip(x).for_each(|(square, &x)| *square += f64::from(x) * f64::from(x));
-        };
         let (chunks, last) = row.as_chunks::<LANES>();
-        chunks.iter().for_each(|chunk| take(chunk));
-        take(last);
-        squares.iter().sum()
+        for chunk in chunks {
+            for i in 0..LANES {
+                squares[i] = add_square::<FMA>(squares[i], chunk[i]);
+            }
+        }
+        squares.iter_mut().zip(last).for_each(|(square, &x)| *square = add_square::<FMA>(*square, x));
+        quant::folded(squares)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use half::bf16;
+    use half::slice::HalfFloatSliceExt;
+    use half::{bf16, f16};
 
     use super::*;
     use crate::wide::levels;
@@ -310,18 +333,73 @@ mod tests {
         let mut wanted = vec![bf16::ZERO; row.len()];
         wanted.convert_from_f32_slice(&row);
         for level in levels() {
-            let (mut bits, mut wide) = (vec![0; row.len()], vec![0.0; row.len()]);
-            to_bf16_at(level, &row, &mut bits, &mut wide);
+            let mut bytes = vec![0; 2 * row.len()];
+            to_bf16_at(level, &row, &mut bytes);
+            let bits: Vec<u16> = bytes.as_chunks::<2>().0.iter().map(|bytes| u16::from_le_bytes(*bytes)).collect();
             assert!(bits.iter().zip(&wanted).all(|(bits, wanted)| *bits == wanted.to_bits()), "{level:?}");
-            assert!(wide.iter().zip(&wanted).all(|(wide, wanted)| wide.to_bits() == wanted.to_f32().to_bits()));
-            let small: Vec<f32> = row.iter().map(|x| x % 3.0).collect();
-            let sums = |level, x, y| {
-                let mut lanes = [[0.0; LANES]; 2];
-                rest_and_squares_at(level, x, y, &mut lanes);
-                lanes.map(|lanes| lanes.iter().sum::<f64>().to_bits())
+        }
+    }
+
+    /// Every binary16, the numbers half way between two, and those beside these.
+    #[test]
+    fn binary16_is_rounded_to_nearest_by_every_twin() {
+        let all = (0..0x7C00u16).map(|bits| f16::from_bits(bits).to_f32().to_bits());
+        let mut row: Vec<f32> = Vec::new();
+        for (low, high) in all.clone().zip(all.skip(1)) {
+            let (low, high) = (f64::from(f32::from_bits(low)), f64::from(f32::from_bits(high)));
+            let middle = ((low + high) / 2.0) as f32;
+            for x in [low as f32, middle, middle.next_down(), middle.next_up()] {
+                row.extend([x, -x]);
+            }
+        }
+        row.extend([65504.0, 65519.996, -65519.996, f32::from_bits(1), -1e-30, 2f32.powi(-25)]);
+        let mut wanted = vec![f16::ZERO; row.len()];
+        wanted.convert_from_f32_slice(&row);
+        for level in levels() {
+            let mut bytes = vec![0; 2 * row.len()];
+            to_f16_at(level, &row, &mut bytes);
+            for ((bytes, wanted), x) in bytes.as_chunks::<2>().0.iter().zip(&wanted).zip(&row) {
+                assert_eq!(u16::from_le_bytes(*bytes), wanted.to_bits(), "{x:e} {level:?}");
+                assert_eq!(half(*x).1.to_bits(), wanted.to_f32().to_bits(), "{x:e}");
+            }
+        }
+    }
+
+    /// On every level and for both types the same bits, which are close to sums made number by number the other way round.
+    #[test]
+    fn what_is_known_of_a_row_is_the_same_from_every_twin() {
+        for n in [0, 1, 31, 32, 33, 1023, 1024, 1300] {
+            let row: Vec<f32> =
+                (0..n).map(|i| ((i * 7919 % 2003) as f32 / 300.0 - 3.1) * 2f32.powi(i % 40 - 30)).collect();
+            let mut bytes = vec![0; 2 * row.len()];
+            let near = |found: f64, wanted: f64| (found - wanted).abs() <= 1e-12 * wanted;
+            let sums = |y: &dyn Fn(f32) -> f32| {
+                let of = |f: &dyn Fn(f32) -> f64| row.iter().rev().map(|&x| f(x)).sum::<f64>();
+                [of(&|x| (f64::from(x) - f64::from(y(x))).powi(2)), of(&|x| f64::from(y(x)).powi(2))]
             };
-            assert_eq!(sums(level, &small, &wide), sums(levels()[0], &small, &wide), "{level:?}");
-            assert_eq!(squares_at(level, &small).to_bits(), sums(level, &wide, &small)[1], "{level:?}");
+            let wanted = sums(&|x| bf16::from_f32(x).to_f32());
+            let found = to_bf16_at(levels()[0], &row, &mut bytes);
+            assert!(near(found[0], wanted[0]) && near(found[1], wanted[1]), "{n}: {found:?} {wanted:?}");
+            let wanted_half = sums(&|x| f16::from_f32(x).to_f32());
+            let halves = to_f16_at(levels()[0], &row, &mut bytes);
+            assert!(
+                near(halves[0], wanted_half[0]) && near(halves[1], wanted_half[1]),
+                "{n}: {halves:?} {wanted_half:?}"
+            );
+            let wide: Vec<f32> = row.iter().map(|&x| bf16::from_f32(x).to_f32()).collect();
+            for level in levels() {
+                assert_eq!(
+                    to_bf16_at(level, &row, &mut bytes).map(f64::to_bits),
+                    found.map(f64::to_bits),
+                    "{n} {level:?}"
+                );
+                assert_eq!(
+                    to_f16_at(level, &row, &mut bytes).map(f64::to_bits),
+                    halves.map(f64::to_bits),
+                    "{n} {level:?}"
+                );
+                assert_eq!(squares_at(level, &wide).to_bits(), found[1].to_bits(), "{n} {level:?}");
+            }
         }
     }
 }

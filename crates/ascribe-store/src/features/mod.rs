@@ -81,6 +81,7 @@ mod shard;
 mod snapshot;
 mod stats;
 mod subset;
+mod sum_rows;
 mod sums;
 mod terms;
 mod tombstones;

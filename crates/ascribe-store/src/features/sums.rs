@@ -11,6 +11,7 @@ use safetensors::tensor::Dtype;
 use super::FEATURES_FORMAT_VERSION;
 use super::generation::{Generation, Part};
 use super::layout::{Paths, StoreHeader};
+use super::sum_rows;
 use super::view::ShardView;
 use crate::atomic::write_atomic;
 use crate::error::StoreError;
@@ -20,7 +21,7 @@ use crate::wide::wide;
 
 /// Columns of a dataset that one task adds up: a row of them stays in the first cache, and a store of one dataset has work for
 /// several threads. Even, since two int4 codes share a byte.
-const TASK_COLUMNS: usize = 1024;
+const TASK_COLUMNS: usize = sum_rows::COLUMNS_MAX;
 
 /// `G_k = Σ_{i in dataset k} g_i` over the rows as stored, each number as an f64 and what that f64 lost (compensated
 /// summation, Ogita, Rump and Oishi, SIAM J. Sci. Comput. 26, 2005, algorithm Sum2): as if summed with 106 bits.
@@ -87,12 +88,7 @@ impl DatasetSums {
             tasks.extend(columns.map(|(i, (main, rest))| (i * TASK_COLUMNS, main, rest, rows)));
         }
         let run = |(start, main, rest, rows): (usize, &mut [f64], &mut [f64], &[u32])| {
-            let mut wide = [0.0f32; TASK_COLUMNS];
-            let numbers = &mut wide[..main.len()];
-            for &row in rows {
-                view.widen_from(row as usize, start, numbers);
-                add_row(main, rest, numbers, 1.0);
-            }
+            sum_rows::add(view, rows, start, main, rest);
         };
         if live.len() * self.dim < TASK_COLUMNS * TASK_COLUMNS / 8 {
             tasks.into_iter().for_each(run);
@@ -258,17 +254,27 @@ pub(crate) fn check_part(path: &Path, bytes: &[u8], part: &Part) -> Result<(), S
 
 wide! {
     /// Adds one row, or takes it out.
-    fn add_row / add_row_at (main: &mut [f64], rest: &mut [f64], row: &[f32], sign: f64) {
-        main.iter_mut().zip(rest).zip(row).for_each(|((s, r), &x)| add_to(s, r, sign * f64::from(x)));
+    pub(super) fn add_row / add_row_at (main: &mut [f64], rest: &mut [f64], row: &[f32], sign: f64) {
+        main.iter_mut().zip(rest).zip(row).for_each(|((s, r), &x)| add_times::<FMA>(s, r, f64::from(x), sign));
     }
 }
 
 /// `s + x` without losing what the rounding loses (Knuth's TwoSum).
 #[inline(always)]
 fn add_to(s: &mut f64, r: &mut f64, x: f64) {
-    let sum = *s + x;
+    add_times::<false>(s, r, x, 1.0);
+}
+
+/// The same for `sign · x`, where `sign` is 1 or −1. With `FMA` three of its seven additions are products with a sign, too: processors
+/// have units for those that would stand still. No bit is another.
+#[inline(always)]
+pub(super) fn add_times<const FMA: bool>(s: &mut f64, r: &mut f64, x: f64, sign: f64) {
+    let sum = if FMA { x.mul_add(sign, *s) } else { *s + sign * x };
     let back = sum - *s;
-    *r += (*s - (sum - back)) + (x - back);
+    let lost_of_s = *s - (sum - back);
+    let lost_of_x = if FMA { x.mul_add(sign, -back) } else { sign * x - back };
+    let lost = lost_of_s + lost_of_x;
+    *r = if FMA { lost.mul_add(sign * sign, *r) } else { *r + lost };
     *s = sum;
 }
 

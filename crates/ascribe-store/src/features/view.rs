@@ -74,12 +74,6 @@ impl<'a> ShardView<'a> {
         self.dead.binary_search(&(i as u32)).is_err()
     }
 
-    /// The numbers of row `i` from column `start` on, which is even.
-    pub(crate) fn widen_from(&self, i: usize, start: usize, out: &mut [f32]) {
-        let bytes = &self.row(i)[start * self.row_type.bits() / 8..];
-        widen_row(self.row_type, bytes, self.scale.map_or(1.0, |s| s[i]), out);
-    }
-
     /// Row `i` as f32 numbers, rounded once where the type is wider than f32's steps.
     ///
     /// # Panics
