@@ -2,9 +2,10 @@
 """benches/LEADERBOARD.md from a suite's leaderboard.json: the same figures as tables that a repository shows.
 
     ascribe bench run benches/suites/leaderboard.toml --out out/bench
-    python3 benches/suites/tables.py out/bench/leaderboard.json COMMIT MACHINE > benches/LEADERBOARD.md
+    python3 benches/suites/tables.py out/bench/leaderboard.json COMMIT MACHINE [ALL.json] > benches/LEADERBOARD.md
 
-COMMIT is what the suite ran at, MACHINE what it ran on, in words. Writes nothing that is not in the JSON. Standard library only.
+COMMIT is what the suite ran at, MACHINE what it ran on, in words. ALL.json is the leaderboard.json of all.toml: methods and settings that
+the first has not come behind. Writes nothing that is not in the JSON. Standard library only.
 """
 import json
 import sys
@@ -102,6 +103,10 @@ def section(report):
     if report["truth"]["ceiling"]:
         line += f" Agreement of one retraining seed with the others: {report['truth']['ceiling']['mean']:.3f}."
     print(line + "\n")
+    tables(report, methods)
+
+
+def tables(report, methods):
     main_table(methods)
     further_table(methods)
     gates = report.get("gates", [])
@@ -116,7 +121,7 @@ def section(report):
         print()
 
 
-def main(path, commit, machine):
+def main(path, commit, machine, everything=None):
     board = json.load(open(path, encoding="utf-8"))
     print("# Leaderboard\n")
     print(f"`ascribe bench run benches/suites/leaderboard.toml --out out/bench` as one run of {board['date']}, commit {commit}, {machine}")
@@ -127,9 +132,25 @@ def main(path, commit, machine):
         section(report)
     for name, why in board["failed"]:
         print(f"`{name}` could not run: {why}\n")
+    if everything:
+        rest(json.load(open(everything, encoding="utf-8")), board)
+
+
+def rest(everything, board):
+    shown = {report["setting"]: report["methods"] for report in board["settings"]}
+    print("# Methods and settings that the suite leaves out\n")
+    print(f"`ascribe bench run benches/suites/all.toml` with the scores that the suite above kept, {everything['date']}.\n")
+    for report in everything["settings"]:
+        if report["setting"] not in shown:
+            section(report)
+            continue
+        others = [m for name, m in report["methods"].items() if name not in shown[report["setting"]]]
+        if others:
+            print(f"## `{report['setting']}`, further methods\n")
+            tables({}, ranked(others))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
+    if len(sys.argv) not in (4, 5):
         sys.exit(__doc__)
     main(*sys.argv[1:])

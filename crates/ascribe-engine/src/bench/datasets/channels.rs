@@ -123,7 +123,7 @@ pub fn known(recipe: &Recipe) -> Vec<GameMethod> {
     }
     out.push(method(
         SECOND_ORDER,
-        "the same with what datasets say together: second-order group influence, split-proof",
+        &format!("{fisher} over all checkpoints, with what datasets say together: second order, split-proof"),
         "arXiv:1911.00418",
         false,
     ));
@@ -138,7 +138,7 @@ pub fn known(recipe: &Recipe) -> Vec<GameMethod> {
         out.push(method(&format!("{name}_top{TOP_MEAN_K}"), &best, "control", true));
     }
     out.push(method(BIGRAMS, "Shapley values of a bigram model fitted on every subset", "control", true));
-    out.push(method("random", "a seed", "control", true));
+    out.push(method("random", "numbers drawn under a seed, whatever the query", "control", true));
     out
 }
 

@@ -48,7 +48,7 @@ pub const METHODS: [(&str, &str, &str, bool); 7] = [
         false,
     ),
     ("bm25", "BM25 of the question's words and character pairs", "Robertson and Zaragoza 2009", true),
-    ("bm25_answer", "the same with the answer's words", "Robertson and Zaragoza 2009", true),
+    ("bm25_answer", "BM25 with the answer's words and character pairs too", "Robertson and Zaragoza 2009", true),
     ("embedding", "cosine of mean hidden states of the model itself", "RepSim, arXiv:2409.19998", true),
     ("encoder", "cosine of mean hidden states of another model (--encoder)", "RepSim, arXiv:2409.19998", true),
     ("random", "seeded normal numbers", "—", true),

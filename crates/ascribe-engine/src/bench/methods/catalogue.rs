@@ -126,7 +126,7 @@ fn operators(setting: &Setting, chosen: &Chosen) -> Vec<Method> {
     }
     let cg = |preconditioned| Spec::Cg { damping, iterations: 100, queries, preconditioned, normalise };
     out.push(method("cg", "influence by conjugate gradients", "arXiv:1703.04730, section 3", cg(false)));
-    let about = "the same with residuals through EK-FAC's inverse";
+    let about = "influence by conjugate gradients whose residuals pass through EK-FAC's inverse";
     out.push(method("cg_preconditioned", about, "arXiv:1703.04730, section 3; own preconditioner", cg(true)));
     let depth = if images { 1000 } else { 200 };
     let spec = Spec::Lissa { damping, depth, batch: 64, queries, scale: None, normalise };
@@ -285,26 +285,27 @@ fn lorif_whitened(base: &RowSettings) -> Method {
 
 /// Rows of a feature store over fused modules, embedding and norms: 16 × 16 numbers a module in f32, and the same choice in fewer bytes.
 fn stored(chosen: &Chosen) -> Vec<Method> {
-    let row = |name: &str, about: &str, source: &str, k, kept, row_type| {
+    let of = |name: &str, k, what: &str, source: &str, kept, row_type| {
         let damping_rel = if matches!(kept, Kept::Factors(_)) { WHITENED_DAMPING } else { chosen.rows };
-        method(name, about, source, Spec::Stored(StoredSettings { k, kept, row_type, damping_rel }))
+        let about = format!("a store of {k} × {k} random projections of fused modules, embedding and norms, {what}");
+        method(name, &about, source, Spec::Stored(StoredSettings { k, kept, row_type, damping_rel }))
     };
-    let logra = "arXiv:2405.13954";
-    let about = "a store of 16 × 16 random projections of fused modules, embedding and norms, block Fisher";
-    let [int8, int4] = ["8", "4"].map(|bits| format!("a store of 15 × 15 of the same, whitened, {bits} bits a number"));
-    let lorif = "a store of 22 × 22 of the same, whitened from both sides, kept as rank-2 factors of 4 bits a number";
+    let (logra, whitened) = ("arXiv:2405.13954", "own; arXiv:2405.13954");
+    let factors = "whitened from both sides, as rank-2 factors of 4 bits a number";
     vec![
-        row("logra_fused", about, logra, 16, Kept::Gradient, RowType::F32),
-        row("logra_fused_int8", &int8, "own; arXiv:2405.13954", 15, Kept::Whitened, RowType::Int8),
-        row("logra_fused_int4", &int4, "own; arXiv:2405.13954", 15, Kept::Whitened, RowType::Int4),
-        row("lorif_fused", lorif, "own; arXiv:2601.21929", 22, Kept::Factors(2), RowType::Int4),
+        of("logra_fused", 16, "in f32, block Fisher", logra, Kept::Gradient, RowType::F32),
+        of("logra_fused_int8", 15, "whitened, 8 bits a number", whitened, Kept::Whitened, RowType::Int8),
+        of("logra_fused_int4", 15, "whitened, 4 bits a number", whitened, Kept::Whitened, RowType::Int4),
+        of("lorif_fused", 22, factors, "own; arXiv:2601.21929", Kept::Factors(2), RowType::Int4),
     ]
 }
 
 fn grass(setting: &Setting, chosen: &Chosen) -> Method {
     let (mask, dim) = if whole_matrix(setting) { (4096, 1024) } else { (16_384, 2048) };
+    let n = |n: usize| format!("{},{:03}", n / 1000, n % 1000);
+    let (places, numbers) = (n(mask), n(dim));
     let about =
-        format!("{mask} places of the whole gradient and a sparse transform to {dim} numbers, one Fisher matrix");
+        format!("{places} places of the whole gradient and a sparse transform to {numbers} numbers, one Fisher matrix");
     let settings = GrassSettings { mask, dim, damping_rel: Some(chosen.rows), normalise: Normalisation::None };
     method("grass", &about, "arXiv:2505.18976", Spec::Grass(settings))
 }
@@ -335,13 +336,13 @@ fn sketches(setting: &Setting, chosen: &Chosen) -> Vec<Method> {
         method("trak_1", "TRAK with one model", source, trak(1, dim)),
     ];
     if !images {
+        let sketched = "gradients whitened by EK-FAC in 5,000 numbers of one bit";
         let spec = Spec::Sum { parts: vec![sketch(5000), Spec::Verbatim], weights: vec![] };
-        let about = "the same with 5,000 numbers, and the longest run of equal tokens, in equal parts";
-        out.push(method("sketch_and_verbatim", about, "own", spec));
+        let about = format!("{sketched}, and the longest run of equal tokens, in equal parts");
+        out.push(method("sketch_and_verbatim", &about, "own", spec));
         let parts = vec![sketch(5000), Spec::Verbatim, Spec::Bm25];
-        let about =
-            "the same with half as much of the longest run of equal tokens and of BM25, both from one copy of the text";
-        out.push(method("sketch_and_text", about, "own", Spec::Sum { parts, weights: vec![1.0, 0.5, 0.5] }));
+        let about = format!("{sketched}, half as much of the longest run of equal tokens and of BM25, from one text");
+        out.push(method("sketch_and_text", &about, "own", Spec::Sum { parts, weights: vec![1.0, 0.5, 0.5] }));
     }
     if images {
         out.push(method("trak_10", "TRAK with ten models", source, trak(10, dim)));
@@ -382,6 +383,6 @@ fn controls(setting: &Setting) -> Vec<Method> {
     }
     out.push(method("gradient_norm", "length of the training gradient", "control", Spec::GradientNorm));
     out.push(method("loss", "loss of the training example", "control", Spec::Loss));
-    out.push(method("random", "a seed", "control", Spec::Random { seed: 1 }));
+    out.push(method("random", "numbers drawn under a seed, whatever the query", "control", Spec::Random { seed: 1 }));
     out
 }
