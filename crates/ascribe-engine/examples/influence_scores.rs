@@ -12,7 +12,7 @@ use ascribe_core::NoProgress;
 use ascribe_engine::Home;
 use ascribe_engine::bench::contest::Contestant;
 use ascribe_engine::bench::lab::{self, Lab, Quantity, Which};
-use ascribe_engine::bench::methods::{Method, trak_places};
+use ascribe_engine::bench::methods::{Method, random_bases, trak_places};
 use ascribe_engine::bench::setting::Setting;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -22,18 +22,28 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ["weights", setting, path] => weights(setting, "final:0", Path::new(path)),
         ["weights", setting, path, which] => weights(setting, which, Path::new(path)),
         ["projection", setting, width, path] => projection(setting, width.parse()?, Path::new(path)),
+        ["bases", setting, k, path] => bases(setting, k.parse()?, Path::new(path)),
         [setting, spec, path] => scores(setting, spec, Path::new(path)),
         _ => Err("usage: influence_scores SETTING SPEC.json OUT.npy\n       influence_scores weights SETTING \
-            OUT.safetensors [final:K|kept:K]\n       influence_scores projection SETTING WIDTH OUT.npy"
+            OUT.safetensors [final:K|kept:K]\n       influence_scores projection SETTING WIDTH OUT.npy\n       \
+            influence_scores bases SETTING K OUT.npy\nSETTING is a shipped one's name or the path of a setting.toml"
             .into()),
     }
 }
 
+/// A shipped setting by its name, or any by the path of its file.
+fn opened(setting: &str) -> Result<Box<dyn Lab>, Box<dyn std::error::Error>> {
+    let home = Home::find(None)?;
+    let setting = match setting.ends_with(".toml") {
+        true => Setting::read(Path::new(setting))?,
+        false => Setting::named(&home, setting)?,
+    };
+    Ok(lab::open(&home, &setting)?)
+}
+
 /// Runs the method and saves its scores `[Q, N]`.
 fn scores(setting: &str, spec: &str, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
-    let home = Home::find(None)?;
-    let setting = Setting::named(&home, setting)?;
-    let lab = lab::open(&home, &setting)?;
+    let lab = opened(setting)?;
     let method =
         Method { name: "given".into(), about: String::new(), source: String::new(), spec: serde_json::from_str(spec)? };
     let scores = method.run(lab.as_ref() as &dyn Lab, &NoProgress)?;
@@ -69,9 +79,7 @@ fn write_npy(
 /// Saves a model of a setting of images, with its names in PyTorch's manner: trained to the end under seed 1 + K, or the K-th kept
 /// checkpoint of the model that is explained. Prints the sums of learning rates up to each kept checkpoint from the one before.
 fn weights(setting: &str, which: &str, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
-    let home = Home::find(None)?;
-    let setting = Setting::named(&home, setting)?;
-    let lab = lab::open(&home, &setting)?;
+    let lab = opened(setting)?;
     let images = lab.images().ok_or("a setting of images")?;
     let model = match which.split_once(':') {
         Some(("final", k)) => images.train(k.parse()?, None)?,
@@ -89,10 +97,17 @@ fn weights(setting: &str, which: &str, path: &Path) -> Result<(), Box<dyn std::e
 
 /// Saves TRAK's projection of the first model, `[P, 2]`: where each number of a gradient in layer form goes, and its sign.
 fn projection(setting: &str, width: usize, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
-    let home = Home::find(None)?;
-    let setting = Setting::named(&home, setting)?;
-    let lab = lab::open(&home, &setting)?;
+    let lab = opened(setting)?;
     let view = lab.model(Which::Final(0))?;
     let places = trak_places(view.train(Quantity::Loss)?.layers(), width, 0);
     write_npy(path, (places.len(), 2), places.into_iter().flat_map(|(place, sign)| [place as f32, sign]))
+}
+
+/// Saves LoGra's matrices of the first model, one row of numbers: per layer `P_in [k_in, n_in]`, then `P_out [k_out, n_out]`.
+fn bases(setting: &str, k: usize, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let lab = opened(setting)?;
+    let view = lab.model(Which::Final(0))?;
+    let bases = random_bases(view.train(Quantity::Loss)?.layers(), k);
+    let numbers: Vec<f32> = bases.iter().flat_map(|b| b.input.iter().chain(&b.output)).map(|&v| v as f32).collect();
+    write_npy(path, (1, numbers.len()), numbers.into_iter())
 }

@@ -66,6 +66,11 @@ impl Cholesky {
         Array2::from_shape_fn((self.dim(), self.dim()), |(i, j)| if i >= j { self.lower[(i, j)] } else { 0.0 })
     }
 
+    /// The diagonal of `L`, `[n]`.
+    pub fn diagonal(&self) -> Vec<f64> {
+        (0..self.dim()).map(|i| self.lower[(i, i)]).collect()
+    }
+
     /// Replaces every row `x` of `rows`, `[r, n]`, by `A⁻¹x`. Cost `2·r·n²`.
     ///
     /// # Panics
@@ -149,6 +154,7 @@ mod tests {
         // [[4, 2], [2, 5]] = L·Lᵀ with L = [[2, 0], [1, 2]]; A·[1, 1]ᵀ = [6, 7].
         let factor = Cholesky::factor(arr2(&[[4.0, f64::NAN], [2.0, 5.0]]).view()).unwrap();
         assert_eq!(factor.lower(), arr2(&[[2.0, 0.0], [1.0, 2.0]]));
+        assert_eq!(factor.diagonal(), [2.0, 2.0]);
         let mut rhs = arr2(&[[6.0, 7.0]]);
         factor.solve_rows(rhs.view_mut());
         assert!((&rhs - 1.0).iter().all(|e| e.abs() < 4.0 * f64::EPSILON), "{rhs}");

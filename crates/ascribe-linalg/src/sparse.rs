@@ -60,8 +60,8 @@ impl Sjlt {
         }
     }
 
-    /// Where number `j` goes in part `r`, and whether its sign changes.
-    fn place(&self, j: usize, r: usize) -> (usize, bool) {
+    /// Where number `j` goes in part `r` (below `nnz`), and whether its sign changes.
+    pub fn place(&self, j: usize, r: usize) -> (usize, bool) {
         let (from, to) = (r * self.dim / self.nnz, (r + 1) * self.dim / self.nnz);
         let word = self.stream.at((j * self.nnz + r) as u64);
         let low = (word & 0xffff_ffff) as u128;

@@ -212,6 +212,37 @@ pub fn stream<T: Send>(
     results.into_iter().collect()
 }
 
+/// [`stream`] for one row per example: `work` fills its examples' rows of `out` `[N, width]`, which is the only memory of results.
+///
+/// # Errors
+/// The source's, those of `work` (the first example's).
+fn stream_into(
+    source: &dyn CaptureSource,
+    labels: Labels,
+    mut out: ArrayViewMut2<'_, f32>,
+    work: impl Fn(&[u32], &Captured, ArrayViewMut2<'_, f32>) -> Result<(), MethodError> + Sync,
+) -> Result<(), MethodError> {
+    if source.is_empty() {
+        return Ok(());
+    }
+    let ids = all_examples(source)?;
+    let spare = Spare::default();
+    let height = chunk_len(source, labels, CHUNK_BYTES, CHUNK)?;
+    let results: Vec<Result<(), MethodError>> = out
+        .axis_chunks_iter_mut(ndarray::Axis(0), height)
+        .into_par_iter()
+        .zip(ids.par_chunks(height))
+        .map(|(rows, ids)| {
+            let mut captured = spare.take();
+            capture(source, ids, labels, &mut captured)?;
+            work(ids, &captured, rows)?;
+            spare.give(captured);
+            Ok(())
+        })
+        .collect();
+    results.into_iter().collect()
+}
+
 /// Rows `rows` of `∂ℓ/∂W` of layer `l`, example `e`, row-major into `out`. An example without positions has gradient zero.
 pub(crate) fn gradient(captured: &Captured, l: usize, e: usize, rows: std::ops::Range<usize>, out: &mut [f32]) {
     let (x, delta) = captured.rows(l, e);

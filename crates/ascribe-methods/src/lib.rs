@@ -10,6 +10,7 @@
 
 mod blocks;
 mod error;
+mod narrow;
 
 pub mod aggregate;
 pub mod block_fisher;

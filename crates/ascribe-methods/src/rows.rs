@@ -12,6 +12,7 @@ use crate::block_fisher::{self, Preconditioner};
 use crate::blocks;
 use crate::dot::{self, ExampleScores};
 use crate::error::MethodError;
+use crate::narrow;
 use crate::normalise::{Normalisation, Own, normalise};
 
 /// Rows per task where a metric is applied to rows.
@@ -239,7 +240,7 @@ pub fn moved_norms<R: FeatureReader>(
 /// Scores of every row against every query under a metric and a normalisation, `[Q, N]`.
 ///
 /// `queries` is `[Q, D]`, plain query gradients; `metric` is the identity (`None`) or inverse curvature. Units: those of
-/// `⟨q, M g⟩` divided by what the normalisation divides by. Bytes depend on neither threads, blocks nor the other queries. Cost
+/// `⟨q, M g⟩` divided by what the normalisation divides by. Products are f32, added in f64. Bytes depend on neither threads, blocks nor the other queries. Cost
 /// `2·Q·N·D`, and what norms cost: `N·Σ d_m²` under a metric.
 ///
 /// # Errors
@@ -272,7 +273,7 @@ pub fn score<R: FeatureReader>(
             (plain.clone(), by.needs_query().then(|| squares_of(&plain)), train, moved)
         }
     };
-    let mut scores = dot::score(reader, vectors.view(), None, progress)?;
+    let mut scores = narrow::score(reader, vectors.view(), progress)?;
     let own = Own { query: query.as_deref(), train: train.as_deref(), moved: moved.as_deref() };
     normalise(&mut scores.values, by, &own)?;
     Ok(scores)

@@ -11,16 +11,15 @@
 //! Positive = the example raises the query's margin. Here never lives: models, margins, projection.
 
 use ascribe_core::{Column, ExampleId, FeatureReader, Progress};
-use ascribe_linalg::packed::{PackedMatrix, Precision, Rows};
 use ascribe_linalg::{Cholesky, LinalgError};
-use ndarray::{Array2, ArrayView1, ArrayView2, s};
-use rayon::prelude::*;
+use ndarray::{Array2, ArrayView2, ArrayViewMut1};
 use serde::{Deserialize, Serialize};
 
 use crate::block_fisher::{Covariance, Preconditioner};
 use crate::blocks;
 use crate::dot::{self, ExampleScores};
 use crate::error::MethodError;
+use crate::narrow;
 use crate::rows::{OneGroup, Weighted};
 
 /// `λ` of `ΦᵀΦ + λI`.
@@ -125,9 +124,10 @@ impl Kernel {
         let factor = Cholesky::factor(kernel.view()).map_err(error)?;
         // A squared pivot over its diagonal entry is the part of the column that those before it do not explain. At rounding
         // level the column is dependent, and what a solve would say of it is noise.
-        let (lower, dim) = (factor.lower(), kernel.nrows());
+        let dim = kernel.nrows();
         let noise = dim as f64 * f64::EPSILON;
-        if let Some(pivot) = (0..dim).find(|&j| lower[(j, j)] * lower[(j, j)] <= noise * kernel[(j, j)]) {
+        let dependent = |(&pivot, &entry): (&f64, &f64)| pivot * pivot <= noise * entry;
+        if let Some(pivot) = factor.diagonal().iter().zip(kernel.diag()).position(dependent) {
             return Err(error(LinalgError::NotPositive { pivot, dim }));
         }
         Ok(Self { columns, lambda, factor: Some(factor) })
@@ -169,70 +169,48 @@ impl Preconditioner for Kernel {
     }
 }
 
-/// Numbers of a row that make one chain of f32 multiply-adds; chains are added in f64. Part of the definition of the bytes.
-const CHAIN: usize = 512;
-
-/// Rows per task.
-const TASK: usize = 64;
-
-/// `⟨v_q, φ_i⟩`, `[Q, N]`, with the examples. Rows are f32, so products of them are: every query's vector is brought to a largest number
-/// of 1 and back. A score is a sum of its own, whatever its company.
-fn products<R: FeatureReader>(
-    reader: &R,
-    vectors: ArrayView2<'_, f64>,
-    progress: &dyn Progress,
-) -> Result<(Vec<ExampleId>, Array2<f64>), MethodError> {
-    dot::check_finite("query vectors", vectors)?;
-    let (n_queries, width) = vectors.dim();
-    let n_rows = dot::n_rows(reader)?;
-    let (mut examples, mut scores) = (Vec::with_capacity(n_rows), Array2::<f64>::zeros((n_queries, n_rows)));
-    let top = |row: ArrayView1<'_, f64>| row.iter().fold(f64::MIN_POSITIVE, |top, v| top.max(v.abs()));
-    let largest: Vec<f64> = vectors.rows().into_iter().map(top).collect();
-    let mut narrow = Array2::<f32>::zeros((n_queries, width));
-    for ((mut to, row), largest) in narrow.rows_mut().into_iter().zip(vectors.rows()).zip(&largest) {
-        to.iter_mut().zip(row).for_each(|(to, v)| *to = (v / largest) as f32);
-    }
-    let chain = |start: usize| {
-        let part = narrow.slice(s![.., start..(start + CHAIN).min(width)]);
-        (start, part.ncols(), PackedMatrix::new(Precision::F32, part.t()))
-    };
-    let chains: Vec<(usize, usize, PackedMatrix)> = (0..width).step_by(CHAIN).map(chain).collect();
-    progress.start("score", reader.n_rows(), "rows");
-    blocks::for_each(reader, progress, |block| {
-        examples.extend_from_slice(block.ids);
-        let rows = block.rows.slice(s![..block.ids.len(), ..]).mapv(|v| v as f32);
-        let rows = rows.as_slice().expect("a fresh matrix is row-major");
-        let tasks: Vec<Array2<f64>> = rows
-            .par_chunks(TASK * width.max(1))
-            .map(|rows| {
-                let n = rows.len() / width.max(1);
-                let (mut total, mut part) = (Array2::<f64>::zeros((n, n_queries)), vec![0.0f32; n * n_queries]);
-                for (start, len, packed) in &chains {
-                    packed.multiply(&Rows::new(n, *len, width, &rows[*start..]), 0.0, &mut part, n_queries);
-                    total.iter_mut().zip(&part).for_each(|(to, &v)| *to += f64::from(v));
-                }
-                total
-            })
-            .collect();
-        for (task, total) in tasks.iter().enumerate() {
-            let first = block.first_row + task * TASK;
-            let mut target = scores.slice_mut(s![.., first..first + total.nrows()]);
-            for ((mut to, from), largest) in target.rows_mut().into_iter().zip(total.columns()).zip(&largest) {
-                to.iter_mut().zip(from).for_each(|(to, v)| *to = v * largest);
-            }
-        }
-        Ok(())
-    })?;
-    progress.finish("rows scored");
-    Ok((examples, scores))
+/// Kernel scores `φ(q)ᵀ(…)⁻¹φ_i`, `[Q, N]`, of the models so far.
+#[derive(Clone, Debug, Default)]
+enum Kernels {
+    #[default]
+    None,
+    /// One model's as they come.
+    One(Array2<f32>),
+    /// Sums over several.
+    Many(Array2<f64>),
 }
 
-/// Models trained alike, added one by one: only sums are kept, `8·Q·N` bytes. [`Ensemble::scores`] may be asked after each model.
+impl Kernels {
+    fn dim(&self) -> (usize, usize) {
+        match self {
+            Self::None => (0, 0),
+            Self::One(kernel) => kernel.dim(),
+            Self::Many(kernel) => kernel.dim(),
+        }
+    }
+
+    fn add(&mut self, scores: Array2<f32>) {
+        *self = match std::mem::take(self) {
+            Self::None => Self::One(scores),
+            Self::One(first) => {
+                let mut sum = first.mapv(f64::from);
+                sum.zip_mut_with(&scores, |sum, &v| *sum += f64::from(v));
+                Self::Many(sum)
+            }
+            Self::Many(mut sum) => {
+                sum.zip_mut_with(&scores, |sum, &v| *sum += f64::from(v));
+                Self::Many(sum)
+            }
+        };
+    }
+}
+
+/// Models trained alike, added one by one: only sums are kept, `8·Q·N` bytes, half of it for one model. [`Ensemble::scores`] may be
+/// asked after each model.
 #[derive(Clone, Debug, Default)]
 pub struct Ensemble {
     n_models: usize,
-    /// `Σ_m φ_m(q)ᵀ(…)⁻¹φ_m,i`, `[Q, N]`.
-    kernel: Array2<f64>,
+    kernels: Kernels,
     /// `Σ_m (1 − p_m,i)`, `[N]`.
     residuals: Vec<f64>,
     examples: Vec<ExampleId>,
@@ -287,32 +265,36 @@ impl Ensemble {
             let found = f64::from(residuals[column]);
             return Err(MethodError::BadValue { what: "residuals 1 − p".to_owned(), row: 0, column, found });
         }
-        if self.n_models > 0 && self.kernel.dim() != shape {
-            return Err(MethodError::shape("queries and examples of a model", self.kernel.dim(), shape));
+        if self.n_models > 0 && self.kernels.dim() != shape {
+            return Err(MethodError::shape("queries and examples of a model", self.kernels.dim(), shape));
         }
         let vectors = kernel.precondition(queries)?;
-        let (examples, scores) = products(reader, vectors.view(), progress)?;
+        let ExampleScores { examples, values: scores } = narrow::score(reader, vectors.view(), progress)?;
         if self.n_models == 0 {
-            (self.kernel, self.residuals, self.examples) = (scores, vec![0.0; shape.1], examples);
+            (self.residuals, self.examples) = (vec![0.0; shape.1], examples);
         } else if self.examples != examples {
             let expected = "the examples of the first model".to_owned();
             return Err(MethodError::shape("order of examples in a model", expected, "others"));
-        } else {
-            self.kernel += &scores;
         }
+        self.kernels.add(scores);
         self.residuals.iter_mut().zip(residuals).for_each(|(sum, &r)| *sum += f64::from(r));
         self.n_models += 1;
         Ok(())
     }
 
-    /// The scores of the models so far, `[Q, N]`, in units of margin.
+    /// The scores of the models so far, `[Q, N]`, in units of margin. Of a copy of the sums where [`Ensemble::into_scores`] needs none.
     ///
     /// # Errors
     /// No model; a threshold that is negative or not finite.
     pub fn scores(&self, soft: SoftThreshold) -> Result<ExampleScores, MethodError> {
-        if self.n_models == 0 {
-            return Err(MethodError::Empty { what: "the ensemble of models" });
-        }
+        self.clone().into_scores(soft)
+    }
+
+    /// [`Ensemble::scores`] in the memory of one model's kernel scores, when no model is to follow.
+    ///
+    /// # Errors
+    /// As [`Ensemble::scores`].
+    pub fn into_scores(self, soft: SoftThreshold) -> Result<ExampleScores, MethodError> {
         if let SoftThreshold::Absolute { value } = soft
             && !(value.is_finite() && value >= 0.0)
         {
@@ -320,13 +302,25 @@ impl Ensemble {
             return Err(MethodError::Parameter { field: "soft threshold", expected, found: value });
         }
         let m = self.n_models as f64;
-        let mut values = Array2::<f32>::zeros(self.kernel.dim());
-        for (mut to, from) in values.rows_mut().into_iter().zip(self.kernel.rows()) {
-            let mut row: Vec<f64> = from.iter().zip(&self.residuals).map(|(k, r)| (k / m) * (r / m)).collect();
-            shrink(&mut row, soft);
-            to.iter_mut().zip(row).for_each(|(to, v)| *to = v as f32);
-        }
-        Ok(ExampleScores { examples: self.examples.clone(), values })
+        let residuals: Vec<f64> = self.residuals.iter().map(|r| r / m).collect();
+        let mut values = match self.kernels {
+            Kernels::None => return Err(MethodError::Empty { what: "the ensemble of models" }),
+            Kernels::One(mut values) => {
+                for mut row in values.rows_mut() {
+                    row.iter_mut().zip(&residuals).for_each(|(v, r)| *v = (f64::from(*v) * r) as f32);
+                }
+                values
+            }
+            Kernels::Many(sums) => {
+                let mut values = Array2::<f32>::zeros(sums.dim());
+                for (mut to, from) in values.rows_mut().into_iter().zip(sums.rows()) {
+                    to.iter_mut().zip(from).zip(&residuals).for_each(|((to, k), r)| *to = ((k / m) * r) as f32);
+                }
+                values
+            }
+        };
+        values.rows_mut().into_iter().for_each(|row| shrink(row, soft));
+        Ok(ExampleScores { examples: self.examples, values })
     }
 }
 
@@ -344,20 +338,20 @@ pub fn score<R: FeatureReader>(
 ) -> Result<ExampleScores, MethodError> {
     let mut one = Ensemble::new();
     one.add(reader, queries, residuals, ridge, progress)?;
-    one.scores(soft)
+    one.into_scores(soft)
 }
 
-fn shrink(row: &mut [f64], soft: SoftThreshold) {
+fn shrink(mut row: ArrayViewMut1<'_, f32>, soft: SoftThreshold) {
     let value = match soft {
         SoftThreshold::None => return,
         SoftThreshold::Absolute { value } => value,
         SoftThreshold::Keep { keep } => {
-            let mut sizes: Vec<f64> = row.iter().map(|v| v.abs()).collect();
+            let mut sizes: Vec<f32> = row.iter().map(|v| v.abs()).collect();
             sizes.sort_by(|a, b| b.total_cmp(a));
-            sizes.get(keep).copied().unwrap_or(0.0)
+            sizes.get(keep).map_or(0.0, |&size| f64::from(size))
         }
     };
-    row.iter_mut().for_each(|v| *v = v.signum() * (v.abs() - value).max(0.0));
+    row.mapv_inplace(|v| v.signum() * (f64::from(v.abs()) - value).max(0.0) as f32);
 }
 
 #[cfg(test)]
@@ -366,10 +360,10 @@ mod tests {
 
     #[test]
     fn shrinking_by_hand() {
-        let check = |soft, expected: [f64; 4]| {
-            let mut row = [3.0, -2.0, 0.5, -0.25];
-            shrink(&mut row, soft);
-            assert!(row.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-15), "{soft:?}: {row:?}");
+        let check = |soft, expected: [f32; 4]| {
+            let mut row = ndarray::arr1(&[3.0f32, -2.0, 0.5, -0.25]);
+            shrink(row.view_mut(), soft);
+            assert_eq!(row, ndarray::arr1(&expected), "{soft:?}");
         };
         check(SoftThreshold::None, [3.0, -2.0, 0.5, -0.25]);
         check(SoftThreshold::Absolute { value: 1.0 }, [2.0, -1.0, 0.0, 0.0]);

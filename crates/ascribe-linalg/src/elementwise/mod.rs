@@ -1,4 +1,4 @@
-//! Vectorised elementwise kernels of a decoder: exponentials, norms, rotations, the optimiser's update.
+//! Vectorised elementwise kernels of a decoder: exponentials, norms, rotations, the optimiser's update; sums through sparse transforms.
 //!
 //! Every kernel gives the same bits on every instruction set (see [`dispatch`]). Here lives arithmetic on slices; what a
 //! layer or a model is stands elsewhere.
@@ -9,6 +9,7 @@ mod exp;
 mod image;
 mod masked;
 mod norm;
+mod scatter;
 mod vector;
 
 pub use act::{
@@ -25,4 +26,5 @@ pub use image::{
 };
 pub use masked::{masked_softmax, masked_softmax_backward};
 pub use norm::{add, add_row, layer_norm, layer_norm_backward, sum_rows};
+pub use scatter::scatter_outer;
 pub use vector::{AdamStep, adam_update, add_assign, dot, rms_norm, rms_norm_backward, rotate, scale, sum_squares};

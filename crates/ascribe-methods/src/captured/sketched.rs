@@ -1,16 +1,17 @@
 //! Gradients through a sparse transform with one place for every parameter (TRAK's rows), none of them stored.
 
-use ascribe_core::NoProgress;
-use ndarray::{Array2, s};
+use ascribe_linalg::elementwise::dispatch::LANES;
+use ascribe_linalg::elementwise::scatter_outer;
+use ndarray::{Array2, ArrayViewMut2, s};
 
 use super::pairs::single;
-use super::{blocks, finite_rows, gradient, stream};
+use super::{blocks, finite_rows, gradient, stream_into};
 use crate::error::MethodError;
 use crate::source::{CaptureSource, Captured, Labels, dim};
 
 /// Examples whose gradients of one position are made side by side. Each is a sum of its own, so the width of a group is not part of the
 /// results.
-const ABREAST: usize = 16;
+const ABREAST: usize = LANES;
 
 /// `out[i, place_p] += sign_p · g_ip` for every parameter `p`, `[N, width]`: rows of all examples.
 ///
@@ -32,10 +33,10 @@ pub fn sketched(
     if let Some((place, _)) = table.iter().find(|(place, _)| *place as usize >= width) {
         return Err(MethodError::shape("place of a sparse transform", format!("below {width}"), place));
     }
-    let parts = stream(source, labels, &NoProgress, |ids, captured| {
-        let mut rows = Array2::<f32>::zeros((ids.len(), width));
+    let mut out = Array2::<f32>::zeros((source.len(), width));
+    stream_into(source, labels, out.view_mut(), |ids, captured, mut rows| {
         if single(captured) {
-            abreast(source, captured, table, &mut rows);
+            abreast(source, captured, table, rows.view_mut());
         } else {
             let mut buffer = Vec::new();
             for (e, mut row) in rows.rows_mut().into_iter().enumerate() {
@@ -43,18 +44,13 @@ pub fn sketched(
                 one(source, captured, e, table, &mut buffer, row);
             }
         }
-        finite_rows(rows.view(), source.layers(), captured, ids)?;
-        Ok(rows)
+        finite_rows(rows.view(), source.layers(), captured, ids)
     })?;
-    let views: Vec<_> = parts.iter().map(|rows| rows.view()).collect();
-    match views.is_empty() {
-        true => Ok(Array2::zeros((0, width))),
-        false => Ok(ndarray::concatenate(ndarray::Axis(0), &views).expect("rows of one width")),
-    }
+    Ok(out)
 }
 
 /// Gradients of examples that every layer sees once, [`ABREAST`] of them at a time, number by number and never formed.
-fn abreast(source: &dyn CaptureSource, captured: &Captured, table: &[(u32, f32)], rows: &mut Array2<f32>) {
+fn abreast(source: &dyn CaptureSource, captured: &Captured, table: &[(u32, f32)], mut rows: ArrayViewMut2<'_, f32>) {
     let (n, width) = rows.dim();
     let mut sums = vec![[0.0f32; ABREAST]; width];
     let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
@@ -67,14 +63,7 @@ fn abreast(source: &dyn CaptureSource, captured: &Captured, table: &[(u32, f32)]
             rest = others;
             turned(&seen.x, examples.clone(), &mut inputs);
             turned(&seen.delta, examples.clone(), &mut outputs);
-            for (places, delta) in own.chunks_exact(layer.n_in.max(1)).zip(&outputs) {
-                for (&(place, sign), x) in places.iter().zip(&inputs) {
-                    let sum = &mut sums[place as usize];
-                    for e in 0..ABREAST {
-                        sum[e] += delta[e] * x[e] * sign;
-                    }
-                }
-            }
+            scatter_outer(&outputs, &inputs, own, &mut sums);
         }
         for (e, mut row) in examples.clone().zip(rows.slice_mut(s![examples, ..]).rows_mut()) {
             row.iter_mut().zip(&sums).for_each(|(to, sum)| *to = sum[e - first]);

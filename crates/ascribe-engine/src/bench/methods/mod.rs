@@ -28,6 +28,7 @@ pub use ascribe_methods::normalise::Normalisation;
 pub use catalogue::{catalogue, contestants, find};
 pub use offered::{ENCODER, Offer, word};
 pub use outside::OutsideSettings;
+pub use rows::random_bases;
 pub use stored::{Kept, StoredSettings};
 pub use trak::trak_places;
 pub use upon::{Upon, by_table, self_influence};

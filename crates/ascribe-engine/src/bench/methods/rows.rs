@@ -378,6 +378,16 @@ pub(in crate::bench) fn columns(named: &[(String, usize)]) -> Vec<Column> {
         .collect()
 }
 
+/// The matrices of [`BasisKind::Random`], one pair per layer, `k` rows on either side: what a comparison with another implementation
+/// needs to project alike.
+pub fn random_bases(layers: &[Layer], k: usize) -> Vec<Basis> {
+    let basis = |l: &Layer| {
+        let found = TwoSided::new(SEED, &l.name, l.n_in, l.n_out, k, k);
+        Basis { input: found.p_in.t().mapv(f64::from), output: found.p_out.t().mapv(f64::from) }
+    };
+    layers.iter().map(basis).collect()
+}
+
 fn bases(
     source: &dyn CaptureSource,
     settings: &RowSettings,
@@ -386,13 +396,7 @@ fn bases(
     let k = settings.k;
     Ok(match settings.basis {
         BasisKind::Pca => Kron::fit(source, &Options::default(), progress)?.leading(k, k)?,
-        BasisKind::Random => {
-            let basis = |l: &Layer| {
-                let found = TwoSided::new(SEED, &l.name, l.n_in, l.n_out, k, k);
-                Basis { input: found.p_in.t().mapv(f64::from), output: found.p_out.t().mapv(f64::from) }
-            };
-            source.layers().iter().map(basis).collect()
-        }
+        BasisKind::Random => random_bases(source.layers(), k),
         BasisKind::Mask => {
             let pick = |name: &str, side: &str, n: usize| {
                 let places = ascribe_linalg::sparse::mask(SEED, &format!("{name}/{side}"), n, k.min(n));
@@ -425,11 +429,10 @@ impl Sketch {
 
     /// Place and sign of every number of a gradient, as [`Sketch::transform`] has them: worked out once for all examples.
     pub fn table(&self) -> Vec<(u32, f32)> {
-        let (transform, mut out) = (self.transform(), vec![0.0f32; self.width]);
+        let transform = self.transform();
         let entry = |number| {
-            transform.add(number, &[1.0], &mut out);
-            let place = out.iter().position(|v| *v != 0.0).expect("every number goes to one place");
-            (place as u32, std::mem::take(&mut out[place]))
+            let (place, negative) = transform.place(number, 0);
+            (place as u32, if negative { -1.0 } else { 1.0 })
         };
         (0..self.dim).map(entry).collect()
     }

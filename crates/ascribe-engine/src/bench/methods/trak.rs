@@ -54,7 +54,7 @@ pub(super) fn trak(lab: &dyn Lab, settings: &TrakSettings, progress: &dyn Progre
         })?;
     }
     let values = clocked(&mut score, || {
-        let mut values = ensemble.scores(SoftThreshold::None)?.values;
+        let mut values = ensemble.into_scores(SoftThreshold::None)?.values;
         lengths.divide(&mut values, by, models)?;
         Ok(values)
     })?;
