@@ -99,7 +99,7 @@ def section(report):
     methods = ranked(report["methods"].values())
     print(f"## `{report['setting']}`\n")
     about = report["about"][0].upper() + report["about"][1:]
-    line = f"{about}. {report['queries']:,} queries, {report['examples']:,} examples; {report['truth']['about']}."
+    line = about + ("" if about.endswith("?") else ".") + f" {report['queries']:,} queries, {report['examples']:,} examples; {report['truth']['about']}."
     if report["truth"]["ceiling"]:
         line += f" Agreement of one retraining seed with the others: {report['truth']['ceiling']['mean']:.3f}."
     print(line + "\n")
