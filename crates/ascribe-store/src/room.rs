@@ -74,6 +74,11 @@ impl Room {
         &mut self.held.all()[old..end]
     }
 
+    /// Forgets the bytes from `len` on.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
     /// Forgets the bytes, keeps the memory.
     pub fn clear(&mut self) {
         (self.start, self.len) = (0, 0);

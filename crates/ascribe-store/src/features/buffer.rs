@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrow::array::{ArrayRef, Float32Array, RecordBatch, UInt32Array, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema};
@@ -15,6 +16,7 @@ use rayon::prelude::*;
 use safetensors::tensor::Dtype;
 
 use super::FEATURES_FORMAT_VERSION;
+use super::fit;
 use super::layout::StoreHeader;
 use super::quant::{self, Encoded, round_up};
 use super::shard::{dtype, has_error};
@@ -66,21 +68,33 @@ impl ShardBuffer {
         self.grad.len()
     }
 
-    /// Takes rows in standard layout, which are known to be finite and to fit the row type; `lost` is what each lost before
-    /// (nothing for rows that come from their maker). Large blocks are coded on all threads.
+    /// Takes rows in standard layout; `lost` is what each lost before (nothing for rows that come from their maker). Large blocks are
+    /// coded on all threads. If a number does not fit the row type no row is taken, and the first row with such a one is told.
     ///
     /// A norm is that of the row as stored, summed in f64 in fixed lanes and narrowed once.
-    pub fn push(&mut self, ids: &[ExampleId], rows: ArrayView2<'_, f32>, header: &StoreHeader, lost: Option<&[f32]>) {
+    pub fn push(
+        &mut self,
+        ids: &[ExampleId],
+        rows: ArrayView2<'_, f32>,
+        header: &StoreHeader,
+        lost: Option<&[f32]>,
+    ) -> Result<(), usize> {
         let (row_type, stride, dim) = (header.row_type, header.stride(), rows.ncols());
         let numbers = rows.to_slice().expect("rows are in standard layout");
-        self.ids.extend(ids.iter().map(|id| id.to_u64()));
+        let (limit, first_bad) = (fit::limit(row_type), AtomicUsize::new(usize::MAX));
         let store = |i: usize, bytes: &mut [u8]| {
+            let row = &numbers[i * dim..(i + 1) * dim];
+            if !fit::all_fit(row, limit) {
+                first_bad.fetch_min(i, Ordering::Relaxed);
+                return Encoded { scale: 0.0, norm: 0.0, error: 0.0 };
+            }
             let (bytes, filling) = bytes.split_at_mut(row_type.row_bytes(dim));
             filling.fill(0);
-            let found = stored(&numbers[i * dim..(i + 1) * dim], row_type, bytes);
+            let found = stored(row, row_type, bytes);
             let before = lost.map_or(0.0, |lost| lost[i]);
             Encoded { error: round_up(f64::from(found.error) + f64::from(before)), ..found }
         };
+        let len_before = self.grad.len();
         let places = self.grad.more(ids.len() * stride);
         let found: Vec<Encoded> = if numbers.len() < PARALLEL_NUMBERS {
             places.chunks_mut(stride).enumerate().map(|(i, bytes)| store(i, bytes)).collect()
@@ -89,6 +103,12 @@ impl ShardBuffer {
             let places = places.par_chunks_mut(stride).enumerate().with_min_len(least);
             places.map(|(i, bytes)| store(i, bytes)).collect()
         };
+        let first_bad = first_bad.into_inner();
+        if first_bad != usize::MAX {
+            self.grad.truncate(len_before);
+            return Err(first_bad);
+        }
+        self.ids.extend(ids.iter().map(|id| id.to_u64()));
         self.norms.extend(found.iter().map(|f| f.norm));
         if row_type.has_scale() {
             self.scales.extend(found.iter().map(|f| f.scale));
@@ -96,6 +116,7 @@ impl ShardBuffer {
         if has_error(header) {
             self.errors.extend(found.iter().map(|f| f.error));
         }
+        Ok(())
     }
 
     /// Takes row `i` of a shard of the same row type and width, byte for byte.

@@ -65,6 +65,7 @@ mod copies;
 mod delete;
 mod export;
 mod files;
+mod fit;
 mod generation;
 mod layout;
 mod leaves;

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use ascribe_core::{ExampleId, FeatureSink, FeatureSpec, RowType};
 use ndarray::ArrayView2;
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::appender::Appender;
 use super::files;
+use super::fit::{first_bad_row, fits, limit};
 use super::generation::{Generation, current_line, remove_old};
 use super::layout::{Paths, StoreHeader, parse_json};
 use super::manifest::ShardEntry;
@@ -23,14 +23,6 @@ use crate::atomic::{create_dirs, read_capped, sync_dir, write_atomic};
 use crate::error::StoreError;
 use crate::limits::{DATASETS_MAX, HEADER_MAX_BYTES};
 use crate::lock::Lock;
-use crate::wide::wide;
-
-/// Smallest magnitude that rounds to infinity in f16: half way from 65504, the largest number, to 65536.
-const F16_LIMIT: f32 = 65520.0;
-/// Smallest magnitude that rounds to infinity in bf16: half way from its largest number to 2¹²⁸.
-const BF16_LIMIT: f32 = f32::from_bits(0x7F7F_8000);
-/// Numbers that are looked at at once: a quarter of a mebibyte.
-const CHECKED_NUMBERS: usize = 1 << 16;
 
 /// Takes rows and commits them shard by shard. One per store at a time.
 #[derive(Debug)]
@@ -280,8 +272,8 @@ impl FeatureWriter {
         result
     }
 
-    /// Refuses a block as a whole, before any of its rows is taken.
-    fn check_block(&self, ids: &[ExampleId], rows: ArrayView2<'_, f32>) -> Result<(), StoreError> {
+    /// Refuses a block as a whole, before any of its rows is taken; its numbers only if they are not looked at when they are coded.
+    fn check_block(&self, ids: &[ExampleId], rows: ArrayView2<'_, f32>, are_numbers: bool) -> Result<(), StoreError> {
         let dim = self.appender.header.spec.dim;
         let expected = format!("[{}, {dim}]", ids.len());
         if rows.dim() != (ids.len(), dim) {
@@ -293,24 +285,46 @@ impl FeatureWriter {
             let limit = self.target_rows;
             return Err(StoreError::TooLarge { what: "rows of the store", limit, found: n_rows });
         }
-        let bad_row = first_bad_row(rows, limit(self.appender.header.row_type));
-        let mut in_block = HashSet::with_capacity(ids.len());
-        for (i, &id) in ids.iter().enumerate() {
-            let row_idx = self.appender.first_row() + self.n_taken() + i as u64;
-            if id.dataset >= DATASETS_MAX {
-                let (limit, found) = (u64::from(DATASETS_MAX) - 1, u64::from(id.dataset));
-                return Err(StoreError::TooLarge { what: "ordinal of a dataset", limit, found });
-            }
-            if self.seen.contains(&id.to_u64()) || !in_block.insert(id.to_u64()) {
-                return Err(StoreError::DuplicateExample { id, row: row_idx });
-            }
-            if bad_row == Some(i) {
-                let limit = limit(self.appender.header.row_type);
-                let bad = rows.row(i).into_iter().enumerate().find(|(_, x)| !fits(**x, limit));
-                return bad.map_or(Ok(()), |(column, &value)| Err(self.refuse_value(row_idx, id, column, value)));
-            }
+        let bad_id = self.first_bad_id(ids);
+        // The first bad row is told, whatever is bad of it.
+        let n_checked = bad_id.as_ref().map_or(if are_numbers { ids.len() } else { 0 }, |(i, _)| *i);
+        let checked = rows.slice(ndarray::s![..n_checked, ..]);
+        if let Some(row) = first_bad_row(checked, limit(self.appender.header.row_type)) {
+            return Err(self.refuse_row(row, ids, rows));
         }
-        Ok(())
+        bad_id.map_or(Ok(()), |(_, error)| Err(error))
+    }
+
+    fn first_bad_id(&self, ids: &[ExampleId]) -> Option<(usize, StoreError)> {
+        let mut sorted: Vec<u64> = ids.iter().map(|id| id.to_u64()).collect();
+        sorted.sort_unstable();
+        let are_apart = sorted.windows(2).all(|pair| pair[0] < pair[1]);
+        let mut in_block = HashSet::new();
+        ids.iter().enumerate().find_map(|(i, &id)| {
+            let row = self.first_row_of_block() + i as u64;
+            let error = if id.dataset >= DATASETS_MAX {
+                let (limit, found) = (u64::from(DATASETS_MAX) - 1, u64::from(id.dataset));
+                StoreError::TooLarge { what: "ordinal of a dataset", limit, found }
+            } else if self.seen.contains(&id.to_u64()) || !(are_apart || in_block.insert(id.to_u64())) {
+                StoreError::DuplicateExample { id, row }
+            } else {
+                return None;
+            };
+            Some((i, error))
+        })
+    }
+
+    /// Row number of the first row of a block that is pushed now.
+    fn first_row_of_block(&self) -> u64 {
+        self.appender.first_row() + self.n_taken()
+    }
+
+    /// What is bad of row `i` of a block, which has a number that does not fit.
+    fn refuse_row(&self, i: usize, ids: &[ExampleId], rows: ArrayView2<'_, f32>) -> StoreError {
+        let limit = limit(self.appender.header.row_type);
+        let bad = rows.row(i).into_iter().copied().enumerate().find(|&(_, x)| !fits(x, limit));
+        let (column, value) = bad.unwrap_or((0, f32::NAN));
+        self.refuse_value(self.first_row_of_block() + i as u64, ids[i], column, value)
     }
 
     fn refuse_value(&self, row: u64, id: ExampleId, column: usize, value: f32) -> StoreError {
@@ -337,19 +351,27 @@ impl FeatureWriter {
             self.commit_shard()?;
         }
         let standard = rows.as_standard_layout();
-        self.check_block(ids, standard.view())?;
+        // Numbers are looked at once where they are coded, if a bad one can still be told before any shard has begun its way.
+        let is_split = ids.len() > self.n_rows_of_shard_left();
+        self.check_block(ids, standard.view(), is_split)?;
         let mut done = 0;
         while done < ids.len() {
-            let room = (self.appender.header.rows_per_shard as usize).saturating_sub(self.appender.buffer.n_rows());
-            let part = done..(done + room.max(1)).min(ids.len());
+            let part = done..(done + self.n_rows_of_shard_left().max(1)).min(ids.len());
             let rows = standard.slice(ndarray::s![part.clone(), ..]);
             let lost = lost.map(|lost| &lost[part.clone()]);
             self.appender.begin_shard(self.target_rows - self.n_taken());
-            self.appender.buffer.push(&ids[part.clone()], rows, &self.appender.header, lost);
+            if let Err(row) = self.appender.buffer.push(&ids[part.clone()], rows, &self.appender.header, lost) {
+                return Err(self.refuse_row(done + row, ids, standard.view()));
+            }
             self.after_push(&ids[part.clone()])?;
             done = part.end;
         }
         Ok(())
+    }
+
+    /// Rows that the shard which fills has room for.
+    fn n_rows_of_shard_left(&self) -> usize {
+        (self.appender.header.rows_per_shard as usize).saturating_sub(self.appender.buffer.n_rows())
     }
 
     /// Takes row `i` of a shard of the same row type and width as it is.
@@ -455,81 +477,4 @@ fn take_committed(
 /// Adds the rows of a shard to the sums, as stored, in their order.
 fn add_rows(view: &ShardView<'_>, sums: &mut DatasetSums) {
     sums.add_stored(&ShardView { dead: &[], ..*view });
-}
-
-/// The smallest magnitude that the row type does not keep finite.
-fn limit(row_type: RowType) -> f32 {
-    match row_type {
-        RowType::F32 | RowType::Int8 | RowType::Int4 => f32::INFINITY,
-        RowType::Bf16 => BF16_LIMIT,
-        RowType::F16 => F16_LIMIT,
-    }
-}
-
-/// True if `x` lies below a limit; NaN does not.
-#[inline(always)]
-fn fits(x: f32, limit: f32) -> bool {
-    x.abs() < limit
-}
-
-/// The first row, in standard layout, with a number that does not fit.
-fn first_bad_row(rows: ArrayView2<'_, f32>, limit: f32) -> Option<usize> {
-    let numbers = rows.to_slice().expect("rows are in standard layout");
-    let parts = numbers.par_chunks(CHECKED_NUMBERS).enumerate();
-    let bad = parts.find_map_first(|(i, part)| {
-        // One pass without branches first, which nearly always is the last.
-        let at = (!all_fit(part, limit)).then(|| part.iter().position(|&x| !fits(x, limit)))??;
-        Some(i * CHECKED_NUMBERS + at)
-    })?;
-    Some(bad / rows.ncols())
-}
-
-wide! {
-    /// True if all numbers fit.
-    fn all_fit / all_fit_at (numbers: &[f32], limit: f32) -> bool {
-        let mut bad = [0u32; 32];
-        let (chunks, last) = numbers.as_chunks::<32>();
-        for chunk in chunks {
-            bad.iter_mut().zip(chunk).for_each(|(bad, &x)| *bad |= u32::from(!fits(x, limit)));
-        }
-        bad.iter_mut().zip(last).for_each(|(bad, &x)| *bad |= u32::from(!fits(x, limit)));
-        bad.iter().all(|&bad| bad == 0)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use half::{bf16, f16};
-
-    use super::*;
-    use crate::wide::levels;
-
-    #[test]
-    fn what_fits_is_what_stays_finite() {
-        for edge in [F16_LIMIT, BF16_LIMIT, f32::MAX, 1.0] {
-            for bits in edge.to_bits() - 3..edge.to_bits() + 3 {
-                for x in [f32::from_bits(bits), -f32::from_bits(bits)] {
-                    assert_eq!(fits(x, limit(RowType::F32)), x.is_finite(), "{x}");
-                    assert_eq!(fits(x, limit(RowType::Bf16)), bf16::from_f32(x).is_finite(), "{x}");
-                    assert_eq!(fits(x, limit(RowType::F16)), f16::from_f32(x).is_finite(), "{x}");
-                }
-            }
-        }
-        assert!(RowType::ALL.iter().all(|&row_type| !fits(f32::NAN, limit(row_type))));
-    }
-
-    #[test]
-    fn the_first_bad_row_is_found_by_every_twin() {
-        for (n, dim) in [(1, 1), (3, 7), (40, 500), (9, 4096)] {
-            let mut rows = ndarray::Array2::from_shape_fn((n, dim), |(i, j)| (i * dim + j) as f32);
-            assert_eq!(first_bad_row(rows.view(), F16_LIMIT), None, "the largest is {}", n * dim - 1);
-            rows[(n - 1, dim - 1)] = f32::NAN;
-            rows[(n / 2, dim / 3)] = f32::NEG_INFINITY;
-            for level in levels() {
-                assert!(!all_fit_at(level, rows.as_slice().unwrap(), f32::INFINITY));
-                assert!(all_fit_at(level, &rows.as_slice().unwrap()[..n / 2 * dim + dim / 3], f32::INFINITY));
-            }
-            assert_eq!(first_bad_row(rows.view(), f32::INFINITY), Some(n / 2));
-        }
-    }
 }
