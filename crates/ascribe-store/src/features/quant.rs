@@ -353,7 +353,7 @@ wide! {
     /// f32, in [`CHUNK`] lanes: good to some 10⁻⁶, which is all that a step is wanted to.
     fn products_with_codes / products_with_codes_at (row: &[f32], every: usize, inverse: f32) -> (f64, f64) {
         let (mut product, mut total) = (0.0, 0.0);
-        for part in row.chunks(CHUNK * every << 8) {
+        for part in row.chunks((CHUNK * every) << 8) {
             let (mut products, mut squares) = ([0.0f32; CHUNK], [0.0f32; CHUNK]);
             let mut take = |numbers: &[f32; CHUNK]| {
                 for i in 0..CHUNK {

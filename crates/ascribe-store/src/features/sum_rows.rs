@@ -126,7 +126,7 @@ impl Widen<2> for F16 {
         let small = f32::from_bits((bits & 0x7FFF) << 13) * f32::from_bits((127 + 112) << 23);
         // Infinite or no number: no store of ours has one. By arithmetic, for a branch keeps the loop from being one of registers.
         let is_other = u32::from(bits & 0x7C00 == 0x7C00);
-        f32::from_bits(small.to_bits() | is_other * 0x7F80_0000 | (bits & 0x8000) << 16)
+        f32::from_bits(small.to_bits() | (is_other * 0x7F80_0000) | ((bits & 0x8000) << 16))
     }
 }
 
@@ -149,7 +149,7 @@ struct Int4<'a> {
 /// Code `i` of eight in a word, the first in the lowest digit.
 #[inline(always)]
 fn code(word: u32, i: usize) -> f32 {
-    ((word << (28 - 4 * i)) as i32 >> 28) as f32
+    (((word << (28 - 4 * i)) as i32) >> 28) as f32
 }
 
 impl Rows for Int4<'_> {
