@@ -1,7 +1,7 @@
 """One method of one peer on one setting, in a process of its own so that memory and CPU seconds are the method's.
 
 Called by influence_compare.py: `influence_peers.py "LIBRARY METHOD" --setting S --folder F --queries Q --out SCORES.npy [--double]`,
-where F has the weights, kept checkpoints, their learning rates and TRAK's projection that `influence_scores` wrote. Prints one line of
+where F has the weights, kept checkpoints, their learning rates, TRAK's projection and LoGra's that `influence_scores` wrote. Prints one line of
 JSON. What a peer needs to explain the same model by the same formula (images, labels, losses) is made before the clock starts.
 """
 import argparse
@@ -24,13 +24,17 @@ from torch.utils.data import DataLoader, TensorDataset
 ROOT = Path(__file__).resolve().parents[2]
 MEAN, STD = 0.1307, 0.3081
 # Damping of everything but EK-FAC, K-FAC included; both sides.
-DAMPING = {"mnist-lr": 0.03, "mnist-mlp": 0.003}
+DAMPING = {"mnist-lr": 0.03, "mnist-lr-14": 0.03, "mnist-mlp": 0.003}
+# Of LoGra's block Fisher matrices, times their mean diagonal: LogIX has no other that is relative. Rows and columns kept of a layer.
+LOGRA_DAMPING, LOGRA_RANK = 0.1, 16
 # Rows of TRAK, as its authors and dattri's benchmark have them; no ridge on either side.
 TRAK_DIM = 512
 # Krylov basis and kept eigenpairs (60 of 200 have converged, 100 have not and depend on the start); iterations of CG; steps, batch (all
 # images, so that both take the same ones) and scale of LiSSA.
 ARNOLDI, CG_ITERATIONS, LISSA = (200, 60), 30, (100, 5000, 50.0)
 KNN = 5
+# Logged gradients that LogIX takes at a time, its default.
+LOGIX_BATCH = 16
 PEERS = {}
 
 
@@ -42,10 +46,10 @@ def peer(name):
     return keep
 
 
-def idx(name):
-    raw = (ROOT / "benches/data/mnist" / name).read_bytes()
-    head = 16 if name.endswith("idx3") else 8
-    return np.frombuffer(raw, np.uint8, offset=head)
+def idx(name, folder):
+    """Numbers of an IDX file: the setting's own in `folder` (smaller images), or else MNIST."""
+    path = next(path for path in (folder / name, ROOT / "benches/data/mnist" / name) if path.exists())
+    return np.frombuffer(path.read_bytes(), np.uint8, offset=16 if name.endswith("idx3") else 8)
 
 
 class Case:
@@ -54,8 +58,9 @@ class Case:
     def __init__(self, setting, folder, queries, double):
         self.folder, self.damping = Path(folder), DAMPING[setting]
         self.width = torch.float64 if double else torch.float32
-        sizes = [784, 10] if setting == "mnist-lr" else [784, 128, 64, 10]
-        self.layers = ["fc"] if setting == "mnist-lr" else ["fc1", "fc2", "fc3"]
+        pixels = 196 if setting == "mnist-lr-14" else 784
+        sizes = [784, 128, 64, 10] if setting == "mnist-mlp" else [pixels, 10]
+        self.sizes, self.layers = sizes, ["fc1", "fc2", "fc3"] if setting == "mnist-mlp" else ["fc"]
         layers = self.layers
 
         class Model(torch.nn.Module):
@@ -65,7 +70,7 @@ class Case:
                     setattr(self, name, torch.nn.Linear(a, b))
 
             def forward(self, x):
-                x = x.reshape(-1, 784)
+                x = x.reshape(-1, pixels)
                 for name in layers[:-1]:
                     x = torch.relu(getattr(self, name)(x))
                 return getattr(self, layers[-1])(x)
@@ -73,8 +78,8 @@ class Case:
         self.model = Model()
         self.load(self.model, "weights.safetensors")
         self.model.eval()
-        images = lambda name: ((torch.tensor(idx(name).copy()).float().view(-1, 784) / 255 - MEAN) / STD).to(self.width)
-        labels = lambda name: torch.tensor(idx(name).copy()).long()
+        images = lambda name: ((torch.tensor(idx(name, self.folder).copy()).float().view(-1, pixels) / 255 - MEAN) / STD).to(self.width)
+        labels = lambda name: torch.tensor(idx(name, self.folder).copy()).long()
         self.x, self.y = images("train-images.idx3"), labels("train-labels.idx1")
         self.q, self.qy = images("test-images.idx3")[:queries], labels("test-labels.idx1")[:queries]
         self.train, self.queries = TensorDataset(self.x, self.y), TensorDataset(self.q, self.qy)
@@ -104,6 +109,16 @@ class Case:
         tensor = lambda parts: torch.tensor(np.concatenate(parts))
         return tensor(place).long(), tensor(sign).to(self.width)
 
+    def bases(self):
+        """LoGra's matrices by the width that they take: `P_in` `[k, n_in + 1]`, the bias being the last input, and `P_out` `[k, n_out]`."""
+        flat, start, found = np.load(self.folder / "bases.npy")[0], 0, {}
+        for width in (w for a, b in zip(self.sizes, self.sizes[1:]) for w in (a + 1, b)):
+            k = min(LOGRA_RANK, width)
+            found[width] = torch.tensor(flat[start : start + k * width].reshape(k, width)).to(self.width)
+            start += k * width
+        assert start == len(flat)
+        return found
+
     def one(self, p, d):
         """Loss of one image, as `vmap` wants it."""
         return cross_entropy(torch.func.functional_call(self.model, p, (d[0].unsqueeze(0),)), d[1].unsqueeze(0))
@@ -113,7 +128,7 @@ class Case:
         a, b = d
         if a.dim() == 1:
             a, b = a.unsqueeze(0), b.unsqueeze(0)
-        return cross_entropy(torch.func.functional_call(self.model, p, (a.reshape(-1, 784),)), b.reshape(-1).long())
+        return cross_entropy(torch.func.functional_call(self.model, p, (a.reshape(-1, self.sizes[0]),)), b.reshape(-1).long())
 
 
 def loader(dataset, size):
@@ -239,6 +254,103 @@ def _(case):
 @peer("dattri trak_own")
 def _(case):
     return dattri_trak(case, own=True)
+
+
+def dattri_logra(case, compiled):
+    # Its projection is under torch.compile, which takes longer here than all of the rest; without it a user has to know this switch.
+    torch._dynamo.config.disable = not compiled
+    from dattri.algorithm.block_projected_if.core import compressor
+    from dattri.algorithm.logra import LoGraAttributor
+    from dattri.task import AttributionTask
+
+    bases = {width: rows.T.contiguous() for width, rows in case.bases().items()}
+
+    def ours(rows, *_, proj_type, **__):
+        return (lambda v, ensemble_id=0: v) if proj_type == "identity" else lambda v, ensemble_id=0: v @ bases[rows.shape[-1]]
+
+    compressor.random_project = ours
+    os.chdir(tempfile.mkdtemp())  # where it leaves a file behind
+    task = AttributionTask(loss_func=lambda model, d, device: cross_entropy(model(d[0]), d[1]), model=case.model, checkpoints=case.state)
+    attributor = LoGraAttributor(task, layer_names=case.layers, damping=LOGRA_DAMPING, proj_dim=LOGRA_RANK**2)
+
+    def go():
+        attributor.cache(loader(case.train, 500))
+        return attributor.attribute(loader(case.train, 500), loader(case.queries, 500)).detach().numpy().T
+
+    return go
+
+
+@peer("dattri logra")
+def _(case):
+    return dattri_logra(case, compiled=True)
+
+
+@peer("dattri logra_eager")
+def _(case):
+    return dattri_logra(case, compiled=False)
+
+
+# LogIX
+
+@peer("logix logra")
+def _(case):
+    import logix
+    from logix.lora import lora
+
+    bases, nn = case.bases(), torch.nn
+
+    class Ours(lora.LoraLinear):
+        """Its three matrices with ours as the outer two."""
+
+        def __init__(self, rank, linear, shared_module=None):
+            super().__init__(rank, linear, shared_module)
+            p_in, p_out = bases[linear.in_features], bases[linear.out_features]
+            for name, matrix in {"A": p_in, "B": torch.zeros(len(p_out), len(p_in), dtype=case.width), "C": p_out.T.contiguous()}.items():
+                made = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False)
+                made.weight = nn.Parameter(matrix)
+                setattr(self, f"logix_lora_{name}", made)
+
+    class Folded(nn.Module):
+        """The same model with the bias as weight of a last input that is 1: it projects weights alone."""
+
+        def __init__(self):
+            super().__init__()
+            for name in case.layers:
+                weight = torch.cat([case.state[f"{name}.weight"], case.state[f"{name}.bias"][:, None]], 1)
+                made = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+                made.weight = nn.Parameter(weight)
+                setattr(self, name, made)
+
+        def forward(self, x):
+            for name in case.layers:
+                x = getattr(self, name)(torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1))
+                x = x if name == case.layers[-1] else torch.relu(x)
+            return x
+
+    lora.LoraLinear = Ours
+    os.chdir(tempfile.mkdtemp())
+    model, run = Folded(), logix.LogIX("scores")
+    run.watch(model)
+
+    def passes(dataset, size, first=0):
+        for x, y in loader(dataset, size):
+            with run(data_id=[str(i) for i in range(first, first + len(x))]):
+                model.zero_grad()
+                cross_entropy(model(x), y, reduction="sum").backward()
+            first += len(x)
+
+    def go():
+        for _ in logix.LogIXScheduler(run, lora="random", hessian="raw", save="grad"):
+            passes(case.train, 500)
+            run.finalize()
+        run.eval()
+        run.setup({"grad": ["log"]})
+        passes(case.queries, len(case.q))
+        found = run.compute_influence_all(run.get_log(), run.build_log_dataloader(batch_size=LOGIX_BATCH), damping=None)
+        order = np.argsort([int(i) for i in found["tgt_ids"]])
+        return found["influence"].numpy()[:, order]
+
+    return go
 
 
 # traker
