@@ -61,13 +61,14 @@ def specs(setting, queries):
 
 
 def spearman(a, b):
-    """Per query; equal scores share their rank. NaN where a score is not finite: ranks would hide it."""
+    """Per query; equal scores share their rank. NaN where a score is not finite (ranks would hide it) and where all are the same."""
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return np.full(len(b), np.nan)
     ra, rb = rankdata(a, axis=1), rankdata(b, axis=1)
     ra -= ra.mean(1, keepdims=True)
     rb -= rb.mean(1, keepdims=True)
-    return (ra * rb).sum(1) / np.sqrt((ra**2).sum(1) * (rb**2).sum(1))
+    with np.errstate(invalid="ignore"):
+        return (ra * rb).sum(1) / np.sqrt((ra**2).sum(1) * (rb**2).sum(1))
 
 
 # A process's peak counts what its parent held when it was started, so a small one stands between.
