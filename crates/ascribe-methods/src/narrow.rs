@@ -5,6 +5,7 @@
 
 use ascribe_core::{FeatureReader, Progress};
 use ascribe_linalg::packed::{PackedMatrix, Precision, Rows};
+use ascribe_linalg::sum::sum_by;
 use ndarray::{Array2, ArrayView1, ArrayView2, s};
 use rayon::prelude::*;
 
@@ -57,6 +58,11 @@ pub(crate) fn score<R: FeatureReader>(
             let first = block.first_row + task * TASK;
             let part = ArrayView2::from_shape((part.len() / n_queries.max(1), n_queries), part).expect("whole rows");
             values.slice_mut(s![.., first..first + part.nrows()]).assign(&part.t());
+        }
+        // Numbers at the end of f32's range can leave it on their way to a score that does not.
+        let mut new = values.slice_mut(s![.., block.first_row..block.first_row + block.ids.len()]);
+        for ((q, i), value) in new.indexed_iter_mut().filter(|(_, value)| !value.is_finite()) {
+            *value = sum_by(width, |j| vectors[(q, j)] * f64::from(rows[i * width + j])) as f32;
         }
         Ok(())
     })?;
@@ -119,6 +125,10 @@ mod tests {
                 assert!(off < bound, "{n} x {d}, {q} queries, {k} {i}: {off} of {bound}");
             }
         }
+        let rows = Array2::from_shape_fn((3, 40), |(i, j)| if (i + j) % 2 == 0 { 3e38f32 } else { -2.5e38 });
+        let vectors = Array2::from_elem((2, 40), 1e-3);
+        let found = score(&InMemory::new(rows.view()), vectors.view(), &NoProgress).unwrap();
+        assert!(found.values.iter().all(|&v| (v / 1e36 - 1.0).abs() < 1e-6), "{}", found.values);
         let rows = Array2::<f32>::zeros((3, 4));
         let text = |vectors: Array2<f64>| {
             score(&InMemory::new(rows.view()), vectors.view(), &NoProgress).unwrap_err().to_string()

@@ -240,8 +240,8 @@ pub fn moved_norms<R: FeatureReader>(
 /// Scores of every row against every query under a metric and a normalisation, `[Q, N]`.
 ///
 /// `queries` is `[Q, D]`, plain query gradients; `metric` is the identity (`None`) or inverse curvature. Units: those of
-/// `⟨q, M g⟩` divided by what the normalisation divides by. Products are f32, added in f64. Bytes depend on neither threads, blocks nor the other queries. Cost
-/// `2·Q·N·D`, and what norms cost: `N·Σ d_m²` under a metric.
+/// `⟨q, M g⟩` divided by what the normalisation divides by. Products are f32, added in f64. Bytes depend on neither threads, blocks nor
+/// the other queries. Cost `2·Q·N·D`, and what norms cost: `N·Σ d_m²` under a metric.
 ///
 /// # Errors
 /// Shapes; columns that are not those of the metric; reader errors; NaN, with its place.

@@ -7,7 +7,7 @@ kernel! {
     /// b `[I]`, sums `[width]`.
     ///
     /// Added in the order of the table, every example on its own: a sum's bits do not depend on the examples beside it. Cost `3·O·I`
-    /// per example. With AVX-512 500 rows of a transform of 7,850 numbers take 0.4 of the time that they take portably (Zen 5).
+    /// per example. With AVX-512 500 rows of a transform of 7,850 numbers take 0.4 of the time that they take portably (Zen 4).
     ///
     /// # Panics
     /// If the table has another length than `O·I`, or a place beyond the sums.
