@@ -378,7 +378,7 @@ pub(in crate::bench) fn columns(named: &[(String, usize)]) -> Vec<Column> {
         .collect()
 }
 
-/// The matrices of [`BasisKind::Random`], one pair per layer, `k` rows on either side: what a comparison with another implementation
+/// The matrices of `BasisKind::Random`, one pair per layer, `k` rows on either side: what a comparison with another implementation
 /// needs to project alike.
 pub fn random_bases(layers: &[Layer], k: usize) -> Vec<Basis> {
     let basis = |l: &Layer| {
