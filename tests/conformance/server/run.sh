@@ -95,8 +95,9 @@ PYTHON
 curl -s "$url/openapi.json" > "$work/contract.json"
 "$venv/bin/openapi-spec-validator" "$work/contract.json" > "$work/out" 2>&1 && passed ||
   failed "the contract is no OpenAPI 3.1: $(tail -n 3 "$work/out")"
-# As whoever reads the contract alone would: nothing of ours but the address.
-if (cd "$work" && exec "$venv/bin/st" run "$url/openapi.json" --checks all --max-examples "${EXAMPLES:-30}" --seed 2 --workers 2) \
+# One worker: `ast.parse`, which hypothesis calls, counts its depth for all threads together in Python 3.11 and stops two that meet
+# with a SystemError. As whoever reads the contract alone would: nothing of ours but the address.
+if (cd "$work" && exec "$venv/bin/st" run "$url/openapi.json" --checks all --max-examples "${EXAMPLES:-30}" --seed 2) \
   > "$work/plain.log" 2>&1; then
   passed
 else
@@ -104,7 +105,7 @@ else
   tail -n 80 "$work/plain.log" | cut -c 1-600
 fi
 grep -E 'Test cases|generated|passed' "$work/plain.log" | tail -n 3
-if (cd "$work" && SCHEMATHESIS_HOOKS=$here/hooks.py exec "$venv/bin/st" run "$url/openapi.json" --checks all --max-examples "${EXAMPLES:-30}" --seed 1 --workers 2 \
+if (cd "$work" && SCHEMATHESIS_HOOKS=$here/hooks.py exec "$venv/bin/st" run "$url/openapi.json" --checks all --max-examples "${EXAMPLES:-30}" --seed 1 \
   --exclude-path-regex '^/admin/' --header "x-suite: server") > "$work/st.log" 2>&1; then
   passed
 else
