@@ -261,66 +261,73 @@ fn add_rest_and_square<const FMA: bool>(rest: &mut f64, square: &mut f64, x: f32
     *square = add_square::<FMA>(*square, y);
 }
 
-wide! {
-    /// Rounds finite numbers that fit to bfloat16, ties to even. The sums are in [`LANES`] lanes, number `i` in lane `i mod LANES`: one
-    /// result on every machine.
-    fn to_bf16 / to_bf16_at (row: &[f32], bytes: &mut [u8]) -> [f64; 2] {
-        let (mut rests, mut squares) = ([0.0f64; LANES], [0.0f64; LANES]);
-        let mut take = |row: &[f32; LANES], bits: &mut [[u8; 2]; LANES]| {
-            for i in 0..LANES {
-                let x = row[i].to_bits();
-                let rounded = x + 0x7FFF + (x >> 16 & 1);
-                bits[i] = ((rounded >> 16) as u16).to_le_bytes();
-                add_rest_and_square::<FMA>(&mut rests[i], &mut squares[i], row[i], f32::from_bits(rounded & 0xFFFF_0000));
-            }
-        };
-        let (chunks, last) = row.as_chunks::<LANES>();
-        let (places, last_places) = bytes.as_chunks_mut::<2>().0.as_chunks_mut::<LANES>();
-        chunks.iter().zip(places).for_each(|(row, bits)| take(row, bits));
-        let (mut filled_up, mut bits) = ([0.0; LANES], [[0; 2]; LANES]);
-        filled_up[..last.len()].copy_from_slice(last);
-        take(&filled_up, &mut bits);
-        last_places.copy_from_slice(&bits[..last.len()]);
-        [quant::folded(rests), quant::folded(squares)]
+/// A type of two bytes. A trait and no closure: a long closure stays a call, and the loop around it one of single numbers.
+trait Round {
+    /// The bits of a finite number that fits, ties to even, and the number that they are; without branches.
+    fn round(x: f32) -> (u16, f32);
+}
+
+struct Bf16;
+
+impl Round for Bf16 {
+    #[inline(always)]
+    fn round(x: f32) -> (u16, f32) {
+        let x = x.to_bits();
+        let rounded = x + 0x7FFF + (x >> 16 & 1);
+        ((rounded >> 16) as u16, f32::from_bits(rounded & 0xFFFF_0000))
     }
 }
 
-wide! {
-    /// The same for binary16.
-    fn to_f16 / to_f16_at (row: &[f32], bytes: &mut [u8]) -> [f64; 2] {
-        let (mut rests, mut squares) = ([0.0f64; LANES], [0.0f64; LANES]);
-        let mut take = |row: &[f32; LANES], bits: &mut [[u8; 2]; LANES]| {
-            for i in 0..LANES {
-                let (half, y) = half(row[i]);
-                bits[i] = half.to_le_bytes();
-                add_rest_and_square::<FMA>(&mut rests[i], &mut squares[i], row[i], y);
-            }
-        };
-        let (chunks, last) = row.as_chunks::<LANES>();
-        let (places, last_places) = bytes.as_chunks_mut::<2>().0.as_chunks_mut::<LANES>();
-        chunks.iter().zip(places).for_each(|(row, bits)| take(row, bits));
-        let (mut filled_up, mut bits) = ([0.0; LANES], [[0; 2]; LANES]);
-        filled_up[..last.len()].copy_from_slice(last);
-        take(&filled_up, &mut bits);
-        last_places.copy_from_slice(&bits[..last.len()]);
-        [quant::folded(rests), quant::folded(squares)]
+struct F16;
+
+impl Round for F16 {
+    #[inline(always)]
+    fn round(x: f32) -> (u16, f32) {
+        /// 2⁻¹⁴, the least normal number of binary16.
+        const NORMAL_MIN: u32 = 0x3880_0000;
+        let (bits, sign) = (x.to_bits() & 0x7FFF_FFFF, x.to_bits() & 0x8000_0000);
+        // Normal: ten digits stay of 23, and the exponent counts from −15 in the place of −127.
+        let rounded = (bits + 0x0FFF + (bits >> 13 & 1)) & 0xFFFF_E000;
+        // Below: multiples of 2⁻²⁴, which is the last digit of numbers from ½ to 1.
+        let small = f32::from_bits(bits) + 0.5;
+        let is_normal = bits >= NORMAL_MIN;
+        let half = if is_normal { (rounded >> 13).wrapping_sub(112 << 10) } else { small.to_bits() & 0x7FF };
+        let wide = if is_normal { rounded } else { (small - 0.5).to_bits() };
+        ((half | sign >> 16) as u16, f32::from_bits(wide | sign))
     }
 }
 
-/// A finite number below 65520 as binary16, ties to even, and the number that this is; without branches.
+/// Writes the rounded numbers. The sums are in [`LANES`] lanes, number `i` in lane `i mod LANES`: one result on every machine.
 #[inline(always)]
-fn half(x: f32) -> (u16, f32) {
-    /// 2⁻¹⁴, the least normal number of binary16.
-    const NORMAL_MIN: u32 = 0x3880_0000;
-    let (bits, sign) = (x.to_bits() & 0x7FFF_FFFF, x.to_bits() & 0x8000_0000);
-    // Normal: ten digits stay of 23, and the exponent counts from −15 in the place of −127.
-    let rounded = (bits + 0x0FFF + (bits >> 13 & 1)) & 0xFFFF_E000;
-    // Below: multiples of 2⁻²⁴, which is the last digit of numbers from ½ to 1.
-    let small = f32::from_bits(bits) + 0.5;
-    let is_normal = bits >= NORMAL_MIN;
-    let half = if is_normal { (rounded >> 13).wrapping_sub(112 << 10) } else { small.to_bits() & 0x7FF };
-    let wide = if is_normal { rounded } else { (small - 0.5).to_bits() };
-    ((half | sign >> 16) as u16, f32::from_bits(wide | sign))
+fn rounded<const FMA: bool, R: Round>(row: &[f32], bytes: &mut [u8]) -> [f64; 2] {
+    let (mut rests, mut squares) = ([0.0f64; LANES], [0.0f64; LANES]);
+    let mut take = |row: &[f32; LANES], bits: &mut [[u8; 2]; LANES]| {
+        for i in 0..LANES {
+            let (own, y) = R::round(row[i]);
+            bits[i] = own.to_le_bytes();
+            add_rest_and_square::<FMA>(&mut rests[i], &mut squares[i], row[i], y);
+        }
+    };
+    let (chunks, last) = row.as_chunks::<LANES>();
+    let (places, last_places) = bytes.as_chunks_mut::<2>().0.as_chunks_mut::<LANES>();
+    chunks.iter().zip(places).for_each(|(row, bits)| take(row, bits));
+    let (mut filled_up, mut bits) = ([0.0; LANES], [[0; 2]; LANES]);
+    filled_up[..last.len()].copy_from_slice(last);
+    take(&filled_up, &mut bits);
+    last_places.copy_from_slice(&bits[..last.len()]);
+    [quant::folded(rests), quant::folded(squares)]
+}
+
+wide! {
+    fn to_bf16 / to_bf16_at (row: &[f32], bytes: &mut [u8]) -> [f64; 2] {
+        rounded::<FMA, Bf16>(row, bytes)
+    }
+}
+
+wide! {
+    fn to_f16 / to_f16_at (row: &[f32], bytes: &mut [u8]) -> [f64; 2] {
+        rounded::<FMA, F16>(row, bytes)
+    }
 }
 
 wide! {
@@ -381,7 +388,7 @@ mod tests {
             to_f16_at(level, &row, &mut bytes);
             for ((bytes, wanted), x) in bytes.as_chunks::<2>().0.iter().zip(&wanted).zip(&row) {
                 assert_eq!(u16::from_le_bytes(*bytes), wanted.to_bits(), "{x:e} {level:?}");
-                assert_eq!(half(*x).1.to_bits(), wanted.to_f32().to_bits(), "{x:e}");
+                assert_eq!(F16::round(*x).1.to_bits(), wanted.to_f32().to_bits(), "{x:e}");
             }
         }
     }

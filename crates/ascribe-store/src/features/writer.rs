@@ -323,7 +323,7 @@ impl FeatureWriter {
     fn refuse_row(&self, i: usize, ids: &[ExampleId], rows: ArrayView2<'_, f32>) -> StoreError {
         let limit = limit(self.appender.header.row_type);
         let bad = rows.row(i).into_iter().copied().enumerate().find(|&(_, x)| !fits(x, limit));
-        let (column, value) = bad.unwrap_or((0, f32::NAN));
+        let (column, value) = bad.expect("a row is refused for a number of it");
         self.refuse_value(self.first_row_of_block() + i as u64, ids[i], column, value)
     }
 
