@@ -84,13 +84,12 @@ impl ShardBuffer {
         let (limit, first_bad) = (fit::limit(row_type), AtomicUsize::new(usize::MAX));
         let store = |i: usize, bytes: &mut [u8]| {
             let row = &numbers[i * dim..(i + 1) * dim];
-            if !fit::all_fit(row, limit) {
-                first_bad.fetch_min(i, Ordering::Relaxed);
-                return Encoded { scale: 0.0, norm: 0.0, error: 0.0 };
-            }
             let (bytes, filling) = bytes.split_at_mut(row_type.row_bytes(dim));
             filling.fill(0);
-            let found = stored(row, row_type, bytes);
+            let Some(found) = stored(row, row_type, limit, bytes) else {
+                first_bad.fetch_min(i, Ordering::Relaxed);
+                return Encoded { scale: 0.0, norm: 0.0, error: 0.0 };
+            };
             let before = lost.map_or(0.0, |lost| lost[i]);
             Encoded { error: round_up(f64::from(found.error) + f64::from(before)), ..found }
         };
@@ -234,17 +233,18 @@ impl ShardBuffer {
     }
 }
 
-/// Writes one row as the row type has it.
-fn stored(row: &[f32], row_type: RowType, bytes: &mut [u8]) -> Encoded {
+/// Writes one row as the row type has it; none if a number of it is not below `limit`.
+fn stored(row: &[f32], row_type: RowType, limit: f32, bytes: &mut [u8]) -> Option<Encoded> {
     match row_type {
+        RowType::Int8 | RowType::Int4 => quant::encode(row, row_type, bytes),
+        _ if !fit::all_fit(row, limit) => None,
         RowType::F32 => {
             bytes.copy_from_slice(bytemuck::cast_slice(row));
             let squares = squares(row);
-            Encoded { scale: 1.0, norm: squares.sqrt() as f32, error: 0.0 }
+            Some(Encoded { scale: 1.0, norm: squares.sqrt() as f32, error: 0.0 })
         }
-        RowType::Bf16 => known(to_bf16(row, bytes), row.len()),
-        RowType::F16 => known(to_f16(row, bytes), row.len()),
-        RowType::Int8 | RowType::Int4 => quant::encode(row, row_type, bytes),
+        RowType::Bf16 => Some(known(to_bf16(row, bytes), row.len())),
+        RowType::F16 => Some(known(to_f16(row, bytes), row.len())),
     }
 }
 

@@ -88,6 +88,7 @@ mod terms;
 mod tombstones;
 mod verify;
 mod view;
+mod whole_sums;
 mod writer;
 
 pub use add::{Numbering, add, numbering};

@@ -8,6 +8,7 @@ use ascribe_core::RowType;
 use super::shard::widen_row;
 use super::sums::{add_row, add_times};
 use super::view::ShardView;
+use super::whole_sums;
 use crate::wide::wide;
 
 /// Rows that are added together.
@@ -20,6 +21,9 @@ pub(crate) const COLUMNS_MAX: usize = 1024;
 /// Adds columns `start..` of `rows` to sums `main` and what they lost, `rest`; as many columns as those have, at most [`COLUMNS_MAX`],
 /// from an even one on.
 pub(crate) fn add(view: &ShardView<'_>, rows: &[u32], start: usize, main: &mut [f64], rest: &mut [f64]) {
+    if whole_sums::add(view, rows, start, main, rest) {
+        return;
+    }
     let (n, first_byte) = (main.len(), start * view.row_type.bits() / 8);
     let bytes = |row: u32| &view.row(row as usize)[first_byte..][..view.row_type.row_bytes(n)];
     let scale = |row: u32| view.scale.map_or(1.0, |scales| scales[row as usize]);

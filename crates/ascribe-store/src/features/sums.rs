@@ -261,7 +261,7 @@ wide! {
 
 /// `s + x` without losing what the rounding loses (Knuth's TwoSum).
 #[inline(always)]
-fn add_to(s: &mut f64, r: &mut f64, x: f64) {
+pub(super) fn add_to(s: &mut f64, r: &mut f64, x: f64) {
     add_times::<false>(s, r, x, 1.0);
 }
 
