@@ -5,14 +5,19 @@
 //! the disk did. Here the disk fetches the bytes from where they lie (`O_DIRECT`): they must begin at a multiple of [`BLOCK_BYTES`]
 //! in memory as in the file, and what does not is copied into a room of its own that does. The last block is filled up and the file
 //! cut to its length. Where the system refuses, writing goes on plainly; the bytes are the same.
+//!
+//! A disk takes what it is given in turn: a few bytes behind the rows of another file wait for all of those. So a file is written in
+//! two goes, each given the whole of it: first what is small, and, when the file has its turn, the rows.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 
 /// Alignment that every common file system and disk is content with: a page.
 pub(crate) const BLOCK_BYTES: usize = 4096;
 /// Bytes that are gathered before they are written.
 const ROOM_BYTES: usize = 2 << 20;
+/// What is written in the second go: so many bytes, or more, that lie as they will in their file.
+const LARGE_BYTES: usize = 1 << 20;
 /// Files below this are written plainly: a wait for the disk is longer than the copy.
 pub(crate) const DIRECT_MIN_BYTES: usize = 4 << 20;
 
@@ -30,59 +35,76 @@ pub(crate) fn offset(room: *const u8, head_bytes: usize) -> usize {
     room.align_offset(BLOCK_BYTES).wrapping_add(head_bytes) % BLOCK_BYTES
 }
 
-/// Writes one file from its start, in blocks; the last one by [`Direct::finish`].
+/// Writes what is small of one file, or what is large, given all of it from its start; the end by [`Direct::finish`].
 #[derive(Debug)]
 pub(crate) struct Direct<'a> {
     file: &'a File,
+    is_large: bool,
     room: Vec<u8>,
     /// Where the room is aligned, and the bytes that wait there.
     room_start: usize,
     n_waiting: usize,
-    len_bytes: u64,
+    /// Place in the file of what waits.
+    at: u64,
 }
 
 impl<'a> Direct<'a> {
-    /// In front of an empty file that will have `len_bytes`, which was opened after [`ask`], or plainly.
+    /// The first go, in front of an empty file that will have `len_bytes`, which was opened after [`ask`], or plainly.
     ///
     /// # Errors
     /// A file system without that much room says so here.
-    pub fn new(file: &'a File, len_bytes: u64) -> io::Result<Self> {
+    pub fn small(file: &'a File, len_bytes: u64) -> io::Result<Self> {
         make_room(file, len_bytes)?;
-        let room = vec![0; ROOM_BYTES + BLOCK_BYTES];
-        let room_start = offset(room.as_ptr(), 0);
-        Ok(Self { file, room, room_start, n_waiting: 0, len_bytes: 0 })
+        Ok(Self::new(file, false))
     }
 
-    /// Writes what waits and cuts the file to its length.
+    /// The second go.
+    pub fn large(file: &'a File) -> Self {
+        Self::new(file, true)
+    }
+
+    fn new(file: &'a File, is_large: bool) -> Self {
+        let room = vec![0; ROOM_BYTES + BLOCK_BYTES];
+        let room_start = offset(room.as_ptr(), 0);
+        Self { file, is_large, room, room_start, n_waiting: 0, at: 0 }
+    }
+
+    /// Writes what waits and, the first time, gives the file its length.
     pub fn finish(mut self) -> io::Result<()> {
+        if self.is_large {
+            return Ok(());
+        }
         let (start, n) = (self.room_start, self.n_waiting.next_multiple_of(BLOCK_BYTES));
         self.room[start + self.n_waiting..start + n].fill(0);
-        put(self.file, &self.room[start..start + n])?;
-        self.file.set_len(self.len_bytes)
+        put(self.file, &self.room[start..start + n], self.at)?;
+        self.file.set_len(self.at + self.n_waiting as u64)
     }
 }
 
 impl Write for Direct<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = if self.n_waiting == 0 && bytes.len() >= BLOCK_BYTES && offset(bytes.as_ptr(), 0) == 0 {
+        if self.n_waiting == 0 && bytes.len() >= BLOCK_BYTES && offset(bytes.as_ptr(), 0) == 0 {
             let n = bytes.len() / BLOCK_BYTES * BLOCK_BYTES;
-            put(self.file, &bytes[..n])?;
-            n
-        } else {
-            // No more than what the block wants if the bytes behind it can then be written where they lie.
-            let missing = (BLOCK_BYTES - self.n_waiting % BLOCK_BYTES) % BLOCK_BYTES;
-            let ends_well = bytes.len() > missing + ROOM_BYTES && offset(bytes[missing..].as_ptr(), 0) == 0;
-            let n = if ends_well { missing } else { bytes.len() }.min(ROOM_BYTES - self.n_waiting);
-            let start = self.room_start + self.n_waiting;
-            self.room[start..start + n].copy_from_slice(&bytes[..n]);
-            self.n_waiting += n;
-            if self.n_waiting == ROOM_BYTES || ends_well {
-                put(self.file, &self.room[self.room_start..self.room_start + self.n_waiting])?;
-                self.n_waiting = 0;
+            if self.is_large == (n >= LARGE_BYTES) {
+                put(self.file, &bytes[..n], self.at)?;
             }
-            n
-        };
-        self.len_bytes += n as u64;
+            self.at += n as u64;
+            return Ok(n);
+        }
+        // No more than what the block wants if the bytes behind it can then be written where they lie.
+        let missing = (BLOCK_BYTES - self.n_waiting % BLOCK_BYTES) % BLOCK_BYTES;
+        let ends_well = bytes.len() > missing + ROOM_BYTES && offset(bytes[missing..].as_ptr(), 0) == 0;
+        let n = if ends_well { missing } else { bytes.len() }.min(ROOM_BYTES - self.n_waiting);
+        let start = self.room_start + self.n_waiting;
+        self.room[start..start + n].copy_from_slice(&bytes[..n]);
+        self.n_waiting += n;
+        if self.n_waiting == ROOM_BYTES || ends_well {
+            if !self.is_large {
+                put(self.file, &self.room[self.room_start..self.room_start + self.n_waiting], self.at)?;
+            }
+            self.at += self.n_waiting as u64;
+            self.n_waiting = 0;
+        }
         Ok(n)
     }
 
@@ -112,8 +134,9 @@ fn make_room(file: &File, len_bytes: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes all of `bytes`, plainly from the moment that the system finds them ill placed.
-fn put(mut file: &File, mut bytes: &[u8]) -> io::Result<()> {
+/// Writes all of `bytes` at a place, plainly from the moment that the system finds them ill placed.
+fn put(mut file: &File, mut bytes: &[u8], at: u64) -> io::Result<()> {
+    file.seek(SeekFrom::Start(at))?;
     while !bytes.is_empty() {
         match file.write(bytes) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -174,11 +197,13 @@ mod tests {
             let rows = &bytes[aligned + at..aligned + at + len];
             let (head, tail) = (vec![0xA5; head], [7u8; 100]);
             let file = open(&path);
-            let mut out = Direct::new(&file, (head.len() + len + tail.len()) as u64).unwrap();
-            for part in [&head[..], rows, &tail] {
-                out.write_all(part).unwrap();
+            let first = Direct::small(&file, (head.len() + len + tail.len()) as u64).unwrap();
+            for mut out in [first, Direct::large(&file)] {
+                for part in [&head[..], rows, &tail] {
+                    out.write_all(part).unwrap();
+                }
+                out.finish().unwrap();
             }
-            out.finish().unwrap();
             assert!(std::fs::read(&path).unwrap() == [&head[..], rows, &tail].concat(), "{} {at} {len}", head.len());
         }
     }
@@ -190,8 +215,8 @@ mod tests {
         let path = dir.path().join("file");
         let file = open(&path);
         // Odd in length: no block. Where the file system knows no direct writing this is written plainly from the start.
-        put(&file, b"odd").unwrap();
-        put(&file, b"ly placed").unwrap();
+        put(&file, b"odd", 0).unwrap();
+        put(&file, b"ly placed", 3).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"oddly placed");
         assert!(!go_on_plainly(&file), "it is written plainly already");
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 use ascribe_core::ExampleId;
@@ -15,7 +15,7 @@ use super::layout::{Paths, StoreHeader};
 use super::leaves::{self, LEAVES_MIN_BYTES, LeafHasher};
 use super::manifest::{Manifest, ManifestLog, ShardEntry};
 use super::shard::Shard;
-use super::view::ShardView;
+use super::sums::DatasetSums;
 use crate::atomic::{AtomicFile, sync_dir};
 use crate::direct::{DIRECT_MIN_BYTES, Direct};
 use crate::error::StoreError;
@@ -41,6 +41,8 @@ pub(crate) struct Appender {
     pub direct_min_bytes: usize,
     /// Where the log is, or where it comes from once the shards before have their lines.
     turn: Turn,
+    /// The same of the sums that shards add their rows to, if there are any, before they are written.
+    sums: Option<mpsc::Receiver<DatasetSums>>,
     /// Lines of the generation that is built on.
     base: Vec<ShardEntry>,
     /// Lines behind them.
@@ -49,6 +51,8 @@ pub(crate) struct Appender {
     under_way: VecDeque<(u64, JoinHandle<Written>)>,
     /// Shards whose writing failed, and those behind them: they are tried again before anything else.
     failed: VecDeque<ShardBuffer>,
+    /// Held by the shard whose rows are on their way to the disk.
+    disk: Arc<Mutex<()>>,
     /// Empty buffers that keep their memory.
     spare: Vec<ShardBuffer>,
     _lock: Lock,
@@ -91,10 +95,24 @@ impl Appender {
         sync_dir(&paths.root)?;
         files::remove_uncommitted(&paths, entries.len() as u32)?;
         let (added, buffer) = (entries.split_off(n_base), ShardBuffer::default());
-        let (turn, base) = (turn_with(log), entries);
+        let (turn, base, sums) = (turn_with(Some(log)), entries, None);
         let (under_way, failed, spare) = (VecDeque::new(), VecDeque::new(), Vec::new());
         let direct_min_bytes = DIRECT_MIN_BYTES;
-        Ok(Self { paths, header, buffer, direct_min_bytes, turn, base, added, under_way, failed, spare, _lock: lock })
+        Ok(Self {
+            paths,
+            header,
+            buffer,
+            direct_min_bytes,
+            turn,
+            sums,
+            base,
+            added,
+            under_way,
+            failed,
+            disk: Arc::default(),
+            spare,
+            _lock: lock,
+        })
     }
 
     /// Rows of the lines that were added.
@@ -141,9 +159,19 @@ impl Appender {
         (self.base.len() + self.added.len() + self.under_way.len()) as u32
     }
 
-    /// Shows what waits to `take` and begins to write it as a shard, however little it is; nothing if nothing waits. What an
-    /// earlier shard failed of is told here, and its rows are kept for another try.
-    pub fn commit_shard(&mut self, take: impl FnOnce(&ShardView<'_>)) -> Result<(), StoreError> {
+    /// Has the rows of the shards to come added to `sums`.
+    pub fn sum_up(&mut self, sums: DatasetSums) {
+        self.sums = Some(turn_with(sums));
+    }
+
+    /// The sums with the rows of all shards that were begun; none if nothing is summed up.
+    pub fn take_sums(&mut self) -> Option<DatasetSums> {
+        self.sums.take()?.recv().ok()
+    }
+
+    /// Begins to write what waits as a shard, however little it is; nothing if nothing waits. What an earlier shard failed of is told
+    /// here, and its rows are kept for another try.
+    pub fn commit_shard(&mut self) -> Result<(), StoreError> {
         if !self.failed.is_empty() {
             self.settle()?;
         }
@@ -154,10 +182,14 @@ impl Appender {
         if self.buffer.n_rows() == 0 {
             return Ok(());
         }
-        take(&self.buffer.view(&self.header));
         let next = self.spare.pop().unwrap_or_default();
         let full = std::mem::replace(&mut self.buffer, next);
-        self.begin(full);
+        let sums = self.sums.take().map(|sums| {
+            let (pass_on, next) = mpsc::channel();
+            self.sums = Some(next);
+            (sums, pass_on)
+        });
+        self.begin(full, sums);
         Ok(())
     }
 
@@ -167,21 +199,27 @@ impl Appender {
             self.join()?;
         }
         while let Some(again) = self.failed.pop_front() {
-            self.begin(again);
+            // Its rows were added up the first time.
+            self.begin(again, None);
             self.join()?;
         }
         Ok(())
     }
 
-    fn begin(&mut self, buffer: ShardBuffer) {
-        let (paths, header) = (self.paths.clone(), self.header.clone());
+    fn begin(&mut self, buffer: ShardBuffer, sums: Option<(mpsc::Receiver<DatasetSums>, mpsc::Sender<DatasetSums>)>) {
+        let (paths, header, disk) = (self.paths.clone(), self.header.clone(), Arc::clone(&self.disk));
         let (shard, is_direct) = (self.next_shard(), buffer.n_bytes() >= self.direct_min_bytes);
         let n_before: u64 = self.under_way.iter().map(|(rows, _)| rows).sum();
         let (first_row, n_rows) = (self.first_row() + self.n_added() + n_before, buffer.n_rows() as u64);
         let (pass_on, next) = mpsc::channel();
         let turn = std::mem::replace(&mut self.turn, next);
         let work = move || {
-            let written = write_shard(&paths, &header, &buffer, (shard, first_row), is_direct);
+            // Shard after shard, so the bits depend on the rows alone; nothing is passed on by a thread that panicked.
+            if let Some((Ok(mut sums), pass_on)) = sums.map(|(turn, pass_on)| (turn.recv(), pass_on)) {
+                sums.add_stored(&buffer.view(&header));
+                let _ = pass_on.send(sums);
+            }
+            let written = write_shard(&paths, &header, &buffer, (shard, first_row), is_direct.then_some(&*disk));
             // A thread that panicked passes nothing on; nobody listens to this one if the writer is gone.
             let log = turn.recv().ok().flatten();
             match (log, written) {
@@ -223,7 +261,7 @@ impl Appender {
             }
             again.push(buffer);
             if let Some(log) = log {
-                self.turn = turn_with(log);
+                self.turn = turn_with(Some(log));
             }
         }
         again.into_iter().rev().for_each(|buffer| self.failed.push_front(buffer));
@@ -248,10 +286,10 @@ impl Drop for Appender {
 }
 
 /// A turn that has come.
-fn turn_with(log: ManifestLog) -> Turn {
+fn turn_with<T>(value: T) -> mpsc::Receiver<T> {
     let (pass_on, turn) = mpsc::channel();
     // The other end is at hand.
-    let _ = pass_on.send(Some(log));
+    let _ = pass_on.send(value);
     turn
 }
 
@@ -263,64 +301,55 @@ fn remove_files(paths: &Paths, shard: u32) {
     }
 }
 
-/// Writes a shard and its side file, durable under their names; both at once, and hashing beside them.
+/// Writes a shard and its side file, durable under their names. One thing after the other: what waits here, for the disk or for its
+/// turn, leaves the processor to the shards behind.
 fn write_shard(
     paths: &Paths,
     header: &StoreHeader,
     buffer: &ShardBuffer,
     (shard, first_row): (u32, u64),
-    is_direct: bool,
+    disk: Option<&Mutex<()>>,
 ) -> Result<ShardEntry, StoreError> {
     let (path, side_path) = (paths.shard(shard), paths.side(shard));
     let (metadata, parts) = (buffer.metadata(header, shard), buffer.tensors(header));
-    let (bytes, blake3, (side_bytes, side_blake3)) = std::thread::scope(|scope| {
-        let hashing = scope.spawn(|| {
-            let mut hasher = LeafHasher::default();
-            tensors::write(&mut hasher, &path, &parts, &metadata).map(|_| hasher.finish())
-        });
-        let beside = scope.spawn(|| {
-            let side = buffer.side(&side_path, header.spec_sha256, shard)?;
-            let mut file = AtomicFile::create(&side_path)?;
-            file.write_all(&side).map_err(|source| StoreError::io("write", &side_path, source))?;
-            file.put_in_place()?;
-            Ok::<_, StoreError>((side.len() as u64, blake3::hash(&side).to_hex().to_string()))
-        });
-        let written = write_file(&path, &parts, &metadata, is_direct);
-        let hashed = hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        let synced = written.and_then(|(file, len)| {
-            let (blake3, leaves) = hashed?;
-            if len >= LEAVES_MIN_BYTES {
-                // Before the shard is synced: so the journal is waited for once.
-                leaves::write(&path, &leaves)?;
-            }
-            file.put_in_place().map(|()| (len, blake3))
-        });
-        let beside = beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        let ((len, blake3), beside) = (synced?, beside?);
-        Ok::<_, StoreError>((len, blake3, beside))
-    })?;
+    let mut hasher = LeafHasher::default();
+    tensors::write(&mut hasher, &path, &parts, &metadata)?;
+    let (blake3, leaves) = hasher.finish();
+    let (file, bytes) = write_file(&path, &parts, &metadata, disk)?;
+    let side = buffer.side(&side_path, header.spec_sha256, shard)?;
+    let mut side_file = AtomicFile::create(&side_path)?;
+    side_file.write_all(&side).map_err(|source| StoreError::io("write", &side_path, source))?;
+    if bytes >= LEAVES_MIN_BYTES {
+        // Before the shard is synced: so the journal is waited for once.
+        leaves::write(&path, &leaves)?;
+    }
+    side_file.put_in_place()?;
+    file.put_in_place()?;
     // The names of both, which cost nothing if they came to disk with their files.
     sync_dir(&paths.shards())?;
     sync_dir(&paths.sides())?;
     let id = |packed: Option<&u64>| ExampleId::from_u64(*packed.expect("an empty shard is never written"));
     let (first_id, last_id) = (id(buffer.ids.first()), id(buffer.ids.last()));
-    let rows = buffer.n_rows() as u32;
+    let (rows, side_bytes, side_blake3) = (buffer.n_rows() as u32, side.len() as u64, blake3::hash(&side));
+    let side_blake3 = side_blake3.to_hex().to_string();
     Ok(ShardEntry { shard, rows, first_row, first_id, last_id, bytes, blake3, side_bytes, side_blake3 })
 }
 
-/// Writes a shard's file, which has no name yet. Returns its length, too.
+/// Writes a shard's file, which has no name yet, past the page cache if it takes turns on `disk`. Returns its length, too.
 fn write_file(
     path: &Path,
     parts: &[Tensor<'_>],
     metadata: &BTreeMap<String, String>,
-    is_direct: bool,
+    disk: Option<&Mutex<()>>,
 ) -> Result<(AtomicFile, u64), StoreError> {
     let failed = |source| StoreError::io("write", path, source);
-    let mut file = if is_direct { AtomicFile::create_direct(path)? } else { AtomicFile::create(path)? };
-    let len = if is_direct {
-        let mut out = Direct::new(file.file(), tensors::len(path, parts, metadata)?).map_err(failed)?;
+    let mut file = if disk.is_some() { AtomicFile::create_direct(path)? } else { AtomicFile::create(path)? };
+    let len = if let Some(disk) = disk {
+        let mut out = Direct::small(file.file(), tensors::len(path, parts, metadata)?).map_err(failed)?;
         let len = tensors::write(&mut out, path, parts, metadata)?;
         out.finish().map_err(failed)?;
+        let _turn = disk.lock().unwrap_or_else(PoisonError::into_inner);
+        tensors::write(&mut Direct::large(file.file()), path, parts, metadata)?;
         len
     } else {
         let mut out = Pieces::new(&mut file);

@@ -2,8 +2,8 @@
 //!
 //! A stored number is `scale · code`, exactly (no rounding is part of the definition). A scale that is a normal f32 has
 //! [`SCALE_DIGITS`] binary digits at most, so that `scale · code` is an f32 and sums of rows are sums of whole numbers. `error` is an
-//! upper bound of `‖row − stored row‖₂`: computed in steps of `scale`, lifted by what the sum may have lost, rounded up to f32. So
-//! for a query `q` the true score lies within `‖q‖ · error` of the stored row's, which is what a certified search stands on.
+//! upper bound of `‖row − stored row‖₂`: computed in steps of `scale`, lifted by what f32 may have lost of it (some 5 · 10⁻⁵), rounded
+//! up. So for a query `q` the true score lies within `‖q‖ · error` of the stored row's, which is what a certified search stands on.
 //!
 //! Int8 takes `scale = max|x| / 127`, rounded up to those digits. Int4 looks for the scale with the least squared error, between the one
 //! that is best for a normal row (15 even levels, 0.335 standard deviations apart: Max, IRE Trans. Inf. Theory 6, 1960) and the one that
@@ -32,11 +32,11 @@ const F64_LANES: usize = 16;
 pub(crate) const SCALE_DIGITS: u32 = 16;
 /// Digits of an f32 that a scale does not have.
 const DROPPED: u32 = (1 << (f32::MANTISSA_DIGITS - SCALE_DIGITS)) - 1;
-/// What a sum of `(r · inverse)²` in f32 may be too small by: two roundings that count twice, one of the square, and those of a chain of
-/// [`SHORT_PART`]` / `[`CHUNK`] additions and two more are 23 halves of an epsilon, and some for their products.
-const LIFT: f64 = 13.0 * f32::EPSILON as f64;
-/// What a square may lose below the least f32, far more than it does.
-const LOST_BELOW: f64 = 1e-43;
+/// What a sum of squares in f32 may be too small by: the roundings of a square and of a chain of [`SHORT_PART`]` / `[`CHUNK`] additions and
+/// two more are 19 halves of an epsilon, and some for their products.
+const LIFT: f64 = 11.0 * f32::EPSILON as f64;
+/// Squared distance in steps for each number below which distances are taken again without any rounding.
+const NEAR: f64 = 1.0 / (1u64 << 30) as f64;
 /// 1.5 · 2²³: adding it rounds to an integer, ties to even, without a call, and leaves that integer in the low bits.
 const ROUND: f32 = 12_582_912.0;
 
@@ -75,12 +75,13 @@ pub(crate) fn encode(row: &[f32], row_type: RowType, out: &mut [u8]) -> Option<E
     // A scale below the normal numbers may have no inverse.
     let found = if scale >= f32::MIN_POSITIVE {
         let codes = if row_type == RowType::Int4 { codes_of_four } else { codes_of_eight };
-        codes(row, scale, 1.0 / scale, out)
+        codes(row, 1.0 / scale, out)
     } else {
         slowly(row, scale, row_type, out)
     };
-    let norm = f64::from(scale) * found.squares.sqrt();
-    Some(Encoded { scale, norm: norm as f32, error: found.bound(scale, row.len()) })
+    let (norm, error) = (f64::from(scale) * found.squares.sqrt(), found.bound(scale, code_max(row_type), row.len()));
+    let error = error.unwrap_or_else(|| bound(distance(row, scale, row_type, out), row.len()));
+    Some(Encoded { scale, norm: norm as f32, error })
 }
 
 /// A scale of [`SCALE_DIGITS`] digits that is not smaller (int8) or nearest (int4), smaller where the largest code would be infinite. One
@@ -150,36 +151,44 @@ fn above_round(steps: f32, max: f32) -> f32 {
 /// What coding a row found.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Coded {
-    /// Squared distance in steps of the scale, off by [`LIFT`] at most.
+    /// `Σ (t − code)²` for the numbers in steps of the scale as f32 has them, off by [`LIFT`] at most.
     lost: f64,
-    /// All distances were zero.
-    is_exact: bool,
     /// Sum of the squared codes, exactly.
     squares: f64,
 }
 
 impl Coded {
-    /// An upper bound of the distance.
-    fn bound(&self, scale: f32, n: usize) -> f32 {
-        if self.is_exact {
-            return 0.0;
-        }
-        let sum = self.lost * (1.0 + LIFT) + LOST_BELOW * n as f64;
-        round_up(f64::from(scale) * root_above(sum, n))
+    /// An upper bound of the distance of `n` numbers.
+    ///
+    /// A number in steps, `t = x · inverse`, carries two roundings, so `|x/scale − code| ≤ |t − code| · (1 + 2⁻²²) + max · 2⁻²³`, and
+    /// the norm of a sum is at most the sum of the norms. For a row that its codes hold nearly or exactly that says nothing: none.
+    fn bound(&self, scale: f32, max: f32, n: usize) -> Option<f32> {
+        let of_steps = f64::from(max + 0.5) * (n as f64).sqrt() / f64::from(1 << 23);
+        let steps = root_above(self.lost * (1.0 + LIFT), n) * (1.0 + f64::from(f32::EPSILON) * 2.0) + of_steps;
+        (self.lost > NEAR * n as f64).then(|| round_up(f64::from(scale) * steps * (1.0 + 4.0 * f64::EPSILON)))
     }
 }
 
-/// The same lane by lane.
+/// `Σ (x − scale · code)²`, number by number in f64.
+fn distance(row: &[f32], scale: f32, row_type: RowType, codes: &[u8]) -> f64 {
+    let code = |i: usize| match row_type {
+        RowType::Int4 if i.is_multiple_of(2) => low(codes[i / 2]),
+        RowType::Int4 => high(codes[i / 2]),
+        _ => codes[i] as i8,
+    };
+    let rest = |(i, &x): (usize, &f32)| f64::from(x) - f64::from(scale) * f64::from(code(i));
+    row.iter().enumerate().map(|number| rest(number).powi(2)).sum()
+}
+
+/// Sums lane by lane.
 struct Lanes {
     short: [f32; CHUNK],
     lost: [f64; F64_LANES],
-    any: [u32; CHUNK],
     squares: [f32; CHUNK],
 }
 
 impl Lanes {
-    const NONE: Self =
-        Self { short: [0.0; CHUNK], lost: [0.0; F64_LANES], any: [0; CHUNK], squares: [0.0; CHUNK] };
+    const NONE: Self = Self { short: [0.0; CHUNK], lost: [0.0; F64_LANES], squares: [0.0; CHUNK] };
 
     /// Takes the sums of squared errors out of f32.
     #[inline(always)]
@@ -194,24 +203,15 @@ impl Lanes {
     #[inline(always)]
     fn add_to(self, coded: &mut Coded) {
         coded.lost += folded(self.lost);
-        // Zero has two signs.
-        coded.is_exact &= self.any.into_iter().fold(0, |all, any| all | any) << 1 == 0;
         coded.squares += folded(self.squares.map(f64::from));
     }
-}
-
-/// `x − scale · code`, which is an f32: a multiple of the last digit of `scale`, and of half its length at most, or a rounding of that
-/// where `x` is cut. In f64 nothing is lost before, since no number is 2²⁸ times the scale.
-#[inline(always)]
-fn rest<const FMA: bool>(x: f32, scale: f32, code: f32) -> f32 {
-    if FMA { (-scale).mul_add(code, x) } else { (f64::from(x) - f64::from(scale) * f64::from(code)) as f32 }
 }
 
 /// Codes of one chunk, and what they add to the sums. Only codes of four bits are cut: the step of the others is that of the largest number.
 #[inline(always)]
 fn code_chunk<const FMA: bool, const FOUR: bool>(
     numbers: &[f32; CHUNK],
-    (scale, inverse): (f32, f32),
+    inverse: f32,
     codes: &mut [u8; CHUNK],
     lanes: &mut Lanes,
 ) {
@@ -220,30 +220,23 @@ fn code_chunk<const FMA: bool, const FOUR: bool>(
         let shifted = if FOUR { above_round(steps, 7.0) } else { steps + ROUND };
         codes[i] = shifted.to_bits() as u8;
         let code = shifted - ROUND;
-        let rest = rest::<FMA>(numbers[i], scale, code);
-        // Not squared as it is: below 10⁻²³ nothing would be left.
-        let in_steps = rest * inverse;
-        lanes.short[i] += in_steps * in_steps;
-        lanes.any[i] |= rest.to_bits();
-        lanes.squares[i] += code * code;
+        let rest = steps - code;
+        lanes.short[i] += rest * rest;
+        lanes.squares[i] = if FMA { code.mul_add(code, lanes.squares[i]) } else { lanes.squares[i] + code * code };
     }
 }
 
 /// The codes where the scale is below the normal numbers.
 fn slowly(row: &[f32], scale: f32, row_type: RowType, out: &mut [u8]) -> Coded {
-    let (max, mut found) = (code_max(row_type), Coded { is_exact: true, ..Coded::default() });
-    let code = |x: f32| (f64::from(x) / f64::from(scale)).round_ties_even().clamp(-f64::from(max), f64::from(max));
+    let (max, mut found) = (f64::from(code_max(row_type)), Coded::default());
     out.fill(0);
     for (i, &x) in row.iter().enumerate() {
-        let code = code(x);
+        let code = (f64::from(x) / f64::from(scale)).round_ties_even().clamp(-max, max);
         let bits = code as i8 as u8;
         match row_type {
             RowType::Int4 => out[i / 2] |= (bits & 0x0F) << (4 * (i % 2)),
             _ => out[i] = bits,
         }
-        let rest = f64::from(x) / f64::from(scale) - code;
-        found.lost += rest * rest;
-        found.is_exact &= rest == 0.0;
         found.squares += code * code;
     }
     found
@@ -258,21 +251,21 @@ fn filled_up(rest: &[f32]) -> [f32; CHUNK] {
 }
 
 wide! {
-    /// Codes of a byte in steps of `scale`, a normal number.
-    fn codes_of_eight / codes_of_eight_at (row: &[f32], scale: f32, inverse: f32, out: &mut [u8]) -> Coded {
-        let (mut found, steps) = (Coded { is_exact: true, ..Coded::default() }, (scale, inverse));
+    /// Codes of a byte in steps of which `inverse`, a normal number, are 1.
+    fn codes_of_eight / codes_of_eight_at (row: &[f32], inverse: f32, out: &mut [u8]) -> Coded {
+        let mut found = Coded::default();
         for (row, out) in row.chunks(PART).zip(out.chunks_mut(PART)) {
             let mut lanes = Lanes::NONE;
             for (row, out) in row.chunks(SHORT_PART).zip(out.chunks_mut(SHORT_PART)) {
                 let (chunks, rest) = row.as_chunks::<CHUNK>();
                 let (places, last) = out[..row.len()].as_chunks_mut::<CHUNK>();
                 for (numbers, codes) in chunks.iter().zip(places) {
-                    code_chunk::<FMA, false>(numbers, steps, codes, &mut lanes);
+                    code_chunk::<FMA, false>(numbers, inverse, codes, &mut lanes);
                 }
                 lanes.widen();
                 if !rest.is_empty() {
                     let mut codes = [0; CHUNK];
-                    code_chunk::<FMA, false>(&filled_up(rest), steps, &mut codes, &mut lanes);
+                    code_chunk::<FMA, false>(&filled_up(rest), inverse, &mut codes, &mut lanes);
                     last.copy_from_slice(&codes[..rest.len()]);
                     lanes.widen();
                 }
@@ -296,8 +289,8 @@ fn packed(codes: &[u8; CHUNK]) -> [u8; CHUNK / 2] {
 
 wide! {
     /// The same in halves of a byte.
-    fn codes_of_four / codes_of_four_at (row: &[f32], scale: f32, inverse: f32, out: &mut [u8]) -> Coded {
-        let (mut found, steps) = (Coded { is_exact: true, ..Coded::default() }, (scale, inverse));
+    fn codes_of_four / codes_of_four_at (row: &[f32], inverse: f32, out: &mut [u8]) -> Coded {
+        let mut found = Coded::default();
         // Packed when all codes of a part are there: read sooner, they would be waited for.
         let mut codes = [0; SHORT_PART];
         for (row, out) in row.chunks(PART).zip(out.chunks_mut(PART / 2)) {
@@ -306,11 +299,11 @@ wide! {
                 let (chunks, rest) = row.as_chunks::<CHUNK>();
                 let (places, _) = codes.as_chunks_mut::<CHUNK>();
                 for (numbers, codes) in chunks.iter().zip(&mut *places) {
-                    code_chunk::<FMA, true>(numbers, steps, codes, &mut lanes);
+                    code_chunk::<FMA, true>(numbers, inverse, codes, &mut lanes);
                 }
                 lanes.widen();
                 if !rest.is_empty() {
-                    code_chunk::<FMA, true>(&filled_up(rest), steps, &mut places[chunks.len()], &mut lanes);
+                    code_chunk::<FMA, true>(&filled_up(rest), inverse, &mut places[chunks.len()], &mut lanes);
                     lanes.widen();
                 }
                 let (whole, last) = out[..row.len().div_ceil(2)].as_chunks_mut::<{ CHUNK / 2 }>();
@@ -389,25 +382,19 @@ fn fitted_scale(row: &[f32], largest: f32) -> f32 {
     if spread < f32::MIN_POSITIVE {
         return spread;
     }
-    let mut part = [0.0; 2 * FITTED_NUMBERS];
     let every = row.len() / FITTED_NUMBERS;
-    let of_row = if every > 1 {
+    if every > 1 {
         // One chunk in `every`.
-        let chunks = row.as_chunks::<CHUNK>().0.iter().step_by(every);
-        let n = chunks.len() * CHUNK;
-        chunks.zip(part.as_chunks_mut::<CHUNK>().0).for_each(|(chunk, place)| *place = *chunk);
-        let fit = fit(&mut part[..n], largest);
+        let mut part = Vec::with_capacity(2 * FITTED_NUMBERS);
+        row.as_chunks::<CHUNK>().0.iter().step_by(every).for_each(|chunk| part.extend_from_slice(chunk));
+        let fit = fit(&mut part, largest);
         // Numbers that stand out can have been passed over. If cutting the largest costs much of what is lost in all, they matter.
-        let cut = 1.0 - 7.0 * fit.scale;
-        if fit.lost.is_finite() && (cut <= 0.0 || cut * cut <= 0.1 * fit.lost * (row.len() as f32 / n as f32)) {
+        let (cut, share) = (1.0 - 7.0 * fit.scale, row.len() as f32 / part.len() as f32);
+        if fit.lost.is_finite() && (cut <= 0.0 || cut * cut <= 0.1 * fit.lost * share) {
             return fit.scale * largest;
         }
-        &mut row.to_vec()[..]
-    } else {
-        part[..row.len()].copy_from_slice(row);
-        &mut part[..row.len()]
-    };
-    let fit = fit(of_row, largest);
+    }
+    let fit = fit(&mut row.to_vec(), largest);
     if fit.lost.is_finite() { fit.scale * largest } else { spread }
 }
 
@@ -425,20 +412,23 @@ fn fit(numbers: &mut [f32], largest: f32) -> Fit {
     // Up from below the step of a normal row, by a factor of √2, until nothing is cut any more. All of them: a row with a few large
     // numbers has two best steps, one that cuts them and one that drops the others.
     let mut step = spread.min(normal * std::f32::consts::FRAC_1_SQRT_2);
-    let (mut steps, mut best_at) = (Vec::with_capacity(16), 0);
+    let [mut before, mut low, mut middle, mut high] = [None; 4];
     loop {
         let fit = at(step);
+        let here = Some((step.ln(), fit.lost));
         if fit.lost < best.lost {
-            (best, best_at) = (fit, steps.len());
+            (best, low, middle, high) = (fit, before, here, None);
+        } else if high.is_none() {
+            high = here;
         }
-        steps.push((step.ln(), fit.lost));
+        before = here;
         if step.is_nan() || step >= spread {
             break;
         }
         step = spread.min(step * std::f32::consts::SQRT_2);
     }
     // Between the best and its neighbours: where a parabola through the three is lowest.
-    if let Some([low, middle, high]) = best_at.checked_sub(1).and_then(|i| steps[i..].first_chunk::<3>()) {
+    if let (Some(low), Some(high), Some(middle)) = (low, high, middle) {
         let (left, right) = (middle.0 - low.0, high.0 - middle.0);
         let (to_left, to_right) = ((low.1 - middle.1) / left, (high.1 - middle.1) / right);
         let lowest = middle.0 + 0.5 * (to_left * right - to_right * left) / (to_left + to_right);
@@ -500,7 +490,7 @@ wide! {
                     let steps = numbers[i] * inverse;
                     let code = above_round(steps, 7.0) - ROUND;
                     products[i] += steps * code;
-                    squares[i] += code * code;
+                    squares[i] = if FMA { code.mul_add(code, squares[i]) } else { squares[i] + code * code };
                 }
             };
             let (chunks, rest) = part.as_chunks::<CHUNK>();
@@ -548,7 +538,9 @@ mod tests {
         let stored: Vec<f64> = (0..row.len()).map(|i| f64::from(found.scale) * f64::from(codes.at(i))).collect();
         let lost: f64 = row.iter().zip(&stored).rev().map(|(&x, s)| (f64::from(x) - s).powi(2)).sum::<f64>().sqrt();
         assert!(lost <= f64::from(found.error), "{lost} above {}", found.error);
-        let loose = lost * (1.0 + 2e-6) + f64::from(found.scale) * 1e-20 + 1e-44;
+        let of_steps = f64::from(found.scale * (code_max(row_type) + 1.0)) * (row.len() as f64).sqrt() / f64::from(1 << 23);
+        // Once where the steps were off, once where that was allowed for.
+        let loose = lost * (1.0 + 2e-6) + 2.0 * of_steps + 1e-44;
         assert!(f64::from(found.error) <= loose, "{} is no tight bound of {lost}", found.error);
         let norm = stored.iter().map(|s| s * s).sum::<f64>().sqrt();
         // Equal first: beyond the largest f32 both are infinite. Sums in two orders may round to neighbours.
@@ -595,8 +587,8 @@ mod tests {
             let run = |level| {
                 let (mut eight, mut four) = (vec![0u8; len], vec![0u8; len.div_ceil(2)]);
                 let lost = [
-                    codes_of_eight_at(level, row, 0.03, 1.0 / 0.03, &mut eight),
-                    codes_of_four_at(level, row, 0.4, 1.0 / 0.4, &mut four),
+                    codes_of_eight_at(level, row, 1.0 / 0.03, &mut eight),
+                    codes_of_four_at(level, row, 1.0 / 0.4, &mut four),
                 ];
                 let mut normal = row.to_vec();
                 let fit = [normalise_at(level, &mut normal, 0.3), largest_at(level, row)];
@@ -653,7 +645,7 @@ mod tests {
                 let largest = largest(&row);
                 let errors = (1..=1500).map(|i| {
                     let scale = largest / 7.0 * i as f32 / 1500.0;
-                    f64::from(scale) * codes_of_four(&row, scale, 1.0 / scale, &mut vec![0; n.div_ceil(2)]).lost.sqrt()
+                    f64::from(scale) * codes_of_four(&row, 1.0 / scale, &mut vec![0; n.div_ceil(2)]).lost.sqrt()
                 });
                 let best = errors.fold(f64::INFINITY, f64::min);
                 // A row that a scale of all digits would keep as it is loses what the digits of ours cannot say.

@@ -1,9 +1,9 @@
 //! Writing: rows in, shards committed one by one, resumable after a kill at any point.
 
-use std::collections::HashSet;
 use std::path::Path;
 
 use ascribe_core::{ExampleId, FeatureSink, FeatureSpec, RowType};
+use foldhash::{HashSet, HashSetExt};
 use ndarray::ArrayView2;
 use serde::{Deserialize, Serialize};
 
@@ -36,8 +36,6 @@ pub struct FeatureWriter {
     /// Rows that this build or append brings.
     target_rows: u64,
     seen: HashSet<u64>,
-    /// A companion has no sums of its own.
-    sums: Option<DatasetSums>,
     /// What is to be known of the datasets.
     terms: Vec<DatasetTerms>,
     n_committed: u64,
@@ -167,13 +165,14 @@ impl FeatureWriter {
     }
 
     fn on(
-        appender: Appender,
+        mut appender: Appender,
         base: Generation,
         made_by: &'static str,
         target_rows: u64,
         is_sealed: bool,
     ) -> Result<Self, StoreError> {
         let mut seen = HashSet::new();
+        // A companion has no sums of its own.
         let mut sums = if appender.header.companion_of.is_some() { None } else { Some(DatasetSums::new(0)) };
         let live = appender.entries_of(&base);
         if is_sealed {
@@ -196,9 +195,12 @@ impl FeatureWriter {
                 take_committed(&appender, entry, &mut seen, sums.as_mut())?;
             }
         }
+        if let Some(sums) = sums {
+            appender.sum_up(sums);
+        }
         let n_committed = if is_sealed { target_rows } else { appender.n_added() };
         let terms = Vec::new();
-        Ok(Self { appender, base, made_by, is_sealed, target_rows, seen, sums, terms, n_committed })
+        Ok(Self { appender, base, made_by, is_sealed, target_rows, seen, terms, n_committed })
     }
 
     /// The same with changes to what the store knows of its datasets, committed with the rows. They are not kept over a kill: whoever
@@ -226,7 +228,7 @@ impl FeatureWriter {
     /// [`StoreError::Unfinished`] if rows are missing; those of reading back and of the file system.
     pub fn finish(mut self) -> Result<FeatureStore, StoreError> {
         self.settle()?;
-        let log_digest = self.appender.log_digest()?;
+        let (log_digest, sums) = (self.appender.log_digest()?, self.appender.take_sums());
         let (paths, header) = (&self.appender.paths, &self.appender.header);
         if self.n_committed != self.target_rows {
             return Err(StoreError::Unfinished {
@@ -242,7 +244,7 @@ impl FeatureWriter {
             next.set_shards(numbers);
             next.n_rows += self.target_rows;
             (next.log_bytes, next.log_blake3) = log_digest;
-            if let Some(sums) = &self.sums {
+            if let Some(sums) = &sums {
                 next.n_datasets = sums.counts.len() as u32;
                 next.sums = Some(sums.write(paths, header, next.generation)?);
                 let mut terms = Terms::of(paths, header, &self.base)?;
@@ -397,12 +399,7 @@ impl FeatureWriter {
 
     /// Commits what waits for its shard to fill: the next row begins another shard.
     pub(crate) fn commit_shard(&mut self) -> Result<(), StoreError> {
-        let sums = &mut self.sums;
-        let result = self.appender.commit_shard(|view| {
-            if let Some(sums) = sums {
-                add_rows(view, sums);
-            }
-        });
+        let result = self.appender.commit_shard();
         self.n_committed = self.appender.n_added();
         result
     }
@@ -469,12 +466,7 @@ fn take_committed(
     seen.extend(view.ids);
     super::shard::check_len(&appender.paths.side(entry.shard), entry.side_bytes)?;
     if let Some(sums) = sums {
-        add_rows(&view, sums);
+        sums.add_stored(&view);
     }
     Ok(())
-}
-
-/// Adds the rows of a shard to the sums, as stored, in their order.
-fn add_rows(view: &ShardView<'_>, sums: &mut DatasetSums) {
-    sums.add_stored(&ShardView { dead: &[], ..*view });
 }
