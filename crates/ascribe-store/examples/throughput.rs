@@ -31,7 +31,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (n_rows, dim) = (number(0, 9_000)?, number(1, 4_096)?);
     let root = args.get(2).map_or_else(std::env::temp_dir, PathBuf::from).join("ascribe-throughput");
     let is_plain = args.get(4).is_some_and(|word| word == "plain");
-    println!("{n_rows} f32 rows of {dim} numbers, or as many bytes, pushes of {PUSH_ROWS}, shards of {ROWS_PER_SHARD} f32 rows");
+    println!(
+        "{n_rows} f32 rows of {dim} numbers, or as many bytes, pushes of {PUSH_ROWS}, shards of {ROWS_PER_SHARD} f32 rows"
+    );
     println!(
         "{:6} {:>8} {:>10} {:>12} {:>12} {:>11} {:>9} {:>10} {:>8} {:>11} {:>11}",
         "type",

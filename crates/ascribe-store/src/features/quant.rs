@@ -22,11 +22,11 @@ const NORMAL_STEP: f32 = 0.335;
 /// Numbers that are coded together, each with a lane of its own in every sum, so that there is one chain of additions per lane whatever
 /// the vector width; the last ones of a row are filled up with zeros, which lose nothing and weigh nothing.
 const CHUNK: usize = 64;
-/// Numbers whose squared codes are summed in f32 and stay exact: 127² · 2¹⁰ is below 2²⁴.
-const PART: usize = CHUNK << 10;
+/// Numbers whose squared codes are summed in f32 and stay exact, four lanes together, too: 127² · 2⁸ · 4 is below 2²⁴.
+const PART: usize = CHUNK << 8;
 /// Numbers whose squared errors are summed in f32: what those lose is in [`LIFT`].
 const SHORT_PART: usize = CHUNK << 4;
-/// Lanes of the sums of squared errors in f64.
+/// Lanes that are summed in f64.
 const F64_LANES: usize = 16;
 /// Binary digits of a scale. With the seven of a code they are fewer than the 24 of an f32.
 pub(crate) const SCALE_DIGITS: u32 = 16;
@@ -106,6 +106,23 @@ pub(crate) fn folded<const N: usize>(mut lanes: [f64; N]) -> f64 {
         n /= 2;
     }
     lanes[0]
+}
+
+/// Four lanes together.
+#[inline(always)]
+fn fewer(lanes: &[f32; CHUNK]) -> [f32; F64_LANES] {
+    let mut sums = [0.0; F64_LANES];
+    for i in 0..F64_LANES {
+        let [a, b, c, d] = [0, 1, 2, 3].map(|k| lanes[k * F64_LANES + i]);
+        sums[i] = (a + b) + (c + d);
+    }
+    sums
+}
+
+/// Sum of the lanes, in f64 once there are few.
+#[inline(always)]
+fn total(lanes: &[f32; CHUNK]) -> f64 {
+    folded(fewer(lanes).map(f64::from))
 }
 
 wide! {
@@ -193,17 +210,15 @@ impl Lanes {
     /// Takes the sums of squared errors out of f32.
     #[inline(always)]
     fn widen(&mut self) {
-        for i in 0..F64_LANES {
-            let [a, b, c, d] = [0, 1, 2, 3].map(|k| self.short[k * F64_LANES + i]);
-            self.lost[i] += f64::from((a + b) + (c + d));
-        }
+        let short = fewer(&self.short);
+        self.lost.iter_mut().zip(short).for_each(|(lost, short)| *lost += f64::from(short));
         self.short = [0.0; CHUNK];
     }
 
     #[inline(always)]
     fn add_to(self, coded: &mut Coded) {
         coded.lost += folded(self.lost);
-        coded.squares += folded(self.squares.map(f64::from));
+        coded.squares += total(&self.squares);
     }
 }
 
@@ -457,7 +472,7 @@ wide! {
             *x *= inverse;
             *sum += *x * *x;
         }
-        folded(sums.map(f64::from)) as f32
+        total(&sums) as f32
     }
 }
 
@@ -482,7 +497,7 @@ impl Fit {
 wide! {
     /// `⟨t, c⟩` and `⟨c, c⟩` for the numbers `t = inverse · x` and their codes `c` of four bits.
     fn products_with_codes / products_with_codes_at (numbers: &[f32], inverse: f32) -> [f32; 2] {
-        let (mut product, mut total) = (0.0, 0.0);
+        let (mut product, mut all) = (0.0, 0.0);
         for part in numbers.chunks(CHUNK << 8) {
             let (mut products, mut squares) = ([0.0f32; CHUNK], [0.0f32; CHUNK]);
             let mut take = |numbers: &[f32; CHUNK]| {
@@ -496,10 +511,10 @@ wide! {
             let (chunks, rest) = part.as_chunks::<CHUNK>();
             chunks.iter().for_each(&mut take);
             take(&filled_up(rest));
-            product += folded(products.map(f64::from));
-            total += folded(squares.map(f64::from));
+            product += total(&products);
+            all += total(&squares);
         }
-        [product as f32, total as f32]
+        [product as f32, all as f32]
     }
 }
 
@@ -538,7 +553,8 @@ mod tests {
         let stored: Vec<f64> = (0..row.len()).map(|i| f64::from(found.scale) * f64::from(codes.at(i))).collect();
         let lost: f64 = row.iter().zip(&stored).rev().map(|(&x, s)| (f64::from(x) - s).powi(2)).sum::<f64>().sqrt();
         assert!(lost <= f64::from(found.error), "{lost} above {}", found.error);
-        let of_steps = f64::from(found.scale * (code_max(row_type) + 1.0)) * (row.len() as f64).sqrt() / f64::from(1 << 23);
+        let of_steps =
+            f64::from(found.scale * (code_max(row_type) + 1.0)) * (row.len() as f64).sqrt() / f64::from(1 << 23);
         // Once where the steps were off, once where that was allowed for.
         let loose = lost * (1.0 + 2e-6) + 2.0 * of_steps + 1e-44;
         assert!(f64::from(found.error) <= loose, "{} is no tight bound of {lost}", found.error);

@@ -250,7 +250,8 @@ mod tests {
         let (mut bytes, mut scales) = (vec![0; stride * n_rows], Vec::new());
         for (i, place) in bytes.chunks_mut(stride).enumerate() {
             let size = 2f32.powi(i as i32 % (spread + 1) - 20);
-            let row: Vec<f32> = (0..n).map(|j| size * (((i * 7919 + j * 104_729) % 2003) as f32 / 900.0 - 1.1)).collect();
+            let row: Vec<f32> =
+                (0..n).map(|j| size * (((i * 7919 + j * 104_729) % 2003) as f32 / 900.0 - 1.1)).collect();
             let row = if i == 5 { vec![0.0; n] } else { row };
             let place = &mut place[..row_type.row_bytes(n)];
             scales.push(encode(&row, row_type, place).unwrap().scale);
@@ -269,7 +270,8 @@ mod tests {
     #[test]
     fn sums_of_whole_numbers_are_those_of_the_rows() {
         for row_type in [RowType::Int8, RowType::Int4] {
-            for (n, n_rows, spread) in [(1, 3, 0), (63, 4, 1), (64, 5, 0), (200, 8, 7), (1024, 17, 3), (1000, 300, 14)] {
+            for (n, n_rows, spread) in [(1, 3, 0), (63, 4, 1), (64, 5, 0), (200, 8, 7), (1024, 17, 3), (1000, 300, 14)]
+            {
                 let (bytes, scales, stride) = rows(n, n_rows, row_type, spread);
                 let view = view(row_type, n, &bytes, &scales, stride);
                 let chosen: Vec<u32> = (0..n_rows as u32).filter(|i| n_rows < 9 || i % 3 != 1).collect();
