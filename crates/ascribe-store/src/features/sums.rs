@@ -67,8 +67,9 @@ impl DatasetSums {
         ids.iter().for_each(|id| self.counts[id.dataset as usize] += 1);
     }
 
-    /// Adds the live rows of a shard as stored, in their order, on all threads: every number of a sum is one thread's, so the
-    /// bits are those of [`DatasetSums::add`].
+    /// Adds the live rows of a shard as stored, in their order, on all threads: every number of a sum is one thread's. The bits are those
+    /// of [`DatasetSums::add`], but that coded rows of a dataset are added up without rounding before they come to its sum: where that
+    /// has more than 53 digits, what `main` and `rest` each hold can differ, by far less than the bound above.
     pub(crate) fn add_stored(&mut self, view: &ShardView<'_>) {
         let mut live: Vec<u32> = (0..view.n_rows as u32).filter(|&row| view.is_live(row as usize)).collect();
         // Stable: the rows of a dataset stay in their order.
