@@ -167,7 +167,9 @@ impl Appender {
     /// The sums with the rows of all shards that were begun; none if nothing is summed up.
     pub fn take_sums(&mut self) -> Option<DatasetSums> {
         let turn = self.sums.take()?;
-        Some(turn.recv().expect("sums are passed on, but by a thread that panicked, which was told where it was joined"))
+        Some(
+            turn.recv().expect("sums are passed on, but by a thread that panicked, which was told where it was joined"),
+        )
     }
 
     /// Begins to write what waits as a shard, however little it is; nothing if nothing waits. What an earlier shard failed of is told

@@ -67,6 +67,7 @@ mod export;
 mod files;
 mod fit;
 mod generation;
+mod int4_scale;
 mod layout;
 mod leaves;
 mod manifest;

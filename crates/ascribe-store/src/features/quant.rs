@@ -5,23 +5,16 @@
 //! upper bound of `‖row − stored row‖₂`: computed in steps of `scale`, lifted by what f32 may have lost of it (some 5 · 10⁻⁵), rounded
 //! up. So for a query `q` the true score lies within `‖q‖ · error` of the stored row's, which is what a certified search stands on.
 //!
-//! Int8 takes `scale = max|x| / 127`, rounded up to those digits. Int4 looks for the scale with the least squared error, between the one
-//! that is best for a normal row (15 even levels, 0.335 standard deviations apart: Max, IRE Trans. Inf. Theory 6, 1960) and the one that
-//! has the largest number at the last level; numbers beyond that level are cut. Of a long row a part that is spread over it is looked
-//! at: the error is flat around the best scale.
+//! Int8 takes `scale = max|x| / 127`, rounded up to those digits; int4 what [`super::int4_scale`] finds.
 
 use ascribe_core::RowType;
 
+use super::int4_scale::fitted_scale;
 use crate::wide::{add_square, wide};
 
-/// Numbers that a scale is fitted on, at least, if the row has so many: a step that is off by a fortieth, as one from so many is at
-/// times, costs a thousandth of the error.
-const FITTED_NUMBERS: usize = 1024;
-/// Best step of 15 even levels for a normal number, in standard deviations.
-const NORMAL_STEP: f32 = 0.335;
 /// Numbers that are coded together, each with a lane of its own in every sum, so that there is one chain of additions per lane whatever
 /// the vector width; the last ones of a row are filled up with zeros, which lose nothing and weigh nothing.
-const CHUNK: usize = 64;
+pub(super) const CHUNK: usize = 64;
 /// Numbers whose squared codes are summed in f32 and stay exact, four lanes together, too: 127² · 2⁸ · 4 is below 2²⁴.
 const PART: usize = CHUNK << 8;
 /// Numbers whose squared errors are summed in f32: what those lose is in [`LIFT`].
@@ -38,7 +31,7 @@ const LIFT: f64 = 11.0 * f32::EPSILON as f64;
 /// Squared distance in steps for each number below which distances are taken again without any rounding.
 const NEAR: f64 = 1.0 / (1u64 << 30) as f64;
 /// 1.5 · 2²³: adding it rounds to an integer, ties to even, without a call, and leaves that integer in the low bits.
-const ROUND: f32 = 12_582_912.0;
+pub(super) const ROUND: f32 = 12_582_912.0;
 
 /// What encoding a row found.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -121,7 +114,7 @@ fn fewer(lanes: &[f32; CHUNK]) -> [f32; F64_LANES] {
 
 /// Sum of the lanes, in f64 once there are few.
 #[inline(always)]
-fn total(lanes: &[f32; CHUNK]) -> f64 {
+pub(super) fn total(lanes: &[f32; CHUNK]) -> f64 {
     folded(fewer(lanes).map(f64::from))
 }
 
@@ -159,7 +152,7 @@ wide! {
 
 /// `steps`, cut at `max` and rounded, above [`ROUND`].
 #[inline(always)]
-fn above_round(steps: f32, max: f32) -> f32 {
+pub(super) fn above_round(steps: f32, max: f32) -> f32 {
     let steps = if steps > max { max } else { steps };
     let steps = if steps < -max { -max } else { steps };
     steps + ROUND
@@ -259,7 +252,7 @@ fn slowly(row: &[f32], scale: f32, row_type: RowType, out: &mut [u8]) -> Coded {
 
 /// The last numbers of a row, filled up with zeros.
 #[inline(always)]
-fn filled_up(rest: &[f32]) -> [f32; CHUNK] {
+pub(super) fn filled_up(rest: &[f32]) -> [f32; CHUNK] {
     let mut numbers = [0.0; CHUNK];
     numbers[..rest.len()].copy_from_slice(rest);
     numbers
@@ -390,134 +383,6 @@ fn high(byte: u8) -> i8 {
     (byte as i8) >> 4
 }
 
-/// The int4 scale of nearly the least squared error (a test holds it within 6 % of 1,500 scales), for a row with the largest magnitude
-/// `largest`.
-fn fitted_scale(row: &[f32], largest: f32) -> f32 {
-    let spread = largest / 7.0;
-    if spread < f32::MIN_POSITIVE {
-        return spread;
-    }
-    let every = row.len() / FITTED_NUMBERS;
-    if every > 1 {
-        // One chunk in `every`.
-        let mut part = Vec::with_capacity(2 * FITTED_NUMBERS);
-        row.as_chunks::<CHUNK>().0.iter().step_by(every).for_each(|chunk| part.extend_from_slice(chunk));
-        let fit = fit(&mut part, largest);
-        // Numbers that stand out can have been passed over. If cutting the largest costs much of what is lost in all, they matter.
-        let (cut, share) = (1.0 - 7.0 * fit.scale, row.len() as f32 / part.len() as f32);
-        if fit.lost.is_finite() && (cut <= 0.0 || cut * cut <= 0.1 * fit.lost * share) {
-            return fit.scale * largest;
-        }
-    }
-    let fit = fit(&mut row.to_vec(), largest);
-    if fit.lost.is_finite() { fit.scale * largest } else { spread }
-}
-
-/// The step of the least squared error among those tried, for `numbers` that are none greater than `largest`, in units of which the
-/// result is.
-fn fit(numbers: &mut [f32], largest: f32) -> Fit {
-    let squared = normalise(numbers, 1.0 / largest);
-    let spread = 1.0 / 7.0;
-    let mut best = Fit { scale: spread, lost: f32::INFINITY };
-    if squared <= 0.0 {
-        return best;
-    }
-    let normal = NORMAL_STEP * (squared / numbers.len().max(1) as f32).sqrt();
-    let at = |step: f32| Fit::at(numbers, squared, step);
-    // Up from below the step of a normal row, by a factor of √2, until nothing is cut any more. All of them: a row with a few large
-    // numbers has two best steps, one that cuts them and one that drops the others.
-    let mut step = spread.min(normal * std::f32::consts::FRAC_1_SQRT_2);
-    let [mut before, mut low, mut middle, mut high] = [None; 4];
-    loop {
-        let fit = at(step);
-        let here = Some((step.ln(), fit.lost));
-        if fit.lost < best.lost {
-            (best, low, middle, high) = (fit, before, here, None);
-        } else if high.is_none() {
-            high = here;
-        }
-        before = here;
-        if step.is_nan() || step >= spread {
-            break;
-        }
-        step = spread.min(step * std::f32::consts::SQRT_2);
-    }
-    // Between the best and its neighbours: where a parabola through the three is lowest.
-    if let (Some(low), Some(high), Some(middle)) = (low, high, middle) {
-        let (left, right) = (middle.0 - low.0, high.0 - middle.0);
-        let (to_left, to_right) = ((low.1 - middle.1) / left, (high.1 - middle.1) / right);
-        let lowest = middle.0 + 0.5 * (to_left * right - to_right * left) / (to_left + to_right);
-        if lowest.is_finite() {
-            let fit = at(lowest.exp());
-            if fit.lost < best.lost {
-                best = fit;
-            }
-        }
-    }
-    best
-}
-
-wide! {
-    /// Multiplies by `inverse`; the sum of the squares then.
-    fn normalise / normalise_at (numbers: &mut [f32], inverse: f32) -> f32 {
-        let mut sums = [0.0f32; CHUNK];
-        let (chunks, rest) = numbers.as_chunks_mut::<CHUNK>();
-        for numbers in chunks {
-            for i in 0..CHUNK {
-                numbers[i] *= inverse;
-                sums[i] += numbers[i] * numbers[i];
-            }
-        }
-        for (x, sum) in rest.iter_mut().zip(&mut sums) {
-            *x *= inverse;
-            *sum += *x * *x;
-        }
-        total(&sums) as f32
-    }
-}
-
-/// What codes in steps of `step` lose. `‖x − s·c‖²` is least at `s = ⟨x, c⟩/⟨c, c⟩`, where it is `‖x‖² − ⟨x, c⟩²/⟨c, c⟩`. In f32, in
-/// [`CHUNK`] lanes: good to some 10⁻⁵, which is all that a step is wanted to.
-#[derive(Clone, Copy)]
-struct Fit {
-    scale: f32,
-    lost: f32,
-}
-
-impl Fit {
-    /// All is lost where all codes are zero.
-    fn at(numbers: &[f32], squared: f32, step: f32) -> Self {
-        let [product, squares] = products_with_codes(numbers, 1.0 / step);
-        let scale = step * (product / squares);
-        let lost = squared - (step * product) * (step * product / squares);
-        if scale.is_finite() && scale > 0.0 { Self { scale, lost } } else { Self { scale: step, lost: f32::INFINITY } }
-    }
-}
-
-wide! {
-    /// `⟨t, c⟩` and `⟨c, c⟩` for the numbers `t = inverse · x` and their codes `c` of four bits.
-    fn products_with_codes / products_with_codes_at (numbers: &[f32], inverse: f32) -> [f32; 2] {
-        let (mut product, mut all) = (0.0, 0.0);
-        for part in numbers.chunks(CHUNK << 8) {
-            let (mut products, mut squares) = ([0.0f32; CHUNK], [0.0f32; CHUNK]);
-            let mut take = |numbers: &[f32; CHUNK]| {
-                for i in 0..CHUNK {
-                    let steps = numbers[i] * inverse;
-                    let code = above_round(steps, 7.0) - ROUND;
-                    products[i] += steps * code;
-                    squares[i] = if FMA { code.mul_add(code, squares[i]) } else { squares[i] + code * code };
-                }
-            };
-            let (chunks, rest) = part.as_chunks::<CHUNK>();
-            chunks.iter().for_each(&mut take);
-            take(&filled_up(rest));
-            product += total(&products);
-            all += total(&squares);
-        }
-        [product as f32, all as f32]
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -606,13 +471,10 @@ mod tests {
                     codes_of_eight_at(level, row, 1.0 / 0.03, &mut eight),
                     codes_of_four_at(level, row, 1.0 / 0.4, &mut four),
                 ];
-                let mut normal = row.to_vec();
-                let fit = [normalise_at(level, &mut normal, 0.3), largest_at(level, row)];
-                let fit = fit.into_iter().chain(products_with_codes_at(level, row, 2.4)).chain(normal);
                 let (mut wide8, mut wide4) = (vec![0.0; len], vec![0.0; len]);
                 decode_eight_at(level, &eight, 0.03, &mut wide8);
                 decode_four_at(level, &four, 0.4, &mut wide4);
-                let numbers = wide8.into_iter().chain(wide4).chain(fit).map(f32::to_bits);
+                let numbers = wide8.into_iter().chain(wide4).chain([largest_at(level, row)]).map(f32::to_bits);
                 (eight, four, lost, squared_at(level, row).to_bits(), numbers.collect::<Vec<_>>())
             };
             let all: Vec<_> = levels().into_iter().map(run).collect();
@@ -632,43 +494,6 @@ mod tests {
         assert_eq!(bytes[0], 0xA9, "−7 is 1001 in the low half, −6 is 1010 in the high half");
         assert_eq!(bytes[7], 0x07, "the last half byte is empty");
         assert_eq!(check(&levels, RowType::Int4), levels);
-    }
-
-    /// Against the least error of 1,500 scales, on rows of many kinds and on long ones, of which a part is looked at.
-    #[test]
-    fn the_scale_of_four_bits_is_near_the_best() {
-        let mut state = 7u64;
-        let mut uniform = move || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            ((state >> 33) as f32 + 0.5) / 2f32.powi(31)
-        };
-        let mut normal = move || (-2.0 * uniform().ln()).sqrt() * (std::f32::consts::TAU * uniform()).cos();
-        for n in [40, 700, 4096, 20_000] {
-            let mut row = |make: &dyn Fn(usize, f32, f32) -> f32| -> Vec<f32> {
-                (0..n).map(|i| make(i, normal(), normal())).collect()
-            };
-            let kinds: [(&str, Vec<f32>); 7] = [
-                ("normal", row(&|_, x, _| x)),
-                ("heavy tails", row(&|_, x, y| x / (y.abs() + 0.1))),
-                ("heavier", row(&|_, x, _| x * x * x)),
-                ("even", row(&|_, x, _| x.sin())),
-                ("one in fifty", row(&|i, x, _| if i % 50 == 3 { x } else { 0.0 })),
-                ("modules of two sizes", row(&|i, x, _| if i < n / 3 { x } else { 0.05 * x })),
-                ("one that stands out", row(&|i, x, _| if i == n / 2 + 1 { 400.0 } else { x })),
-            ];
-            for (kind, row) in kinds {
-                let found = encode(&row, RowType::Int4, &mut vec![0; n.div_ceil(2)]).expect("finite numbers");
-                let largest = largest(&row);
-                let errors = (1..=1500).map(|i| {
-                    let scale = largest / 7.0 * i as f32 / 1500.0;
-                    f64::from(scale) * codes_of_four(&row, 1.0 / scale, &mut vec![0; n.div_ceil(2)]).lost.sqrt()
-                });
-                let best = errors.fold(f64::INFINITY, f64::min);
-                // A row that a scale of all digits would keep as it is loses what the digits of ours cannot say.
-                let allowed = 1.06 * best + 2f64.powi(-16) * squared(&row).sqrt();
-                assert!(f64::from(found.error) <= allowed, "{kind}, {n} numbers: {} for {best}", found.error);
-            }
-        }
     }
 
     #[test]
