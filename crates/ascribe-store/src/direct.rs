@@ -40,8 +40,9 @@ pub(crate) fn offset(room: *const u8, head_bytes: usize) -> usize {
 pub(crate) struct Direct<'a> {
     file: &'a File,
     is_large: bool,
+    /// What waits, from where the room is aligned; never longer than it was made for, so that it stays there. Empty in the second go,
+    /// which has nothing small to write.
     room: Vec<u8>,
-    /// Where the room is aligned, and the bytes that wait there.
     room_start: usize,
     n_waiting: usize,
     /// Place in the file of what waits.
@@ -64,8 +65,10 @@ impl<'a> Direct<'a> {
     }
 
     fn new(file: &'a File, is_large: bool) -> Self {
-        let room = vec![0; ROOM_BYTES + BLOCK_BYTES];
-        let room_start = offset(room.as_ptr(), 0);
+        // Not filled: clearing it twice took as long as coding a small shard.
+        let mut room = Vec::with_capacity(if is_large { 0 } else { ROOM_BYTES + BLOCK_BYTES });
+        let room_start = if is_large { 0 } else { offset(room.as_ptr(), 0) };
+        room.resize(room_start, 0);
         Self { file, is_large, room, room_start, n_waiting: 0, at: 0 }
     }
 
@@ -74,9 +77,8 @@ impl<'a> Direct<'a> {
         if self.is_large {
             return Ok(());
         }
-        let (start, n) = (self.room_start, self.n_waiting.next_multiple_of(BLOCK_BYTES));
-        self.room[start + self.n_waiting..start + n].fill(0);
-        put(self.file, &self.room[start..start + n], self.at)?;
+        self.room.resize(self.room_start + self.n_waiting.next_multiple_of(BLOCK_BYTES), 0);
+        put(self.file, &self.room[self.room_start..], self.at)?;
         self.file.set_len(self.at + self.n_waiting as u64)
     }
 }
@@ -95,12 +97,14 @@ impl Write for Direct<'_> {
         let missing = (BLOCK_BYTES - self.n_waiting % BLOCK_BYTES) % BLOCK_BYTES;
         let ends_well = bytes.len() > missing + ROOM_BYTES && offset(bytes[missing..].as_ptr(), 0) == 0;
         let n = if ends_well { missing } else { bytes.len() }.min(ROOM_BYTES - self.n_waiting);
-        let start = self.room_start + self.n_waiting;
-        self.room[start..start + n].copy_from_slice(&bytes[..n]);
+        if !self.is_large {
+            self.room.extend_from_slice(&bytes[..n]);
+        }
         self.n_waiting += n;
         if self.n_waiting == ROOM_BYTES || ends_well {
             if !self.is_large {
-                put(self.file, &self.room[self.room_start..self.room_start + self.n_waiting], self.at)?;
+                put(self.file, &self.room[self.room_start..], self.at)?;
+                self.room.truncate(self.room_start);
             }
             self.at += self.n_waiting as u64;
             self.n_waiting = 0;

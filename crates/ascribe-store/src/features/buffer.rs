@@ -12,6 +12,7 @@ use ndarray::ArrayView2;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
+use parquet::schema::types::ColumnPath;
 use rayon::prelude::*;
 use safetensors::tensor::Dtype;
 
@@ -226,6 +227,10 @@ impl ShardBuffer {
         let properties = WriterProperties::builder()
             .set_created_by(format!("ascribe-store side v{FEATURES_FORMAT_VERSION}"))
             .set_compression(Compression::UNCOMPRESSED)
+            // Every number of the others is there once or nearly: a dictionary of them is made and thrown away.
+            .set_dictionary_enabled(false)
+            .set_column_dictionary_enabled(ColumnPath::from("dataset_id"), true)
+            .set_column_dictionary_enabled(ColumnPath::from("shard"), true)
             .set_key_value_metadata(Some(vec![parquet::file::metadata::KeyValue::new(
                 "ascribe.spec".to_owned(),
                 spec.to_string(),

@@ -75,10 +75,13 @@ mod merge;
 mod modules;
 mod notes;
 mod quant;
+#[cfg(target_arch = "x86_64")]
+mod quant_avx512;
 mod reader;
 mod relicense;
 mod remote;
 pub mod sealed;
+mod seen;
 mod shard;
 mod snapshot;
 mod stats;

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use ascribe_core::{ExampleId, FeatureSink, FeatureSpec, RowType};
-use foldhash::{HashSet, HashSetExt};
 use ndarray::ArrayView2;
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +14,7 @@ use super::layout::{Paths, StoreHeader, parse_json};
 use super::manifest::ShardEntry;
 use super::reader::FeatureStore;
 use super::sealed::{self, NO_CHECKSUM};
+use super::seen::Seen;
 use super::sums::DatasetSums;
 use super::terms::{DatasetTerms, Terms};
 use super::tombstones::Tombstones;
@@ -35,7 +35,7 @@ pub struct FeatureWriter {
     is_sealed: bool,
     /// Rows that this build or append brings.
     target_rows: u64,
-    seen: HashSet<u64>,
+    seen: Seen,
     /// What is to be known of the datasets.
     terms: Vec<DatasetTerms>,
     n_committed: u64,
@@ -171,7 +171,7 @@ impl FeatureWriter {
         target_rows: u64,
         is_sealed: bool,
     ) -> Result<Self, StoreError> {
-        let mut seen = HashSet::new();
+        let mut seen = Seen::new();
         // A companion has no sums of its own.
         let mut sums = if appender.header.companion_of.is_some() { None } else { Some(DatasetSums::new(0)) };
         let live = appender.entries_of(&base);
@@ -186,7 +186,7 @@ impl FeatureWriter {
             for entry in &live {
                 let (shard, dead) = (appender.shard(entry)?, dead.of_shard(entry.shard));
                 let ids = shard.unchecked().ids.iter().enumerate();
-                seen.extend(ids.filter(|(row, _)| dead.binary_search(&(*row as u32)).is_err()).map(|(_, id)| id));
+                seen.extend(ids.filter(|(row, _)| dead.binary_search(&(*row as u32)).is_err()).map(|(_, &id)| id));
             }
             if let Some(sums) = &mut sums {
                 *sums = DatasetSums::of(&appender.paths, &appender.header, &base)?;
@@ -274,8 +274,14 @@ impl FeatureWriter {
         result
     }
 
-    /// Refuses a block as a whole, before any of its rows is taken; its numbers only if they are not looked at when they are coded.
-    fn check_block(&self, ids: &[ExampleId], rows: ArrayView2<'_, f32>, are_numbers: bool) -> Result<(), StoreError> {
+    /// Refuses a block as a whole, before any of its rows is taken; its numbers only if they are not looked at when they are coded. The ids
+    /// of one that is not refused are taken.
+    fn check_block(
+        &mut self,
+        ids: &[ExampleId],
+        rows: ArrayView2<'_, f32>,
+        are_numbers: bool,
+    ) -> Result<(), StoreError> {
         let dim = self.appender.header.spec.dim;
         let expected = format!("[{}, {dim}]", ids.len());
         if rows.dim() != (ids.len(), dim) {
@@ -287,33 +293,31 @@ impl FeatureWriter {
             let limit = self.target_rows;
             return Err(StoreError::TooLarge { what: "rows of the store", limit, found: n_rows });
         }
-        let bad_id = self.first_bad_id(ids);
+        let bad_id = self.take_ids(ids).err();
         // The first bad row is told, whatever is bad of it.
         let n_checked = bad_id.as_ref().map_or(if are_numbers { ids.len() } else { 0 }, |(i, _)| *i);
         let checked = rows.slice(ndarray::s![..n_checked, ..]);
         if let Some(row) = first_bad_row(checked, limit(self.appender.header.row_type)) {
+            if bad_id.is_none() {
+                self.seen.remove_all(ids);
+            }
             return Err(self.refuse_row(row, ids, rows));
         }
         bad_id.map_or(Ok(()), |(_, error)| Err(error))
     }
 
-    fn first_bad_id(&self, ids: &[ExampleId]) -> Option<(usize, StoreError)> {
-        let mut sorted: Vec<u64> = ids.iter().map(|id| id.to_u64()).collect();
-        sorted.sort_unstable();
-        let are_apart = sorted.windows(2).all(|pair| pair[0] < pair[1]);
-        let mut in_block = HashSet::new();
-        ids.iter().enumerate().find_map(|(i, &id)| {
-            let row = self.first_row_of_block() + i as u64;
-            let error = if id.dataset >= DATASETS_MAX {
-                let (limit, found) = (u64::from(DATASETS_MAX) - 1, u64::from(id.dataset));
-                StoreError::TooLarge { what: "ordinal of a dataset", limit, found }
-            } else if self.seen.contains(&id.to_u64()) || !(are_apart || in_block.insert(id.to_u64())) {
-                StoreError::DuplicateExample { id, row }
-            } else {
-                return None;
-            };
-            Some((i, error))
-        })
+    /// Takes the ids of a block, or none: the first that is bad.
+    fn take_ids(&mut self, ids: &[ExampleId]) -> Result<(), (usize, StoreError)> {
+        let first_row = self.first_row_of_block();
+        let beyond = ids.iter().position(|id| id.dataset >= DATASETS_MAX);
+        let fine = beyond.unwrap_or(ids.len());
+        if let Err(i) = self.seen.insert_all(&ids[..fine]) {
+            return Err((i, StoreError::DuplicateExample { id: ids[i], row: first_row + i as u64 }));
+        }
+        let Some(i) = beyond else { return Ok(()) };
+        self.seen.remove_all(&ids[..fine]);
+        let (limit, found) = (u64::from(DATASETS_MAX) - 1, u64::from(ids[i].dataset));
+        Err((i, StoreError::TooLarge { what: "ordinal of a dataset", limit, found }))
     }
 
     /// Row number of the first row of a block that is pushed now.
@@ -363,9 +367,13 @@ impl FeatureWriter {
             let lost = lost.map(|lost| &lost[part.clone()]);
             self.appender.begin_shard(self.target_rows - self.n_taken());
             if let Err(row) = self.appender.buffer.push(&ids[part.clone()], rows, &self.appender.header, lost) {
+                self.seen.remove_all(&ids[done..]);
                 return Err(self.refuse_row(done + row, ids, standard.view()));
             }
-            self.after_push(&ids[part.clone()])?;
+            if let Err(error) = self.after_push() {
+                self.seen.remove_all(&ids[part.end..]);
+                return Err(error);
+            }
             done = part.end;
         }
         Ok(())
@@ -379,17 +387,16 @@ impl FeatureWriter {
     /// Takes row `i` of a shard of the same row type and width as it is.
     pub(crate) fn push_stored(&mut self, view: &ShardView<'_>, i: usize) -> Result<(), StoreError> {
         let id = view.id(i);
-        if self.seen.contains(&id.to_u64()) {
+        if !self.seen.insert(id.to_u64()) {
             let row = self.appender.first_row() + self.n_taken();
             return Err(StoreError::DuplicateExample { id, row });
         }
         self.appender.begin_shard(self.target_rows.saturating_sub(self.n_taken()));
         self.appender.buffer.push_stored(view, i, &self.appender.header);
-        self.after_push(&[id])
+        self.after_push()
     }
 
-    fn after_push(&mut self, ids: &[ExampleId]) -> Result<(), StoreError> {
-        self.seen.extend(ids.iter().map(|id| id.to_u64()));
+    fn after_push(&mut self) -> Result<(), StoreError> {
         let is_last = self.n_taken() == self.target_rows;
         if is_last || self.appender.is_full() {
             self.commit_shard()?;
@@ -458,12 +465,12 @@ pub(crate) fn open_to_change(paths: &Paths) -> Result<(StoreHeader, Generation, 
 fn take_committed(
     appender: &Appender,
     entry: &ShardEntry,
-    seen: &mut HashSet<u64>,
+    seen: &mut Seen,
     sums: Option<&mut DatasetSums>,
 ) -> Result<(), StoreError> {
     let shard = appender.shard(entry)?;
     let view = shard.view()?;
-    seen.extend(view.ids);
+    seen.extend(view.ids.iter().copied());
     super::shard::check_len(&appender.paths.side(entry.shard), entry.side_bytes)?;
     if let Some(sums) = sums {
         sums.add_stored(&view);
