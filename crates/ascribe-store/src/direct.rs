@@ -65,7 +65,7 @@ impl<'a> Direct<'a> {
     }
 
     fn new(file: &'a File, is_large: bool) -> Self {
-        // Not filled: clearing it twice took as long as coding a small shard.
+        // Not filled: clearing it, twice a shard, took a sixth of the CPU time of shards of 4 MiB.
         let mut room = Vec::with_capacity(if is_large { 0 } else { ROOM_BYTES + BLOCK_BYTES });
         let room_start = if is_large { 0 } else { offset(room.as_ptr(), 0) };
         room.resize(room_start, 0);

@@ -121,7 +121,7 @@ fn fit(sample: &Sample<'_>, largest: f32) -> Fit {
 }
 
 /// What codes in steps of `step` lose. `‖x − s·c‖²` is least at `s = ⟨x, c⟩/⟨c, c⟩`, where it is `‖x‖² − ⟨x, c⟩²/⟨c, c⟩`. In f32, in
-/// [`CHUNK`] lanes: good to some 10⁻⁵, which is all that a step is wanted to.
+/// [`LANES`] lanes: good to some 10⁻⁵, which is all that a step is wanted to.
 #[derive(Clone, Copy)]
 struct Fit {
     scale: f32,

@@ -164,6 +164,29 @@ fn a_bad_row_refuses_its_whole_block_and_is_named() {
     writer.finish().unwrap().verify().unwrap();
 }
 
+/// What is refused leaves neither rows nor ids behind, whether it is found before or while rows are coded.
+#[test]
+fn a_refused_block_can_be_pushed_again_once_it_is_mended() {
+    for row_type in RowType::ALL {
+        let (plain, again) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        write(plain.path(), 12, 200, row_type, 5, 12);
+        let mut writer = FeatureWriter::create_or_resume(again.path(), &spec(200), row_type, 5, 12).unwrap();
+        // Within a shard; over the end of one.
+        for part in [0..3, 3..12] {
+            for bad in [f32::NAN, f32::INFINITY] {
+                let mut block = rows(part.clone(), 200);
+                block[(1, 133)] = bad;
+                let error = writer.push(&ids(part.clone()), block.view()).unwrap_err();
+                assert!(matches!(error, StoreError::NotFinite { .. }), "{row_type:?} {error}");
+                assert_eq!(writer.n_taken(), part.start as u64);
+            }
+            writer.push(&ids(part.clone()), rows(part, 200).view()).unwrap();
+        }
+        writer.finish().unwrap();
+        assert_eq!(folder(plain.path()), folder(again.path()), "{row_type:?}");
+    }
+}
+
 #[test]
 fn columns_in_any_memory_order_are_stored_the_same() {
     let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
